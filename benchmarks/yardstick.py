@@ -1,0 +1,299 @@
+"""The yardstick: how well weights talk, on the held-out clips of a prepared dataset.
+
+    python benchmarks/yardstick.py --weights run/weights.safetensors --data prepared --out figures
+
+Every moving clip of the split is made anew from its first frame and its own sound, and compared with the truth; as a
+control with another clip's sound, and, for weights that are told a lip code, with the clip's true code in place of the
+predicted one. Then two people speak for 20 seconds, to see what drifts. The result is a table on the screen and, in
+--out, report.json, contact.png and the videos. A quick look: --limit 3 --frames 50 --drift-seconds 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+from tqdm import tqdm
+
+from dheads.audio import load_speech_encoder, load_waveform
+from dheads.config import FPS, SAMPLE_RATE, Config
+from dheads.data import Clip, Dataset
+from dheads.denoiser import Denoiser
+from dheads.errors import DheadsError
+from dheads.evaluate import Footage, compare, correlation, describe, mean_values, watch
+from dheads.faces import LandmarkBackend, load_backend
+from dheads.lips import centred
+from dheads.model import UNet
+from dheads.sample import generate, resolve_device
+from dheads.video import write_video
+from dheads.weights import load_model
+
+COLUMNS = {  # heading: (variant, measure)
+    "r": ("own", "mouth_correlation"),
+    "r control": ("control", "mouth_correlation"),
+    "r true code": ("code", "mouth_correlation"),
+    "r heard": ("heard", "mouth_correlation"),
+    "offset": ("own", "mouth_offset_frames"),
+    "range": ("own", "mouth_range_ratio"),
+    "range true code": ("code", "mouth_range_ratio"),
+    "sharpness": ("own", "mouth_sharpness"),
+    "identity": ("own", "identity_shape"),
+    "(true)": ("own", "true_identity_shape"),
+    "blinks/s": ("own", "blinks_per_second"),
+    "(true) ": ("own", "true_blinks_per_second"),
+}
+SHEET_COLUMNS = 12
+DRIFT_PEOPLE = 2
+
+
+@dataclass(frozen=True)
+class Talker:
+    """Weights with everything that stays the same from clip to clip."""
+
+    denoiser: Denoiser
+    steps: int
+    solver: str
+    seed: int
+
+    def say(self, name: str, photo: np.ndarray, speech: Tensor, lips: Tensor | None = None) -> np.ndarray:
+        """(F, H, W, 3) uint8."""
+        frames = generate(self.denoiser, photo, speech, steps=self.steps, solver=self.solver, seed=self.seed, lips=lips)
+        bar = tqdm(frames, total=len(speech), desc=name, unit="frame", leave=False)
+        return np.stack(list(bar))
+
+
+@dataclass(frozen=True)
+class Take:
+    """One held-out clip, or its first frames."""
+
+    clip: Clip
+    truth: np.ndarray  # (F, H, W, 3) uint8
+    speech: Tensor  # (F, D)
+    lips: Tensor  # (F, 3) centred measures
+    sound: Path
+
+
+def main(
+    weights: Annotated[str, typer.Option(help="Name of packaged weights, or a checkpoint.")],
+    data: Annotated[Path, typer.Option(help="Dataset made by `dheads prepare`.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for report.json, contact.png and the videos.")] = None,
+    split: str = "val",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the weights' own by default.")] = None,
+    solver: str | None = None,
+    seed: int = 0,
+    limit: Annotated[int | None, typer.Option(help="Only so many clips.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Only so many frames of each.")] = None,
+    drift_seconds: Annotated[float, typer.Option(help="Length of the drift test; 0: none.")] = 20.0,
+    drift_audio: Annotated[Path | None, typer.Option(help="Its speech; the split's own by default.")] = None,
+    device: str = "auto",
+    threads: Annotated[int | None, typer.Option(help="Processor cores to use.")] = None,
+) -> None:
+    """Measure weights on the held-out clips of a prepared dataset."""
+    if threads:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
+    unet, config, info = load_model(weights, resolve_device(device))
+    dataset = Dataset(data)
+    dataset.check(config)
+    takes = read_takes(dataset, split, limit, frames)
+    recommended = {"steps": 8, "solver": "dpm++2m"} | info.get("sampling", {})
+    talker = Talker(Denoiser(unet), steps or recommended["steps"], solver or recommended["solver"], seed)
+    backend = load_backend("mesh")
+
+    results, made = [], {}
+    for index, take in enumerate(tqdm(takes, desc="clips", unit="clip")):
+        variants = speak(talker, take, other_speech(takes, index))
+        made[take.clip.clip] = variants["own"]
+        truth = watch(lambda take=take: take.truth, backend)
+        result = {name: measure(video, truth, backend) for name, video in variants.items()}
+        result["heard"] = heard(unet, take)
+        results.append({"clip": take.clip.clip, **result})
+        if out:
+            write_videos(out, take, variants)
+    drift = measure_drift(talker, takes, drift_speech(config, takes, drift_seconds, drift_audio), backend, out)
+
+    report = {
+        "weights": weights,
+        "training": info.get("training"),
+        "split": split,
+        "steps": talker.steps,
+        "solver": talker.solver,
+        "seed": seed,
+        "mean": {name: mean_values(row[name] for row in results) for name in results[0] if name != "clip"},
+        "clips": results,
+        "drift_seconds": drift_seconds,
+        "drift": drift,
+    }
+    print(table(results, report["mean"]))
+    for row in drift:
+        print(drift_line(row, drift_seconds))
+    if out:
+        (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        cv2.imwrite(str(out / "contact.png"), contact_sheet(takes, made)[..., ::-1])
+        print(f"written to {out}")
+
+
+# ---- Clips ----
+
+
+def read_takes(dataset: Dataset, split: str, limit: int | None, frames: int | None) -> list[Take]:
+    """The split's moving clips, those of different speakers first, so that a limit takes many people in."""
+    clips = [clip for clip in dataset.split(split) if clip.frames > 1]
+    if not clips:
+        raise DheadsError(f"{dataset.root}: has no moving clip in the split {split}")
+    turn = {clip.clip: [c.clip for c in clips if c.speaker == clip.speaker].index(clip.clip) for clip in clips}
+    clips.sort(key=lambda clip: (turn[clip.clip], clip.clip))
+    takes = []
+    for clip in clips[:limit]:
+        label = dataset.labels(clip)
+        takes.append(
+            Take(
+                clip,
+                dataset.frames(clip)[:frames],
+                label["speech"][:frames],
+                centred(label["lips"])[:frames],
+                dataset.root / "clips" / f"{clip.clip}.mp4",
+            )
+        )
+    return takes
+
+
+def other_speech(takes: list[Take], index: int) -> Tensor | None:
+    """Another speaker's embeddings at the length of this clip; None where there is no other speaker."""
+    take = takes[index]
+    for other in [*takes[index + 1 :], *takes[:index]]:
+        if other.clip.speaker != take.clip.speaker:
+            return repeated(other.speech, len(take.speech))
+    return None
+
+
+def repeated(speech: Tensor, count: int) -> Tensor:
+    """(F, D) -> (count, D), from the beginning again where it ends."""
+    return speech[torch.arange(count) % len(speech)]
+
+
+def speak(talker: Talker, take: Take, other: Tensor | None) -> dict[str, np.ndarray]:
+    """The clip made anew: with its own sound, another's, and with its true lip code."""
+    name, photo, lips = take.clip.clip, take.truth[0], talker.denoiser.unet.lips
+    variants = {"own": talker.say(name, photo, take.speech)}
+    if other is not None:
+        variants["control"] = talker.say(f"{name}, control", photo, other)
+    if lips is not None:
+        code = lips.normalise(take.lips.to(lips.mean.device)).cpu()
+        variants["code"] = talker.say(f"{name}, true code", photo, take.speech, code)
+    return variants
+
+
+# ---- Measures ----
+
+
+def measure(video: np.ndarray, truth: Footage | None, backend: LandmarkBackend) -> dict[str, float]:
+    """The measures of `dheads eval`; none where no face can be found."""
+    try:
+        footage = watch(lambda: video, backend)
+    except DheadsError:
+        return {}
+    return describe(footage) if truth is None else compare(footage, truth)
+
+
+def heard(unet: UNet, take: Take) -> dict[str, float]:
+    """How well the lip code that is predicted from the sound follows the truth: what the network can know."""
+    if unet.lips is None:
+        return {}
+    predicted = unet.lips.predict(take.speech.to(unet.lips.mean.device)).cpu()
+    return {"mouth_correlation": correlation(predicted[:, 0].numpy(), take.lips[:, 0].numpy())}
+
+
+def drift_speech(config: Config, takes: list[Take], seconds: float, audio: Path | None) -> Tensor:
+    """(F, D) embeddings of that many seconds of speech."""
+    if audio is None:
+        speech = torch.cat([take.speech for take in takes])
+    else:
+        speech = load_speech_encoder(config.conditioning.speech_encoder).encode(load_waveform(audio)).float()
+    return repeated(speech, round(seconds * FPS))
+
+
+def measure_drift(
+    talker: Talker, takes: list[Take], speech: Tensor, backend: LandmarkBackend, out: Path | None
+) -> list[dict[str, float | str]]:
+    """How far colour and landmarks of two people move from the first second to the last."""
+    rows: list[dict[str, float | str]] = []
+    for take in takes[-DRIFT_PEOPLE:] if len(speech) else []:
+        name = take.clip.clip
+        video = talker.say(f"{name}, drift", take.truth[0], speech)
+        if out:
+            write_video(ready(out / "drift" / f"{name}.mp4"), iter(video), None)
+        rows.append({"clip": name, **measure(video, None, backend)})
+    return rows
+
+
+# ---- Output ----
+
+
+def write_videos(out: Path, take: Take, variants: dict[str, np.ndarray]) -> None:
+    """generated/ holds what `dheads eval` compares with the dataset's clips; side/ all variants beside the truth."""
+    name = f"{take.clip.clip}.mp4"
+    write_video(ready(out / "generated" / name), iter(variants["own"]), take.sound)
+    side = np.concatenate([take.truth, *variants.values()], axis=2)
+    write_video(ready(out / "side" / name), iter(side), take.sound)
+
+
+def ready(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def table(results: list[dict], means: dict) -> str:
+    rows = [*results, {"clip": "mean", **means}]
+    width = max(len(row["clip"]) for row in rows)
+    lines = [" " * width + "".join(f"{heading:>{max(9, len(heading) + 2)}}" for heading in COLUMNS)]
+    for row in rows:
+        cells = (row.get(variant, {}).get(name) for variant, name in COLUMNS.values())
+        texts = ["-" if value is None else f"{value:.2f}" for value in cells]
+        lines.append(
+            f"{row['clip']:<{width}}"
+            + "".join(f"{text:>{max(9, len(heading) + 2)}}" for text, heading in zip(texts, COLUMNS, strict=True))
+        )
+    return "\n".join(lines)
+
+
+def drift_line(row: dict, seconds: float) -> str:
+    if "colour_drift" not in row:
+        return f"{seconds:g} s of {row['clip']}: the face is lost"
+    return (
+        f"{seconds:g} s of {row['clip']}: from the first second to the last, the colour drifts "
+        f"{row['colour_drift']:.1f} of 255 and the landmarks {row['landmark_drift']:.3f} eye distances"
+    )
+
+
+def contact_sheet(takes: list[Take], made: dict[str, np.ndarray]) -> np.ndarray:
+    """RGB: time across, people down; for each the truth, what was made, and the sound's envelope."""
+    return np.concatenate([part for take in takes for part in _sheet_rows(take, made[take.clip.clip])])
+
+
+def _sheet_rows(take: Take, video: np.ndarray) -> Iterator[np.ndarray]:
+    shown = np.linspace(0, len(video) - 1, SHEET_COLUMNS).round().astype(int)
+    for frames in (take.truth, video):
+        yield np.concatenate(list(frames[shown]), axis=1)
+    yield envelope(take.sound, len(video), SHEET_COLUMNS * video.shape[2], video.shape[1] // 4)
+
+
+def envelope(sound: Path, frames: int, width: int, height: int) -> np.ndarray:
+    """(height, width, 3) uint8: the loudness of a sound over that many frames."""
+    waveform = load_waveform(sound)[: frames * SAMPLE_RATE // FPS].numpy()
+    loudness = np.array([np.sqrt(np.square(part).mean()) for part in np.array_split(waveform, width)])
+    bars = (loudness / max(loudness.max(), 1e-6) * (height - 4)).round()
+    filled = np.arange(height)[::-1, None] < bars  # (height, width)
+    return np.where(filled[..., None], np.uint8([90, 160, 255]), np.uint8([24, 24, 24]))
+
+
+if __name__ == "__main__":
+    typer.run(main)

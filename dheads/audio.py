@@ -1,0 +1,282 @@
+"""Any file with sound -> mono 16 kHz waveform -> one speech embedding a video frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchaudio.functional as AF
+from safetensors.torch import load_file
+from torch import nn
+
+from dheads.config import FPS, SAMPLE_RATE
+from dheads.errors import DheadsError
+
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
+N_FFT, HOP = 400, 160  # Whisper's spectrogram: columns of 25 ms, every 10 ms
+_RATES_HZ = (1_000, 1_000_000)
+_MAX_GAP_SECONDS = 600  # a jump in time beyond this is a damaged time stamp, not silence
+_MAX_SECONDS = 3 * 3600
+
+
+# --- Reading sound ---------------------------------------------------------------------------------------------------
+
+
+def load_waveform(source: Path | BinaryIO) -> torch.Tensor:
+    """(N,) float32, mono (the mean of the channels), 16 kHz, in [-1, 1]: the sound of any file that FFmpeg reads.
+
+    A stream is read from its beginning. Sample 0 is at the container's time 0, the zero of `video.read_frames`: sound
+    that starts late is preceded by silence, and an encoder's priming samples are left out. Damaged packets are skipped.
+    Raises DheadsError for a missing or unreadable file and for one without sound.
+    """
+    with _opened(source) as container:
+        if not container.streams.audio:
+            raise DheadsError(f"{_name(source)} holds no sound stream; give a file with speech in it")
+        pieces = list(_resampled_runs(container))
+    waveform = torch.cat(pieces) if pieces else torch.zeros(0)
+    if len(waveform) == 0:
+        raise DheadsError(f"{_name(source)} holds no sound: its sound stream is empty or cannot be decoded")
+    return waveform.clamp_(-1, 1)
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[av.container.InputContainer]:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            if file.seekable():
+                file.seek(0)
+            # Nested addresses (playlists) are refused: a media file must not make us fetch another.
+            options = {"protocol_whitelist": "none"}
+            container = stack.enter_context(av.open(file, options=options, metadata_errors="replace"))
+        except av.FFmpegError as error:
+            raise DheadsError(f"{_name(source)} is not a sound or video file: {error.strerror}") from error
+        except OSError as error:
+            raise DheadsError(f"cannot read {_name(source)}: {error.strerror or error}") from error
+        yield container
+
+
+def _name(source: Path | BinaryIO) -> str:
+    return str(source) if isinstance(source, Path) else str(getattr(source, "name", "the given sound"))
+
+
+def _resampled_runs(container: av.container.InputContainer) -> Iterator[torch.Tensor]:
+    """The sound stream as pieces of 16 kHz waveform; a new piece starts where the sample rate changes."""
+    run: list[np.ndarray] = []
+    rate = 0
+    for chunk, chunk_rate in _chunks_in_step(container):
+        if run and chunk_rate != rate:
+            yield _resample(np.concatenate(run), rate)
+            run = []
+        run.append(chunk)
+        rate = chunk_rate
+    if run:
+        yield _resample(np.concatenate(run), rate)
+
+
+def _chunks_in_step(container: av.container.InputContainer) -> Iterator[tuple[np.ndarray, int]]:
+    """(samples (N,), rate) of each decoded frame; silence is put in and samples left out as time stamps demand."""
+    start = max(container.start_time or 0, 0) / av.time_base
+    position = 0.0  # seconds given out so far
+    tolerance = 0.0  # the first frame is placed exactly, later ones only where time stamps really jump
+    for frame in _decoded_frames(container):
+        if not _RATES_HZ[0] <= frame.rate <= _RATES_HZ[1]:
+            raise DheadsError(f"{container.name} has {frame.rate} sound samples a second; resample it to 16000 Hz")
+        samples = _mono(frame)
+        gap = 0.0 if frame.time is None else frame.time - start - position
+        if tolerance < gap < _MAX_GAP_SECONDS:
+            samples = np.concatenate([np.zeros(round(gap * frame.rate), np.float32), samples])
+        elif position == 0 and gap < 0:
+            samples = samples[round(-gap * frame.rate) :]
+        if len(samples):
+            yield samples, frame.rate
+            position += len(samples) / frame.rate
+            tolerance = 0.05
+        if position > _MAX_SECONDS:
+            raise DheadsError(f"{container.name} holds more than {_MAX_SECONDS // 3600} hours of sound; cut it")
+
+
+def _decoded_frames(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
+    with suppress(av.FFmpegError):  # a file cut short: keep what came before
+        for packet in container.demux(container.streams.audio[0]):
+            with suppress(av.FFmpegError):  # a damaged packet
+                yield from packet.decode()
+
+
+def _mono(frame: av.AudioFrame) -> np.ndarray:
+    """(N,) float32 in [-1, 1]: the mean of the channels, whatever the sample format."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T  # (channels, N)
+    if samples.dtype.kind in "iu":
+        limits = np.iinfo(samples.dtype)
+        zero = 0 if limits.min < 0 else (limits.max + 1) // 2
+        samples = (samples.astype(np.float64) - zero) / (limits.max + 1 - zero)
+    with np.errstate(all="ignore"):  # damaged 64-bit samples may be too large for 32 bits
+        mono = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return np.nan_to_num(mono, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _resample(samples: np.ndarray, rate: int) -> torch.Tensor:
+    # The filter bank has numerator x denominator taps: an odd rate (44,101 Hz) must not ask for gigabytes.
+    ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(2000)
+    return AF.resample(torch.from_numpy(samples), ratio.denominator, ratio.numerator)
+
+
+def frame_count(waveform: torch.Tensor) -> int:
+    """How many video frames at 25 fps a 16 kHz waveform (N,) lasts; at least one."""
+    return max(1, round(len(waveform) / SAMPLES_PER_FRAME))
+
+
+# --- Speech encoders -------------------------------------------------------------------------------------------------
+
+
+class SpeechEncoder(nn.Module):
+    """A frozen network from sound to one embedding a video frame."""
+
+    name: str
+    dim: int  # D
+
+    def encode(self, waveform: torch.Tensor, frames: int | None = None) -> torch.Tensor:
+        """(N,) 16 kHz -> (F, D) float32; F is `frames`, by default the sound's own length."""
+        raise NotImplementedError
+
+
+def load_speech_encoder(name: str, device: str | torch.device = "cpu") -> SpeechEncoder:
+    """The frozen encoder of that name. Raises DheadsError, listing the known ones."""
+    if name not in _BUILDERS:
+        raise DheadsError(f"unknown speech encoder {name!r}; the known ones are {', '.join(sorted(_BUILDERS))}")
+    return _BUILDERS[name]().eval().requires_grad_(False).to(device)
+
+
+class WhisperEncoder(SpeechEncoder):
+    """The first three of four blocks of OpenAI's Whisper tiny.en encoder (Radford et al. 2022, section 2.2).
+
+    Each video frame is encoded from its own two seconds of sound, so its embedding knows nothing of what is further
+    away, sound may have any length, and shifting the sound by a frame shifts the embeddings by a frame.
+    """
+
+    name = "whisper-tiny.en"
+    dim = 384
+    window = 200  # mel columns (10 ms each) around a video frame
+    batch = 32  # windows encoded together
+
+    def __init__(self, mels: int = 80, heads: int = 6, blocks: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(mels, self.dim, 3, padding=1)
+        self.conv2 = nn.Conv1d(self.dim, self.dim, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(_Block(self.dim, heads) for _ in range(blocks))
+        # Measured once over speech in many languages, kept with the weights: embeddings of about unit scale.
+        self.register_buffer("embedding_mean", torch.zeros(self.dim))
+        self.register_buffer("embedding_std", torch.ones(self.dim))
+        self.register_buffer("positions", _sinusoids(self.window // 2, self.dim), persistent=False)
+        filters = AF.melscale_fbanks(
+            N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        )
+        self.register_buffer("mel_filters", filters, persistent=False)
+        self.register_buffer("hann", torch.hann_window(N_FFT), persistent=False)
+
+    @torch.inference_mode()
+    def encode(self, waveform: torch.Tensor, frames: int | None = None) -> torch.Tensor:
+        frames = frame_count(waveform) if frames is None else frames
+        # Column j of a window is centred on its sample 160 j + 200, encoder position p on its column 2 p. The middle of
+        # the two central positions, column window / 2 - 1, is to lie on the middle of the frame, sample 640 k + 320.
+        before = (self.window // 2 - 1) * HOP + N_FFT // 2 - SAMPLES_PER_FRAME // 2
+        span = (self.window - 1) * HOP + N_FFT
+        needed = (frames - 1) * SAMPLES_PER_FRAME + span
+        sound = F.pad(waveform.to(self.hann), (before, max(0, needed - before - len(waveform))))
+        parts = []
+        for first in range(0, frames, self.batch):
+            count = min(self.batch, frames - first)
+            begin = first * SAMPLES_PER_FRAME
+            parts.append(self._central(self._log_mel(sound[begin : begin + (count - 1) * SAMPLES_PER_FRAME + span])))
+        return torch.cat(parts)
+
+    def _log_mel(self, sound: torch.Tensor) -> torch.Tensor:
+        """The sound of B windows, each 640 samples after the one before -> (B, mels, window), Whisper's features."""
+        spectrum = torch.stft(sound, N_FFT, HOP, window=self.hann, center=False, return_complex=True)  # (201, columns)
+        log_mel = (self.mel_filters.T @ spectrum.abs().square()).clamp(min=1e-10).log10()  # (mels, columns)
+        windows = log_mel.unfold(1, self.window, SAMPLES_PER_FRAME // HOP).transpose(0, 1)  # (B, mels, window)
+        # Whisper's range, below each window's own loudest moment: what is further away must not matter.
+        floor = windows.amax(dim=(1, 2), keepdim=True) - 8
+        return (torch.maximum(windows, floor) + 4) / 4
+
+    def _central(self, mel: torch.Tensor) -> torch.Tensor:
+        """(B, mels, window) -> (B, D): the mean over the central 40 ms of the last block's output."""
+        x = F.gelu(self.conv1(mel))
+        x = F.gelu(self.conv2(x)).transpose(1, 2) + self.positions  # (B, window / 2, D)
+        for block in self.blocks[:-1]:
+            x = block(x, x)
+        middle = self.window // 4
+        x = self.blocks[-1](x[:, middle - 1 : middle + 1], x)  # (B, 2, D): nobody asks for the other positions
+        return (x.mean(dim=1) - self.embedding_mean) / self.embedding_std
+
+
+class _Block(nn.Module):
+    """A pre-norm transformer block; the names are those of OpenAI's weights."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attn = _Attention(dim, heads)
+        self.attn_ln = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.mlp_ln = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """x (B, T, D), some or all of the positions of context (B, S, D) -> (B, T, D)."""
+        x = x + self.attn(self.attn_ln(x), self.attn_ln(context))
+        return x + self.mlp(self.mlp_ln(x))
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            layer(of).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
+            for layer, of in ((self.query, x), (self.key, context), (self.value, context))
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _sinusoids(length: int, dim: int) -> torch.Tensor:
+    """(length, dim): sin then cos of position x frequency, frequencies from 1 down to 1e-4 in equal ratios."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2) / (dim // 2 - 1))
+    angles = torch.arange(length)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _packaged_whisper() -> SpeechEncoder:
+    encoder = WhisperEncoder()
+    with resources.as_file(resources.files("dheads") / "assets" / "whisper_tiny_en_encoder.safetensors") as path:
+        weights = load_file(path)
+    encoder.load_state_dict({key.removeprefix("encoder."): value.float() for key, value in weights.items()})
+    return encoder
+
+
+def _released_gru() -> SpeechEncoder:
+    raise DheadsError(
+        "the speech encoder 'diffused-heads' needs the file audio_encoder.pt of the released Diffused Heads models, "
+        "which this version cannot load; use a model trained with 'whisper-tiny.en'"
+    )
+
+
+_BUILDERS: dict[str, Callable[[], SpeechEncoder]] = {
+    "whisper-tiny.en": _packaged_whisper,
+    "diffused-heads": _released_gru,
+}

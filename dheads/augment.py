@@ -1,0 +1,97 @@
+"""Makes few faces into many: random changes that are the same for all frames of one example."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def augment(frames: Tensor, mouth_box: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """frames (B, N, 3, H, W) in [-1, 1] and mouth_box (B, 4) px -> the same, flipped, moved, bent and recoloured."""
+    frames, mouth_box = _geometry(frames, mouth_box, generator)
+    frames = _background(frames, generator)
+    frames = _blur(_colour(frames, generator), generator)
+    return frames.clamp(-1, 1), mouth_box
+
+
+def _normal(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> Tensor:
+    return scale * torch.randn(shape, generator=generator)
+
+
+def _uniform(batch: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(batch, generator=generator)
+
+
+def _chance(batch: int, probability: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(batch, generator=generator) < probability
+
+
+def _geometry(frames: Tensor, mouth_box: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mirror, rotate by some degrees, scale, shift, and bend smoothly (another face's proportions)."""
+    batch, _, _, height, width = frames.shape
+    angle = _normal((batch,), math.radians(3), generator)
+    zoom = torch.exp(_normal((batch,), 0.04, generator))
+    mirror = torch.where(_chance(batch, 0.5, generator), -1.0, 1.0)
+    shift = _normal((batch, 2), 0.025, generator)
+    cos, sin = angle.cos() / zoom, angle.sin() / zoom
+    # Where each output pixel comes from: p_in = A p_out + shift, in the [-1, 1] coordinates of grid_sample.
+    matrix = torch.stack(
+        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1
+    )
+    grid = F.affine_grid(matrix, [batch, 3, height, width], align_corners=False)  # (B, H, W, 2)
+    bend = F.interpolate(
+        _normal((batch, 2, 4, 4), 0.025, generator), (height, width), mode="bicubic", align_corners=True
+    )
+    grid = grid + bend.permute(0, 2, 3, 1)
+    flat = frames.flatten(1, 2)  # (B, N 3, H, W)
+    warped = F.grid_sample(flat, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return warped.view_as(frames), _move_box(mouth_box, matrix, width)
+
+
+def _move_box(box: Tensor, matrix: Tensor, size: int) -> Tensor:
+    """The boxes (B, 4) where the inverse of `matrix` carries their centres, as large as before; clipped."""
+    centre = torch.stack([box[:, 0] + box[:, 2], box[:, 1] + box[:, 3]], 1) / size - 1  # (B, 2) in [-1, 1]
+    moved = torch.linalg.solve(matrix[:, :, :2], (centre - matrix[:, :, 2])[..., None])[..., 0]
+    middle = (moved + 1) * size / 2
+    half = torch.stack([box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]], 1) / 2
+    low = (middle - half).round().clamp(0, size - 1)
+    high = torch.maximum((middle + half).round().clamp(1, size), low + 1)
+    return torch.cat([low, high], 1)
+
+
+def _background(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """In some examples everything beyond the head is another example's, blurred."""
+    batch, _, _, height, width = frames.shape
+    other = frames[torch.randperm(batch, generator=generator), 0]  # (B, 3, H, W)
+    some = _chance(batch, 0.25, generator).nonzero()[:, 0]
+    if len(some) == 0:
+        return frames
+    x, y = torch.meshgrid(torch.linspace(-1, 1, width), torch.linspace(-1, 1, height), indexing="xy")
+    head = torch.sigmoid((1 - torch.hypot(x / 0.75, (y + 0.02) / 1.05)) * 12)  # 1 on the head, which alignment centres
+    blurred = F.interpolate(F.interpolate(other[some], size=6, mode="area"), (height, width), mode="bilinear")
+    return frames.index_copy(0, some, torch.lerp(blurred[:, None], frames[some], head))
+
+
+def _colour(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Gamma, saturation, gain of the channels, and lift."""
+    batch = len(frames)
+    gamma = torch.exp(_normal((batch, 1, 1, 1, 1), 0.2, generator))
+    saturation = _uniform(batch, 0.4, 1.5, generator)[:, None, None, None, None]
+    gain = torch.exp(_normal((batch, 1, 3, 1, 1), 0.07, generator) + _normal((batch, 1, 1, 1, 1), 0.15, generator))
+    lift = _normal((batch, 1, 1, 1, 1), 0.05, generator)
+    unit = ((frames + 1) / 2).clamp_(1e-3, 1).pow_(gamma)
+    luma = unit.mean(dim=2, keepdim=True)
+    return torch.addcmul(2 * lift - 1, torch.lerp(luma, unit, saturation), 2 * gain)
+
+
+def _blur(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """A slight blur of some examples: photos and clips differ in sharpness."""
+    some = _chance(len(frames), 0.2, generator).nonzero()[:, 0]
+    amount = _uniform(len(some), 0, 0.6, generator)
+    sharp = frames[some].flatten(1, 2)  # (b, N 3, H, W)
+    soft = F.avg_pool2d(F.pad(sharp, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    blurred = torch.lerp(sharp, soft, amount[:, None, None, None])
+    return frames.index_copy(0, some, blurred.unflatten(1, frames.shape[1:3]))

@@ -1,0 +1,132 @@
+"""What the network is told besides x_t: the identity, motion frames, the audio window, the lip code.
+
+The only home of the edge rules: motion frames before the first frame are copies of the identity (paper section 3.2),
+and embeddings are repeated at both ends of the recording (section 3.4). Training and sampling both come here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dheads.config import AlignmentConfig, Config
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One frame's conditioning for a batch, as the network takes it."""
+
+    identity: Tensor  # (B, 3, H, W)
+    motion_frames: Tensor  # (B, M, 3, H, W), oldest first; mouths hidden and noised where the config says so
+    audio_window: Tensor  # (B, A, D)
+    lip_window: Tensor | None = None  # (B, A', L)
+    motion_noise: Tensor | None = None  # (B,) standard deviation of the noise on the motion frames
+    mouth_mask: Tensor | None = None  # (1, 1, H, W): 1 where the mouth and the chin may move
+
+    def without_audio(self) -> Condition:
+        """The same with the sound taken away: what guidance compares with."""
+        lips = None if self.lip_window is None else torch.zeros_like(self.lip_window)
+        return replace(self, audio_window=torch.zeros_like(self.audio_window), lip_window=lips)
+
+
+def build(
+    config: Config,
+    identity: Tensor,
+    motion_frames: Tensor,
+    audio_window: Tensor,
+    lip_window: Tensor | None = None,
+    motion_noise: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> Condition:
+    """Conditioning from clean frames in [-1, 1]: noises the motion frames, then hides their mouths.
+
+    identity (B, 3, H, W), motion_frames (B, M, 3, H, W), audio_window (B, A, D), lip_window (B, A', L),
+    motion_noise (B,) and noise like motion_frames (standard normal).
+    """
+    told = config.conditioning
+    mask = None
+    if told.hide_motion_mouth or config.model.copy_gates:
+        mask = mouth_mask(config.alignment, identity.shape[-1]).to(identity)
+    if motion_noise is not None and noise is not None:
+        motion_frames = motion_frames + motion_noise[:, None, None, None, None] * noise
+    if told.hide_motion_mouth and mask is not None:
+        motion_frames = motion_frames * (1 - mask)
+    if told.motion_noise > 0 and motion_noise is None:
+        motion_noise = identity.new_zeros(identity.shape[0])
+    return Condition(identity, motion_frames, audio_window, lip_window, motion_noise, mask)
+
+
+def mouth_mask(alignment: AlignmentConfig, size: int) -> Tensor:
+    """(1, 1, H, W) in [0, 1]: an ellipse around the mean face's mouth and chin, with a soft edge."""
+    d = alignment.eye_distance
+    x, y = torch.meshgrid((torch.arange(size) + 0.5) / size, (torch.arange(size) + 0.5) / size, indexing="xy")
+    centre_y, radius_x, radius_y, edge = alignment.eye_y + 1.37 * d, 0.82 * d, 0.72 * d, 0.16
+    radius = torch.hypot((x - 0.5) / radius_x, (y - centre_y) / radius_y)  # 1 on the ellipse
+    return ((1 + edge / 2 - radius) / edge).clamp(0, 1)[None, None]
+
+
+def window(embeddings: Tensor, frame: int | Tensor, context: int) -> Tensor:
+    """y_Motion^(k) = y^(k-m) .. y^(k+m), ends repeated (paper section 3.4).
+
+    embeddings (F, D), frame an index or (B,) indices -> (2m+1, D) or (B, 2m+1, D).
+    """
+    frame = torch.as_tensor(frame)
+    index = frame[..., None] + torch.arange(-context, context + 1)
+    return embeddings[index.clamp(0, len(embeddings) - 1)]
+
+
+def motion_indices(frame: int, count: int) -> list[int | None]:
+    """The `count` frames before `frame`, oldest first; None stands for the identity (paper section 3.2)."""
+    return [k if k >= 0 else None for k in range(frame - count, frame)]
+
+
+class MotionBuffer:
+    """The last M frames while sampling; starts as copies of the identity (paper section 3.5)."""
+
+    def __init__(self, identity: Tensor, count: int) -> None:
+        """identity (B, 3, H, W)."""
+        self._frames = [identity] * count
+
+    def push(self, frame: Tensor) -> None:
+        """Take the finished frame in, (B, 3, H, W), and forget the oldest."""
+        self._frames = [*self._frames, frame][1:] if self._frames else []
+
+    def stacked(self) -> Tensor:
+        """(B, M, 3, H, W), oldest first."""
+        return torch.stack(self._frames, dim=1)
+
+
+def grayscale(frames: Tensor) -> Tensor:
+    """(..., 3, H, W) -> (..., 1, H, W), ITU-R 601 luma."""
+    weights = torch.tensor([0.299, 0.587, 0.114]).to(frames)
+    return (frames * weights[:, None, None]).sum(dim=-3, keepdim=True)
+
+
+def network_input(config: Config, x_t: Tensor, condition: Condition) -> Tensor:
+    """x_In = x_t (+) motion frames (oldest first) (+) x_Id on channels, as the released network orders them."""
+    motion = condition.motion_frames  # (B, M, 3, H, W)
+    if config.conditioning.grayscale_motion:
+        motion = grayscale(motion)
+    return torch.cat([x_t, motion.flatten(1, 2), condition.identity], dim=1)
+
+
+def input_channels(config: Config) -> int:
+    """Channels of `network_input`."""
+    told = config.conditioning
+    return 3 + told.motion_frames * (1 if told.grayscale_motion else 3) + 3
+
+
+def blend_copies(x_0: Tensor, gates: Tensor, condition: Condition) -> Tensor:
+    """Beyond the paper: x_0 = g_0 x_0 + g_1 x^(k-1) + g_2 x_Id with g = softmax(0, a, b), none inside the mouth mask.
+
+    x_0 (B, 3, H, W) is the network's own; gates (B, 2, H, W) are its logits a and b.
+    """
+    weights = F.softmax(F.pad(gates, (0, 0, 0, 0, 1, 0)), dim=1)  # (B, 3, H, W)
+    copies = weights[:, 1:2] * condition.motion_frames[:, -1] + weights[:, 2:3] * condition.identity
+    blended = weights[:, :1] * x_0 + copies
+    if condition.mouth_mask is None:
+        return blended
+    return torch.lerp(blended, x_0, condition.mouth_mask)

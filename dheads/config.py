@@ -1,0 +1,250 @@
+"""Everything that can be chosen about a model, as frozen dataclasses, and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+
+from dheads.errors import DheadsError
+
+FPS = 25  # video frames a second, everywhere
+SAMPLE_RATE = 16_000  # Hz, of the sound that speech encoders hear
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The ADM U-Net (paper section 3.3). The defaults are the paper's network, 204 M parameters."""
+
+    image_size: int = 128
+    model_channels: int = 256
+    channel_mult: tuple[int, ...] = (1, 2, 3)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = ()  # side lengths in px with attention, besides the middle block
+    head_channels: int = 64
+    dropout: float = 0.1
+    max_period: float = 10_000.0  # of the timestep embedding's cosines; the released network has 10
+    learned_variance: bool = True
+    # Beyond the paper.
+    patch_size: int = 1  # the network works on patches of n x n px, as channels
+    copy_gates: bool = False  # blend the network's own x_0 with the last motion frame and the identity
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise schedule (paper section 3.1: cosine, T = 1000) and what the network predicts."""
+
+    num_steps: int = 1000
+    cosine_s: float = 0.008
+    beta_max: float = 0.999
+    prediction: str = "eps"  # eps or v
+
+
+@dataclass(frozen=True)
+class ConditioningConfig:
+    """What the network is told besides x_t (paper sections 3.2 and 3.4)."""
+
+    motion_frames: int = 2  # m_x
+    audio_context: int = 2  # m_y: speech embeddings on either side of the frame
+    speech_encoder: str = "whisper-tiny.en"
+    speech_dim: int = 384  # D
+    grayscale_motion: bool = False
+    # Beyond the paper.
+    motion_noise: float = 0.0  # largest noise on motion frames in training; its level is told to the network
+    hide_motion_mouth: bool = False  # the mouth region of motion frames is blanked: lips must follow the sound
+    lip_dims: int = 0  # size of the lip code: mouth measures predicted from speech
+    lip_context: int = 2  # lip codes on either side of the frame
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """Where the mean face lies in the square crop. Lengths are fractions of the crop's side."""
+
+    eye_distance: float = 0.27  # between the eyes' centres
+    eye_y: float = 0.40  # height of the eyes below the top edge
+    smooth_frames: float = 2.0  # sigma of the Gaussian that smooths landmarks over time, in frames
+    landmarks: str = "mesh"  # mesh (packaged) or fan (face-alignment, the paper)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the weights are found. The defaults are the paper's (section 4.1)."""
+
+    steps: int = 1_000_000
+    batch_size: int = 10
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    lr_schedule: str = "paper"  # paper: times 0.8 every 1/18 of the steps; cooldown: constant, then linear to 0
+    grad_clip: float = 1.0
+    ema_decay: float = 0.9999
+    lambda_vlb: float = 1e-4
+    lambda_lip: float = 0.2
+    precision: str = "fp32"  # fp32 or bf16
+    seed: int = 0
+    log_every: int = 100
+    checkpoint_every: int = 5_000
+    sample_every: int = 5_000
+    # Beyond the paper.
+    snr_clip: float | None = None  # losses on x_0 with weight min(snr + 1, clip); None: plain, on eps or v
+    augment: bool = False
+    audio_dropout: float = 0.0
+    lip_noise: float = 0.0  # noise on the lip code, in its standard deviations
+    still_share: float = 0.0  # share of the draws given to clips of one frame
+    speaker_cap: float = 1.0  # no speaker gets more than this share of the draws
+
+
+@dataclass(frozen=True)
+class Config:
+    """The complete description of a model, stored in every checkpoint."""
+
+    name: str = "custom"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def to_dict(config: Config) -> dict[str, typing.Any]:
+    """The configuration as plain nested dicts, lists and scalars, ready for JSON or TOML."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, typing.Any]) -> Config:
+    """The inverse of `to_dict`. Absent keys take their defaults.
+
+    Raises DheadsError for an unknown key (naming the nearest known one) and for a value of the wrong type.
+    """
+    return _build(Config, values, "")
+
+
+def override(config: Config, values: dict[str, typing.Any]) -> Config:
+    """`config` with the given (possibly partial, nested) values in place of its own."""
+    return from_dict(_merge(to_dict(config), values))
+
+
+def _merge(base: dict[str, typing.Any], top: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both_nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both_nested else value
+    return merged
+
+
+def _build(cls: type, values: typing.Any, path: str) -> typing.Any:
+    if not isinstance(values, dict):
+        raise DheadsError(f"configuration: {path or 'the whole'} must be a table, not {values!r}")
+    kinds = typing.get_type_hints(cls)
+    built = {}
+    for key, value in values.items():
+        name = f"{path}.{key}" if path else key
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1, cutoff=0.0)
+            raise DheadsError(f"configuration: unknown key {name}; did you mean {near[0]}?")
+        kind = kinds[key]
+        built[key] = _build(kind, value, name) if dataclasses.is_dataclass(kind) else _scalar(kind, value, name)
+    return cls(**built)
+
+
+def _scalar(kind: typing.Any, value: typing.Any, name: str) -> typing.Any:
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_scalar(typing.get_args(kind)[0], item, name) for item in value)
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if float in allowed and type(value) is int:
+        return float(value)
+    if type(value) not in allowed:
+        raise DheadsError(f"configuration: {name} must be {getattr(kind, '__name__', kind)}, not {value!r}")
+    return value
+
+
+_PRESETS: dict[str, dict[str, typing.Any]] = {
+    # The paper, trained on CREMA-D: RGB motion frames.
+    "crema": {
+        "conditioning": {"speech_encoder": "diffused-heads", "speech_dim": 256},
+        "alignment": {"landmarks": "fan"},
+    },
+    # The paper, trained on LRW: grayscale motion frames.
+    "lrw": {
+        "conditioning": {"speech_encoder": "diffused-heads", "speech_dim": 256, "grayscale_motion": True},
+        "alignment": {"landmarks": "fan"},
+    },
+    # The packaged weights: made on two CPU cores in a few hours from some 40 people.
+    "small": {
+        "model": {
+            "image_size": 96,
+            "patch_size": 3,
+            "model_channels": 64,
+            "channel_mult": [1, 2, 2],
+            "num_res_blocks": 1,
+            "head_channels": 64,
+            "dropout": 0.0,
+            "learned_variance": False,
+            "copy_gates": True,
+        },
+        "diffusion": {"prediction": "v"},
+        "conditioning": {"motion_noise": 0.25, "hide_motion_mouth": True, "lip_dims": 3},
+        "alignment": {"eye_distance": 0.30, "eye_y": 0.38},
+        "training": {
+            "steps": 10_000,
+            "batch_size": 16,
+            "learning_rate": 4e-4,
+            "weight_decay": 0.01,
+            "warmup_steps": 200,
+            "lr_schedule": "cooldown",
+            "ema_decay": 0.999,
+            "lambda_vlb": 0.0,
+            "lambda_lip": 0.5,
+            "precision": "bf16",
+            "snr_clip": 5.0,
+            "augment": True,
+            "audio_dropout": 0.1,
+            "lip_noise": 0.15,
+            "still_share": 0.1,
+            "speaker_cap": 0.25,
+            "log_every": 200,
+            "checkpoint_every": 500,
+            "sample_every": 2_000,
+        },
+    },
+    # Runs every command in seconds on a CPU; for tests and for trying things out.
+    "tiny": {
+        "model": {
+            "image_size": 32,
+            "model_channels": 16,
+            "channel_mult": [1, 2],
+            "num_res_blocks": 1,
+            "head_channels": 16,
+            "dropout": 0.0,
+            "learned_variance": False,
+            "copy_gates": True,
+        },
+        "diffusion": {"prediction": "v"},
+        "conditioning": {"motion_noise": 0.3, "lip_dims": 3, "hide_motion_mouth": True},
+        "training": {
+            "steps": 40,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "lr_schedule": "cooldown",
+            "ema_decay": 0.9,
+            "snr_clip": 5.0,
+            "augment": True,
+            "audio_dropout": 0.1,
+            "lip_noise": 0.2,
+            "still_share": 0.1,
+            "speaker_cap": 0.25,
+            "log_every": 10,
+            "checkpoint_every": 20,
+            "sample_every": 20,
+        },
+    },
+}
+
+
+def preset(name: str) -> Config:
+    """The configuration of that name. Raises DheadsError, listing the known ones."""
+    if name not in _PRESETS:
+        raise DheadsError(f"unknown preset {name!r}; the known ones are {', '.join(sorted(_PRESETS))}")
+    return from_dict({"name": name, **_PRESETS[name]})

@@ -1,0 +1,36 @@
+"""A network and its schedule as the solvers want it: x_t in, x_0 out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dheads.conditioning import Condition, blend_copies
+from dheads.config import DiffusionConfig
+from dheads.diffusion import Denoised, Schedule, cosine_schedule, x_0_from
+from dheads.model import Output, UNet
+
+
+def training_schedule(config: DiffusionConfig) -> Schedule:
+    """The schedule of all T steps that the network is trained with."""
+    return cosine_schedule(config.num_steps, config.cosine_s, config.beta_max)
+
+
+class Denoiser:
+    """Runs the network, in bf16 where told to, and turns what it predicts into x_0 in float32."""
+
+    def __init__(self, unet: UNet, precision: str = "fp32") -> None:
+        self.unet = unet
+        self.schedule = training_schedule(unet.config.diffusion)
+        self._bf16 = precision == "bf16"
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Denoised, Output]:
+        """x_t (B, 3, H, W) at original timesteps t (B,) -> x_0, unclamped, and the network's own words."""
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self._bf16):
+            output = self.unet(x_t, t, condition)
+        prediction = output.prediction.float()
+        x_0 = x_0_from(self.schedule, x_t, t, prediction, self.unet.config.diffusion.prediction)
+        if output.gates is not None:
+            x_0 = blend_copies(x_0, output.gates.float(), condition)
+        var_frac = None if output.var_frac is None else output.var_frac.float()
+        return Denoised(x_0, var_frac), Output(prediction, var_frac, output.gates)

@@ -1,0 +1,146 @@
+"""`dheads sample`: one face photo and one recording to a talking-head video."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dheads.audio import frame_count, load_speech_encoder, load_waveform
+from dheads.conditioning import MotionBuffer, build, window
+from dheads.config import FPS, Config
+from dheads.denoiser import Denoiser
+from dheads.diffusion import SOLVERS, Denoised, respaced
+from dheads.errors import DheadsError
+from dheads.faces import align_transforms, find_face, load_backend, load_photo, warp
+from dheads.video import to_uint8, to_unit, write_video
+from dheads.weights import load_model
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished video."""
+
+    path: Path
+    frames: int
+    seconds: float  # length of the video
+    sampling_seconds: float
+    notes: list[str] = field(default_factory=list)  # what the user should know, such as several faces in the photo
+
+
+def sample(
+    face: Path,
+    audio: Path,
+    output: Path,
+    *,
+    weights: str = "small",
+    steps: int | None = None,
+    solver: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    size: int | None = None,
+    progress: bool = True,
+) -> Result:
+    """Write to `output` an MP4 in which the person of the photo `face` speaks the recording `audio`.
+
+    `steps` and `solver` default to what the weights recommend, `size` (px, even) to the weights' own. The same seed on
+    the same device gives the same video. Raises DheadsError for input that cannot be used; then nothing is written.
+    """
+    if not output.parent.is_dir():
+        raise DheadsError(f"{output}: the folder {output.parent} does not exist; create it or choose another")
+    place = resolve_device(device)
+    unet, config, info = load_model(weights, place)
+    photo, notes = aligned_photo(face, config)
+    waveform = load_waveform(audio)
+    speech = load_speech_encoder(config.conditioning.speech_encoder, place).encode(waveform).cpu()
+    recommended = info.get("sampling", {})
+    frames = generate(
+        Denoiser(unet),
+        photo,
+        speech,
+        steps=steps or recommended.get("steps", 100),
+        solver=solver or recommended.get("solver", "ddpm"),
+        seed=seed,
+    )
+    bar = tqdm(frames, total=len(speech), desc="sample", unit="frame", disable=not progress)
+    start = time.monotonic()
+    count = write_video(output, (enlarge(frame, size) for frame in bar), audio)
+    return Result(output, count, frame_count(waveform) / FPS, time.monotonic() - start, notes)
+
+
+@torch.inference_mode()
+def generate(
+    denoiser: Denoiser,
+    photo: np.ndarray,
+    speech: Tensor,
+    *,
+    steps: int,
+    solver: str,
+    seed: int = 0,
+    lips: Tensor | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield the frames, (H, W, 3) uint8, of the aligned `photo` (H, W, 3) speaking `speech` (F, D) (paper section 3.5).
+
+    `lips`: normalised lip codes (F, L) in place of those predicted from the speech.
+    """
+    unet, told = denoiser.unet, denoiser.unet.config.conditioning
+    device = next(unet.parameters()).device
+    schedule = respaced(denoiser.schedule, steps)
+    # The generator lives on the CPU, so that a seed means the same noise on every device.
+    generator = torch.Generator().manual_seed(seed)
+    identity = to_unit(photo)[None].to(device)  # (1, 3, H, W)
+    buffer = MotionBuffer(identity, told.motion_frames)
+    if unet.lips is not None and lips is None:
+        lips = unet.lips.predict(speech.to(device)).cpu()
+
+    def noise() -> Tensor:
+        return torch.randn(identity.shape, generator=generator).to(device)
+
+    for frame in range(len(speech)):
+        condition = build(
+            unet.config,
+            identity,
+            buffer.stacked(),
+            window(speech, frame, told.audio_context)[None].to(device),
+            None if lips is None else window(lips, frame, told.lip_context)[None].to(device),
+        )
+
+        def denoise(x_t: Tensor, t: Tensor, condition=condition) -> Denoised:  # type: ignore[no-untyped-def]
+            return denoiser(x_t, t, condition)[0]
+
+        x_0 = SOLVERS[solver](denoise, schedule, noise(), noise).clamp(-1, 1)
+        buffer.push(x_0)
+        yield to_uint8(x_0[0])
+
+
+def aligned_photo(path: Path, config: Config) -> tuple[np.ndarray, list[str]]:
+    """The face of a photo cropped and turned as the weights' alignment wants it, (H, W, 3) uint8, and notes."""
+    image = load_photo(path)
+    face, count = find_face(image, load_backend(config.alignment.landmarks), str(path))
+    notes = [f"{path} shows {count} faces; taking the largest"] if count > 1 else []
+    matrix = align_transforms(face.landmarks[None], config.alignment, config.model.image_size)[0]
+    return warp(image, matrix, config.model.image_size), notes
+
+
+def enlarge(frame: np.ndarray, size: int | None) -> np.ndarray:
+    """A square frame at `size` px; None keeps it."""
+    if size is None or size == len(frame):
+        return frame
+    return cv2.resize(frame, (size, size), interpolation=cv2.INTER_LANCZOS4)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; auto: CUDA, else MPS, else the CPU. Raises DheadsError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(name, False):
+        raise DheadsError(f"device {name} is not available here; use {' or '.join(k for k, v in present.items() if v)}")
+    return torch.device(name)

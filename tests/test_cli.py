@@ -1,0 +1,251 @@
+"""The command line itself: help, version, start-up time, completion, options, exit codes; the verbs are stand-ins."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from typer.testing import CliRunner, Result
+
+from dheads import __version__, cli
+from dheads import config as configuration
+from dheads.diffusion import SOLVERS
+from dheads.errors import DheadsError
+
+RUN = "from dheads.cli import app; app(prog_name='dheads')"
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+def process(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", RUN, *args], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **(env or {})}
+    )
+
+
+class Verb:
+    """Stands in for a module of the third level and remembers its calls."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, result: Any = None) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.result = result
+        module = ModuleType(f"dheads.{name}")
+        setattr(module, name, self)
+        monkeypatch.setitem(sys.modules, f"dheads.{name}", module)
+        monkeypatch.setattr(f"dheads.{name}", module, raising=False)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls.append((args, options))
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+@dataclasses.dataclass
+class Made:
+    path: Path
+    frames: int
+    notes: list[str]
+
+
+# --- The shell's side
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    """Under 0.4 s of the processor's time, which other programs do not lengthen."""
+    measured = f"import atexit, sys, time\natexit.register(lambda: print(time.process_time(), file=sys.stderr))\n{RUN}"
+    done = subprocess.run([sys.executable, "-c", measured, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert all(command in done.stdout for command in ("sample", "prepare", "train", "eval"))
+    assert float(done.stderr) < 0.4
+    heavy = "import sys, dheads.cli; print({'torch', 'numpy', 'cv2', 'av', 'rich'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert loaded.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("command", ["sample", "prepare", "train", "eval"])
+def test_every_command_explains_itself(command: str) -> None:
+    done = run(command, "--help")
+    assert done.exit_code == 0
+    assert "--quiet" in done.stdout
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.exit_code, done.stdout) == (0, f"dheads {__version__}\n")
+
+
+def test_completion_knows_the_commands_and_the_solvers() -> None:
+    asked = {"COMP_WORDS": "dheads sa", "COMP_CWORD": "1", "_DHEADS_COMPLETE": "complete_bash"}
+    assert process(env=asked).stdout.split() == ["sample"]
+    asked |= {"COMP_WORDS": "dheads sample --solver d", "COMP_CWORD": "3"}
+    assert process(env=asked).stdout.split() == list(SOLVERS)
+    script = process(env={"_DHEADS_COMPLETE": "source_bash"}).stdout
+    assert "complete -o default -F _dheads_completion dheads" in script
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone there")
+def test_interrupt_has_no_traceback() -> None:
+    waiting = (
+        f"import dheads.cli as cli, time\n@cli.app.command()\ndef wait():\n print(1, flush=True); time.sleep(60)\n{RUN}"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", waiting, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert "Traceback" not in errors
+
+
+# --- Usage
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["sample"],
+        ["sample", "face.jpg"],
+        ["sample", "face.jpg", "speech.wav"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--steps", "0"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--steps", "ten"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--seed", "-1"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--size", "4"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--solver", "euler"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--device", "tpu"],
+        ["train", "--data", "data", "--out", "run", "--set", "training.steps"],
+        ["train", "--data", "data"],
+        ["sing"],
+    ],
+)
+def test_wrong_usage_exits_with_2(args: list[str]) -> None:
+    done = run(*args)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "Error" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- What the commands do with a verb
+
+
+def test_user_error_is_one_line_and_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    Verb("sample", monkeypatch, DheadsError("face.jpg: there is no such file"))
+    done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "error: face.jpg: there is no such file\n"
+
+
+def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    Verb("sample", monkeypatch, ZeroDivisionError("a bug"))
+    assert isinstance(run("sample", "face.jpg", "speech.wav", "-o", "out.mp4").exception, ZeroDivisionError)
+
+
+def test_sample_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    verb = Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, ["two faces; taking the largest"]))
+    done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--steps", 8, "--solver", "dpm++2m", "--seed", 3)
+    assert (done.exit_code, done.stdout) == (0, "out.mp4\n")
+    assert done.stderr == "two faces; taking the largest\n"
+    assert verb.calls == [
+        (
+            (Path("face.jpg"), Path("speech.wav"), Path("out.mp4")),
+            {
+                "weights": "small",
+                "steps": 8,
+                "solver": "dpm++2m",
+                "seed": 3,
+                "device": "auto",
+                "size": None,
+                "progress": True,
+            },
+        )
+    ]
+
+
+def test_quiet_says_nothing_but_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    verb = Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, ["two faces"]))
+    done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--quiet")
+    assert (done.stdout, done.stderr) == ("out.mp4\n", "")
+    assert verb.calls[0][1]["progress"] is False
+
+
+def test_json_is_one_line_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, []))
+    done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--json")
+    assert done.stdout.count("\n") == 1
+    assert json.loads(done.stdout) == {"path": "out.mp4", "frames": 25, "notes": []}
+
+
+def test_prepare_reports_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = dataclasses.make_dataclass("Summary", ["clips", "frames", "speakers", "failed"])
+    verb = Verb("prepare", monkeypatch, summary(2, 150, 1, [("c.mp4", "no face in 3 of 75 frames")]))
+    done = run("prepare", "raw", "--out", "data", "--preset", "tiny", "--workers", 1, "--set", "model.image_size=64")
+    assert (done.exit_code, done.stdout) == (0, "data\n")
+    assert done.stderr == "2 clips, 150 frames, 1 speakers\nleft out c.mp4: no face in 3 of 75 frames\n"
+    (args, options), config = verb.calls[0], verb.calls[0][0][2]
+    assert args[:2] == (Path("raw"), Path("data"))
+    assert config.model.image_size == 64
+    assert options == {"split_file": None, "workers": 1, "progress": True}
+
+
+def test_train_lays_file_over_preset_and_flags_over_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    verb = Verb("train", monkeypatch, Path("run/weights.safetensors"))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[training]\nsteps = 7\nbatch_size = 2\n[model]\nchannel_mult = [1, 2, 2]\n", encoding="utf-8")
+    changes = ["--set", "training.steps=9", "--set", "diffusion.prediction=eps", "--set", "model.copy_gates=false"]
+    done = run("train", "--data", "data", "--out", "run", "--preset", "tiny", "--config", recipe, *changes)
+    assert (done.exit_code, done.stdout) == (0, "run/weights.safetensors\n")
+    config = verb.calls[0][0][0]
+    assert (config.training.steps, config.training.batch_size) == (9, 2)
+    assert (config.diffusion.prediction, config.model.copy_gates) == ("eps", False)
+    assert config.model.channel_mult == (1, 2, 2)
+    assert config.training.learning_rate == configuration.preset("tiny").training.learning_rate
+    assert verb.calls[0][1]["device"] in {"cpu", "cuda", "mps"}  # what auto found
+
+
+def test_eval_prints_the_summary_and_writes_the_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    report = dataclasses.make_dataclass("Report", ["per_clip", "summary", "failed"])
+    rows = [{"clip": "a", "r": 0.5}, {"clip": "b", "r": 0.25}]
+    Verb("evaluate", monkeypatch, report(rows, {"clips": 2, "r": 0.375}, [("c", "no face")]))
+    done = run("eval", "ours", "--reference", "real", "--out", tmp_path / "report.csv")
+    assert (done.exit_code, done.stdout) == (0, "clips\t2\nr\t0.375\n")
+    assert done.stderr == "left out c: no face\n"
+    with (tmp_path / "report.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == [{"clip": "a", "r": "0.5"}, {"clip": "b", "r": "0.25"}]
+    as_json = json.loads(run("eval", "ours", "--reference", "real", "--json", "--size", "96").stdout)
+    assert as_json == {"per_clip": rows, "summary": {"clips": 2, "r": 0.375}, "failed": [["c", "no face"]]}
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--preset", "huge"], "unknown preset 'huge'; the known ones are"),
+        (["--config", "absent.toml"], "cannot read absent.toml"),
+        (["--config", "bad.toml"], "bad.toml is not a TOML file"),
+        (["--config", "binary.toml"], "binary.toml is not a TOML file"),
+        (["--set", "training.step=3"], "did you mean step"),
+        (["--set", "training.steps=many"], "must be int"),
+    ],
+)
+def test_bad_configuration(args: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.toml").write_text("steps = = 3", encoding="utf-8")
+    Path("binary.toml").write_bytes(b"\xff\xfe\x00")
+    done = run("train", "--data", "data", "--out", "run", *args)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert reason in done.stderr
+    assert not Path("run").exists()

@@ -1,0 +1,74 @@
+"""The package's layers: imports point down only, as the table says."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+BASE = {"errors", "config"}
+LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "augment", "lips"}
+LIBRARY |= {"audio", "faces", "video", "weights", "data"}
+VERBS = {"prepare", "train", "sample", "evaluate"}
+# Every module stands below those that may import it.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "config": {"errors"},
+    "conditioning": {"config"},
+    "lips": {"config", "conditioning"},
+    "model": {"config", "conditioning", "lips"},
+    "diffusion": set(),
+    "losses": {"diffusion"},
+    "denoiser": {"config", "conditioning", "model", "diffusion"},
+    "augment": set(),
+    "audio": BASE,
+    "faces": BASE,
+    "video": BASE,
+    "weights": BASE | {"model"},
+    "data": BASE | {"conditioning", "augment", "lips"},
+    **dict.fromkeys(sorted(VERBS), LIBRARY),
+    "cli": LIBRARY | VERBS,
+    "__main__": {"cli"},
+}
+
+
+def imported(source: str) -> set[str]:
+    """The package's own modules that a source file imports, at the top or inside a function."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = "dheads" + (f".{node.module}" if node.module else "") if node.level else node.module or ""
+            names += [f"{origin}.{alias.name}" for alias in node.names]
+    own = (name.split(".")[1] for name in names if name.startswith("dheads."))
+    return {module for module in own if module in MAY_IMPORT}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "dheads").rglob("*.py")), ids=lambda path: path.stem)
+def test_imports_point_down(path: Path) -> None:
+    assert path.stem in MAY_IMPORT, f"{path.name} has no place in the table of layers"
+    too_high = imported(path.read_text(encoding="utf-8")) - MAY_IMPORT[path.stem]
+    assert not too_high, f"{path.name} may not import {', '.join(sorted(too_high))}"
+
+
+def test_the_table_itself_points_down() -> None:
+    modules = list(MAY_IMPORT)
+    for level, module in enumerate(modules):
+        assert MAY_IMPORT[module] <= set(modules[:level]), module
+
+
+def test_the_parser_sees_every_form_of_import() -> None:
+    source = (
+        "import dheads, dheads.cli\nfrom . import train\nfrom .data import x\ndef f():\n    from dheads import sample\n"
+    )
+    assert imported(source + "import torch\nfrom dheads.errors import y") == {
+        "cli",
+        "train",
+        "data",
+        "sample",
+        "errors",
+    }
