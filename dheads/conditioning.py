@@ -63,7 +63,7 @@ def mouth_mask(alignment: AlignmentConfig, size: int) -> Tensor:
     """(1, 1, H, W) in [0, 1]: an ellipse around the mean face's mouth and chin, with a soft edge."""
     d = alignment.eye_distance
     x, y = torch.meshgrid((torch.arange(size) + 0.5) / size, (torch.arange(size) + 0.5) / size, indexing="xy")
-    centre_y, radius_x, radius_y, edge = alignment.eye_y + 1.37 * d, 0.82 * d, 0.72 * d, 0.16
+    centre_y, radius_x, radius_y, edge = alignment.eye_y + 1.28 * d, 0.72 * d, 0.60 * d, 0.2
     radius = torch.hypot((x - 0.5) / radius_x, (y - centre_y) / radius_y)  # 1 on the ellipse
     return ((1 + edge / 2 - radius) / edge).clamp(0, 1)[None, None]
 
@@ -88,15 +88,15 @@ class MotionBuffer:
 
     def __init__(self, identity: Tensor, count: int) -> None:
         """identity (B, 3, H, W)."""
-        self._frames = [identity] * count
+        self._frames = identity[:, None].repeat(1, count, 1, 1, 1)  # (B, M, 3, H, W)
 
     def push(self, frame: Tensor) -> None:
         """Take the finished frame in, (B, 3, H, W), and forget the oldest."""
-        self._frames = [*self._frames, frame][1:] if self._frames else []
+        self._frames = torch.cat([self._frames, frame[:, None]], dim=1)[:, 1:]
 
     def stacked(self) -> Tensor:
         """(B, M, 3, H, W), oldest first."""
-        return torch.stack(self._frames, dim=1)
+        return self._frames
 
 
 def grayscale(frames: Tensor) -> Tensor:

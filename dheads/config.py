@@ -7,6 +7,7 @@ import difflib
 import types
 import typing
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dheads.errors import DheadsError
 
@@ -39,7 +40,7 @@ class DiffusionConfig:
     num_steps: int = 1000
     cosine_s: float = 0.008
     beta_max: float = 0.999
-    prediction: str = "eps"  # eps or v
+    prediction: Literal["eps", "v", "x_0"] = "eps"  # the paper predicts eps
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,15 @@ class AlignmentConfig:
     eye_distance: float = 0.27  # between the eyes' centres
     eye_y: float = 0.40  # height of the eyes below the top edge
     smooth_frames: float = 2.0  # sigma of the Gaussian that smooths landmarks over time, in frames
-    landmarks: str = "mesh"  # mesh (packaged) or fan (face-alignment, the paper)
+    landmarks: Literal["mesh", "fan"] = "mesh"  # packaged, or face-alignment, the paper's
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How to generate unless told otherwise. The defaults are the released demo's."""
+
+    steps: int = 100
+    solver: Literal["ddpm", "ddim", "dpm++2m"] = "ddpm"
 
 
 @dataclass(frozen=True)
@@ -77,12 +86,13 @@ class TrainingConfig:
     learning_rate: float = 5e-5
     weight_decay: float = 0.0
     warmup_steps: int = 0
-    lr_schedule: str = "paper"  # paper: times 0.8 every 1/18 of the steps; cooldown: constant, then linear to 0
+    # paper: times 0.8 every 1/18 of the steps; cooldown: constant, then linear towards 0
+    lr_schedule: Literal["paper", "cooldown"] = "paper"
     grad_clip: float = 1.0
     ema_decay: float = 0.9999
     lambda_vlb: float = 1e-4
     lambda_lip: float = 0.2
-    precision: str = "fp32"  # fp32 or bf16
+    precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     log_every: int = 100
     checkpoint_every: int = 5_000
@@ -105,7 +115,17 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        """Raises DheadsError where the parts do not fit together."""
+        coarsest = self.model.patch_size * 2 ** (len(self.model.channel_mult) - 1)
+        if self.model.image_size % coarsest:
+            raise DheadsError(
+                f"configuration: model.image_size is {self.model.image_size}, but must be a multiple of {coarsest} "
+                "(patch_size times 2 for every level of channel_mult after the first)"
+            )
 
 
 def to_dict(config: Config) -> dict[str, typing.Any]:
@@ -152,6 +172,10 @@ def _build(cls: type, values: typing.Any, path: str) -> typing.Any:
 def _scalar(kind: typing.Any, value: typing.Any, name: str) -> typing.Any:
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_scalar(typing.get_args(kind)[0], item, name) for item in value)
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise DheadsError(f"configuration: {name} is {value!r}, but must be one of {typing.get_args(kind)}")
+        return value
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if float in allowed and type(value) is int:
         return float(value)
@@ -184,19 +208,20 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "learned_variance": False,
             "copy_gates": True,
         },
-        "diffusion": {"prediction": "v"},
+        "diffusion": {"prediction": "x_0"},
         "conditioning": {"motion_noise": 0.25, "hide_motion_mouth": True, "lip_dims": 3},
         "alignment": {"eye_distance": 0.30, "eye_y": 0.38},
+        "sampling": {"steps": 8, "solver": "dpm++2m"},
         "training": {
-            "steps": 10_000,
+            "steps": 7_400,
             "batch_size": 16,
-            "learning_rate": 4e-4,
+            "learning_rate": 5e-4,
             "weight_decay": 0.01,
             "warmup_steps": 200,
             "lr_schedule": "cooldown",
             "ema_decay": 0.999,
             "lambda_vlb": 0.0,
-            "lambda_lip": 0.5,
+            "lambda_lip": 1.0,
             "precision": "bf16",
             "snr_clip": 5.0,
             "augment": True,
@@ -223,6 +248,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
         },
         "diffusion": {"prediction": "v"},
         "conditioning": {"motion_noise": 0.3, "lip_dims": 3, "hide_motion_mouth": True},
+        "sampling": {"steps": 4, "solver": "dpm++2m"},
         "training": {
             "steps": 40,
             "batch_size": 4,

@@ -29,8 +29,7 @@ from dheads.faces import (
     mouth_opening,
     warp,
 )
-from dheads.prepare import VIDEOS
-from dheads.video import read_frames
+from dheads.video import VIDEOS, read_frames
 
 MAX_MISSING = 0.2  # share of the frames in which the face may be lost
 _ALIGNMENT = AlignmentConfig()
@@ -50,8 +49,9 @@ class Report:
 def evaluate(generated: Path, reference: Path, *, size: int | None = None, progress: bool = True) -> Report:
     """Compare videos with the real ones: two files, or two folders whose videos have the same names.
 
-    `size`: the side in px at which the generated pictures were made, where they were enlarged afterwards; sharpness is
-    compared at that scale. A video that cannot be measured is listed in `failed`.
+    Pictures are compared at the scale of the generated ones. Where these were enlarged after they were made, `size` is
+    the side in px before that (going there and back still costs a fifth of the sharpness). A video that cannot be
+    measured is listed in `failed`.
     Raises DheadsError when there is nothing to compare, or nothing could be.
     """
     pairs, failed = find_pairs(generated, reference)
@@ -129,9 +129,13 @@ def watch(read: Callable[[], Iterable[np.ndarray]], backend: LandmarkBackend) ->
 
 
 def compare(generated: Footage, reference: Footage, size: int | None = None) -> dict[str, float]:
-    """All measures of a generated video; those of the real one, where they mean something alone, begin with `true_`."""
-    # The scale of the generated face for both, so that neither gains by being larger.
-    scale = generated.eye_distance * (1 if size is None else size / generated.side)
+    """All measures of a generated video; those of the real one, where they mean something alone, begin with `true_`.
+
+    size: as in `evaluate`.
+    """
+    if size is not None:
+        generated = resized(generated, size)
+    scale = generated.eye_distance  # for both, so that neither gains by being larger
     identity = _found(face_shapes(reference.landmarks))[0]
     ours, real = describe(generated, identity, scale), describe(reference, identity, scale)
     opening, true_opening = mouth_opening(generated.landmarks), mouth_opening(reference.landmarks)
@@ -176,6 +180,18 @@ def aligned(video: Footage, scale: float) -> tuple[np.ndarray, np.ndarray]:
             crops.append(warp(frame, matrix, size))
             points.append(apply_transform(matrix, row))
     return np.stack(crops), np.stack(points)
+
+
+def resized(video: Footage, side: int) -> Footage:
+    """The video with a longer side of `side` px, averaged over areas."""
+    factor = side / video.side
+
+    def frames() -> Iterator[np.ndarray]:
+        for frame in video.read():
+            yield cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+
+    # Lengths count from the picture's edge, points from the centre of its first pixel.
+    return Footage(frames, (video.landmarks + 0.5) * factor - 0.5, video.eye_distance * factor, side)
 
 
 def _found(rows: np.ndarray) -> np.ndarray:

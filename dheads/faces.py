@@ -6,7 +6,11 @@ Points are in pixels with (0, 0) at the centre of the top left pixel, as cv2.war
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import itertools
 import math
+import pickle
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -23,8 +27,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dheads.config import AlignmentConfig
 from dheads.errors import DheadsError
 
+PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})  # file endings
 PHOTO_SIDE_PX = 4096  # a longer photo is reduced to this
 PHOTO_LIMIT_PX = 400_000_000
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # EPS would run a program
 MIN_FACE_PX = 32
 
 EYES = np.arange(36, 42), np.arange(42, 48)
@@ -57,8 +63,9 @@ def load_photo(path: Path) -> np.ndarray:
     try:
         Image.MAX_IMAGE_PIXELS = PHOTO_LIMIT_PX
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd tags
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as photo:
+            with Image.open(path, formats=PHOTO_FORMATS) as photo:
                 photo.draft(None, (PHOTO_SIDE_PX, PHOTO_SIDE_PX))
                 photo = _to_rgb(ImageOps.exif_transpose(photo))
     except FileNotFoundError:
@@ -183,8 +190,7 @@ class MeshBackend(LandmarkBackend):
     def _look(self, image: np.ndarray, search: tuple[float, ...]) -> list[Face]:
         """The faces of the first stage of the search that shows any."""
         for share in search:
-            views = _views(image.shape[0], image.shape[1], share)
-            rois = [roi for view in views for roi in self._find(image, view)]
+            rois = [roi for view in _views(*image.shape[:2], share) for roi in self._find(image, view)]
             faces = [face for roi in rois if (face := self._settle(image, roi)).score >= self.MIN_SCORE]
             if faces:
                 return sorted(_distinct(faces), key=_area, reverse=True)
@@ -250,32 +256,46 @@ class FanBackend(LandmarkBackend):
     def __init__(self, device: str = "cpu") -> None:
         try:
             import face_alignment
+            import torch
         except ImportError:
             raise DheadsError("the landmark detector fan needs a package: pip install face-alignment") from None
         try:
-            self._net = face_alignment.FaceAlignment(
-                face_alignment.LandmarksType.TWO_D, device=device, compile=False
-            )
-        except OSError as error:
+            self._net = face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=device, compile=False)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise DheadsError(
-                f"the weights of the landmark detector fan cannot be fetched from www.adrianbulat.com ({error}); "
-                "go online, or put 2DFAN4-11f355bf06.pth.tar and s3fd-619a316812.pth into torch.hub's checkpoints folder"
+                f"the landmark detector fan cannot load its weights ({error}); go online to www.adrianbulat.com, "
+                f"or put 2DFAN4-11f355bf06.pth.tar and s3fd-619a316812.pth into {torch.hub.get_dir()}/checkpoints"
             ) from None
 
     def detect(self, image: np.ndarray) -> list[Face]:
+        if faces := self._detect(image):
+            return faces
+        (whole,) = _views(*image.shape[:2], 1.5)
+        for degrees in (-40, 40):  # S3FD and FAN know faces near to upright
+            matrix = dataclasses.replace(whole, angle=math.radians(degrees)).matrix(size := round(whole.side))
+            if faces := self._detect(warp(image, matrix, size)):
+                return [_moved(face, invert_transform(matrix)) for face in faces]
+        return []
+
+    def _detect(self, image: np.ndarray) -> list[Face]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No faces were detected")
             points, _, boxes = self._net.get_landmarks_from_image(image, return_bboxes=True)
+        if not points:
+            return []
         faces = [
             Face(np.asarray(p, np.float32)[:, :2], float(b[4]), tuple(float(v) for v in b[:4]))
-            for p, b in zip(points or [], boxes if points else [], strict=True)
+            for p, b in zip(points, boxes, strict=True)
         ]
         return sorted(faces, key=_area, reverse=True)
 
 
+def _asset(name: str) -> bytes:
+    return resources.files("dheads").joinpath("assets", name).read_bytes()
+
+
 def _load_net(name: str) -> Any:
-    data = resources.files("dheads").joinpath("assets", name).read_bytes()
-    return cv2.dnn.readNetFromTFLite(np.frombuffer(data, np.uint8))
+    return cv2.dnn.readNetFromTFLite(np.frombuffer(_asset(name), np.uint8))
 
 
 @cache
@@ -304,8 +324,8 @@ def _views(height: int, width: int, share: float) -> list[_View]:
 
 
 def _steps(length: int, side: float) -> np.ndarray:
-    """The squares' centres along one side of the picture. What lies across two is small enough to be inside one."""
-    count = 1 + max(0, math.ceil((length - side) / (0.65 * side)))
+    """The squares' centres along one side. Neighbours share half, so that a head cut by one is whole in the next."""
+    count = 1 + max(0, math.ceil((length - side) / (0.5 * side)))
     margin = min(side, length) / 2
     return np.linspace(margin, length - margin, count) - 0.5
 
@@ -320,10 +340,17 @@ def _area(face: Face) -> float:
     return (x1 - x0) * (y1 - y0)
 
 
+def _moved(face: Face, matrix: np.ndarray) -> Face:
+    """A face through a transform; its box becomes the landmarks' own."""
+    landmarks = apply_transform(matrix, face.landmarks).astype(np.float32)
+    box = (*landmarks.min(axis=0).tolist(), *landmarks.max(axis=0).tolist())
+    return Face(landmarks, face.score, box)
+
+
 def _same_place(face: Face, last: Face) -> bool:
     """Near enough to be the same person some frames later: less than a face away, of like size."""
-    width, last_width = math.sqrt(_area(face)), math.sqrt(_area(last))
-    return 0.5 < width / last_width < 2 and math.dist(_centre(face), _centre(last)) < last_width
+    side, last_side = math.sqrt(_area(face)), math.sqrt(_area(last))
+    return 0.5 < side / last_side < 2 and math.dist(_centre(face), _centre(last)) < last_side
 
 
 def _distinct(faces: list[Face]) -> list[Face]:
@@ -340,8 +367,7 @@ def _distinct(faces: list[Face]) -> list[Face]:
 
 @cache
 def _unit_mean_face() -> np.ndarray:
-    with resources.files("dheads").joinpath("assets", "mean_face.npy").open("rb") as file:
-        return np.load(file)
+    return np.load(io.BytesIO(_asset("mean_face.npy")))
 
 
 def mean_face(alignment: AlignmentConfig, size: int) -> np.ndarray:
@@ -370,25 +396,22 @@ def _smooth(landmarks: np.ndarray, sigma: float) -> np.ndarray:
     """A Gaussian over time, in frames. It passes over NaN rows, which stay NaN; at the ends it is renormalised."""
     if sigma <= 0 or len(landmarks) < 2:
         return landmarks
-    seen = np.isfinite(landmarks).all(axis=(1, 2))
-    radius = math.ceil(4 * sigma)
-    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    values = np.where(seen[:, None, None], landmarks, 0).reshape(len(landmarks), -1)
-    values = np.column_stack([values, seen])  # the last column sums the weights
-    sums = np.apply_along_axis(lambda column: np.convolve(column, kernel)[radius:-radius], 0, values)
-    smoothed = np.full(landmarks.shape, np.nan)
-    smoothed[seen] = (sums[seen, :-1] / sums[seen, -1:]).reshape(-1, *landmarks.shape[1:])
-    return smoothed
+    seen = np.isfinite(landmarks).all(axis=(1, 2))[:, None]
+    rows = np.column_stack([np.where(seen, landmarks.reshape(len(landmarks), -1), 0), seen])  # last: the weights
+    window = (1, 2 * math.ceil(4 * sigma) + 1)
+    sums = cv2.GaussianBlur(rows, window, sigmaX=sigma, sigmaY=sigma, borderType=cv2.BORDER_CONSTANT)
+    smoothed = np.full_like(sums[:, :-1], np.nan)
+    return np.divide(sums[:, :-1], sums[:, -1:], out=smoothed, where=seen).reshape(landmarks.shape)
 
 
 def fill_gaps(landmarks: np.ndarray, max_gap: int) -> np.ndarray:
-    """Landmarks (F, 68, 2) with gaps of at most `max_gap` NaN rows filled: linearly inside, by the nearest at the ends."""
+    """Landmarks (F, 68, 2) with gaps of up to `max_gap` NaN rows filled: linearly, at the ends by the nearest row."""
     seen = np.flatnonzero(np.isfinite(landmarks).all(axis=(1, 2)))
     filled = landmarks.copy()
     if len(seen) == 0:
         return filled
     edges = [-1, *seen, len(landmarks)]
-    for before, after in zip(edges[:-1], edges[1:], strict=True):
+    for before, after in itertools.pairwise(edges):
         if not 0 < after - before - 1 <= max_gap:
             continue
         first = landmarks[max(before, seen[0])]
@@ -428,13 +451,13 @@ def _resample(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], bord
         scale *= factor
     if scale < 1:
         # The blur that a unit pixel lacks to be a pixel of the shrunken picture.
-        image = cv2.GaussianBlur(image, (0, 0), 0.5 * math.sqrt(1 / scale**2 - 1) + 1e-3, borderType=cv2.BORDER_REPLICATE)
+        image = cv2.GaussianBlur(
+            image, (0, 0), 0.5 * math.sqrt(1 / scale**2 - 1) + 1e-3, borderType=cv2.BORDER_REPLICATE
+        )
     return cv2.warpAffine(image, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border)
 
 
-def _reduce(
-    image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], factor: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _reduce(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], factor: int) -> tuple[np.ndarray, np.ndarray]:
     """The part of the picture that a crop of that size shows, reduced by a whole factor, and its transform."""
     height, width = image.shape[:2]
     corners = apply_transform(invert_transform(matrix), np.array([(0, 0), (size[0], 0), (0, size[1]), size], float))

@@ -18,7 +18,7 @@ from dheads.lips import LipPredictor
 class Output:
     """What the network says about x_t."""
 
-    prediction: Tensor  # (B, 3, H, W) eps or v
+    prediction: Tensor  # (B, 3, H, W) eps, v or x_0
     var_frac: Tensor | None  # (B, 3, H, W), -1 .. 1: posterior variance .. beta
     gates: Tensor | None  # (B, 2, H, W) logits of copying the last motion frame and the identity
 

@@ -26,6 +26,7 @@ from dheads.config import FPS, SAMPLE_RATE, Config
 from dheads.data import CLIP_COLUMNS, Clip, dataset_info
 from dheads.errors import DheadsError
 from dheads.faces import (
+    PHOTOS,
     LandmarkBackend,
     align_transforms,
     apply_transform,
@@ -39,10 +40,8 @@ from dheads.faces import (
     mouth_width,
     warp,
 )
-from dheads.video import read_frames, write_clip
+from dheads.video import VIDEOS, read_frames, write_clip
 
-VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".m4v"})
-PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _MAX_GAP = 5  # frames without a face that are filled in from their neighbours
 _MAX_SKEW_SECONDS = 0.25  # between the lengths of picture and sound
 _SAMPLES_A_FRAME = SAMPLE_RATE // FPS
@@ -74,8 +73,9 @@ def prepare(
     """Prepare every video and photo below `raw` into `out`, in the format of dheads.data.
 
     Clips that are there already are kept, so that a broken-off run goes on where it stopped. A file that cannot be
-    used is listed in failed.csv with its reason. `split_file`: a CSV with the columns clip, speaker and split (clip: the path
-    below `raw`); without it the speaker is the first folder level and splits are by speaker. `workers` 0: one a core.
+    used is listed in failed.csv with its reason. `split_file`: a CSV with the columns clip, speaker and split (clip:
+    the path below `raw`); without it the speaker is the first folder level and splits are by speaker. `workers` 0: one
+    a core.
 
     Raises DheadsError when nothing can be prepared at all.
     """

@@ -56,17 +56,16 @@ def sample(
     if not output.parent.is_dir():
         raise DheadsError(f"{output}: the folder {output.parent} does not exist; create it or choose another")
     place = resolve_device(device)
-    unet, config, info = load_model(weights, place)
+    unet, config, _ = load_model(weights, place)
     photo, notes = aligned_photo(face, config)
     waveform = load_waveform(audio)
     speech = load_speech_encoder(config.conditioning.speech_encoder, place).encode(waveform).cpu()
-    recommended = info.get("sampling", {})
     frames = generate(
         Denoiser(unet),
         photo,
         speech,
-        steps=steps or recommended.get("steps", 100),
-        solver=solver or recommended.get("solver", "ddpm"),
+        steps=steps or config.sampling.steps,
+        solver=solver or config.sampling.solver,
         seed=seed,
     )
     bar = tqdm(frames, total=len(speech), desc="sample", unit="frame", disable=not progress)

@@ -42,7 +42,8 @@ def train(
     """Train on a prepared dataset; returns the path of the EMA weights, `run`/weights.safetensors.
 
     `run` also gets config.json, metrics.jsonl, sample videos, and state.pt, from which a killed run goes on exactly
-    where it was. `init`: a checkpoint whose weights to start from. `info` (licence, data sources, ...) goes into the weights.
+    where it was. `init`: a checkpoint whose weights to start from. `info` (licence, data sources, ...) goes into the
+    weights.
 
     Raises DheadsError when the data does not fit the configuration, or `run` holds another configuration's state.
     """
@@ -192,8 +193,8 @@ def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int) -
     denoised, output = denoiser(x_t, t, condition)
     if training.snr_clip is None:
         # The paper: squared errors of the network's output.
-        target = eps if config.diffusion.prediction == "eps" else v_target(schedule, x_0, eps, t)
-        error = (output.prediction - target).square()
+        targets = {"eps": eps, "v": v_target(schedule, x_0, eps, t), "x_0": x_0}
+        error = (output.prediction - targets[config.diffusion.prediction]).square()
     else:
         weight = losses.snr_weight(schedule, t, training.snr_clip)[:, None, None, None]
         error = weight * (denoised.x_0 - x_0).square()
@@ -246,7 +247,7 @@ def _sample_video(path: Path, denoiser: Denoiser, dataset: Dataset, clips: list[
     clip = next((clip for clip in clips if clip.frames > 1), clips[0])
     truth = dataset.frames(clip)[:_SAMPLE_FRAMES]
     speech = dataset.labels(clip)["speech"][:_SAMPLE_FRAMES]
-    frames = generate(denoiser, truth[0], speech, steps=8, solver="dpm++2m", seed=0)
+    frames = generate(denoiser, truth[0], speech, steps=config.sampling.steps, solver=config.sampling.solver)
     pairs = (np.concatenate([ours, real], axis=1) for ours, real in zip(frames, truth, strict=True))
     write_video(path, pairs, dataset.root / "clips" / f"{clip.clip}.mp4")
 

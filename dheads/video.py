@@ -20,6 +20,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
 
+VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".m4v"})  # file endings
 # Sound that is copied as it is: MP4 holds these, and browsers or their systems play them.
 COPIED_CODECS = frozenset({"aac", "mp3", "alac", "flac", "opus"})
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)

@@ -9,6 +9,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# The networks of the tests are so small that more threads would only wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -27,6 +27,7 @@ from dheads.evaluate import (
     find_pairs,
     landmark_drift,
     mean_values,
+    resized,
     shape_distance,
     sharpness,
     spread,
@@ -215,13 +216,13 @@ def test_noise_raises_sharpness(truth: Footage) -> None:
 def test_enlarging_is_not_sharpness(truth: Footage) -> None:
     """Frames made at half the size are as sharp as the truth at that size, however large the video."""
     side = truth.side
-    halves = [cv2.resize(frame, (side // 2, side // 2), interpolation=cv2.INTER_AREA) for frame in truth.read()]
-    enlarged = [cv2.resize(frame, (side, side), interpolation=cv2.INTER_CUBIC) for frame in halves]
-    half = Footage(lambda: halves, (truth.landmarks - 0.5) / 2, truth.eye_distance / 2, side // 2)
+    half = resized(truth, side // 2)
+    assert eye_distance(half.landmarks).max() == pytest.approx(eye_distance(truth.landmarks).max() / 2)
+    enlarged = [cv2.resize(frame, (side, side), interpolation=cv2.INTER_LANCZOS4) for frame in half.read()]
     large = Footage(lambda: enlarged, truth.landmarks, truth.eye_distance, side)
-    assert compare(half, truth)["mouth_sharpness"] == pytest.approx(1, abs=0.25)
+    assert compare(half, truth)["mouth_sharpness"] == pytest.approx(1, abs=0.2)
     assert compare(large, truth)["mouth_sharpness"] < 0.5
-    assert compare(large, truth, side // 2)["mouth_sharpness"] == pytest.approx(1, abs=0.25)
+    assert compare(large, truth, side // 2)["mouth_sharpness"] == pytest.approx(0.8, abs=0.1)
 
 
 def test_a_growing_tint_is_colour_drift(truth: Footage) -> None:
@@ -253,7 +254,6 @@ def test_a_late_mouth_is_found(report: Report) -> None:
     late = _row(report, "late")
     assert late["mouth_offset_frames"] == LATE
     assert late["mouth_correlation"] < 0.95
-    assert late["mouth_range_ratio"] == pytest.approx(1, abs=0.25)
 
 
 def test_a_frozen_mouth_is_found(report: Report) -> None:
@@ -296,7 +296,7 @@ def test_nothing_to_compare(folders: tuple[Path, Path], tmp_path: Path) -> None:
         evaluate(tmp_path, reference, progress=False)
     with pytest.raises(DheadsError, match="is no folder"):
         evaluate(generated, tmp_path / "absent", progress=False)
-    with pytest.raises(DheadsError, match="could be measured: .*no face in 3 of 3 frames"):
+    with pytest.raises(DheadsError, match=r"could be measured: .*no face in 3 of 3 frames"):
         evaluate(generated / "faceless.mp4", reference / "faceless.mp4", progress=False)
 
 

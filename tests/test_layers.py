@@ -28,8 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "faces": BASE,
     "video": BASE,
     "weights": BASE | {"model"},
-    "data": BASE | {"conditioning", "augment", "lips"},
+    "data": BASE | {"conditioning", "augment", "lips", "video"},
     **dict.fromkeys(sorted(VERBS), LIBRARY),
+    "train": LIBRARY | {"sample"},  # its sample videos
     "cli": LIBRARY | VERBS,
     "__main__": {"cli"},
 }

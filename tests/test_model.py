@@ -1,0 +1,223 @@
+"""The network's parts against formulas written out by hand, its sizes and its shapes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dheads.conditioning import Condition, build
+from dheads.config import Config, override, preset
+from dheads.model import AttentionBlock, Output, ResBlock, UNet, scale_shift, timestep_embedding
+
+TINY = preset("tiny")
+
+
+def condition(config: Config, batch: int = 2) -> Condition:
+    told, size = config.conditioning, config.model.image_size
+    lips = torch.randn(batch, 2 * told.lip_context + 1, told.lip_dims) if told.lip_dims else None
+    return build(
+        config,
+        torch.randn(batch, 3, size, size),
+        torch.randn(batch, told.motion_frames, 3, size, size),
+        torch.randn(batch, 2 * told.audio_context + 1, told.speech_dim),
+        lips,
+    )
+
+
+def randomise(module: nn.Module) -> None:
+    """Zero-initialised layers would hide what comes before them."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1)
+
+
+def forward(unet: UNet, batch: int = 2) -> Output:
+    size = unet.config.model.image_size
+    with torch.no_grad():
+        return unet(torch.randn(batch, 3, size, size), torch.arange(batch) * 400, condition(unet.config, batch))
+
+
+def parameters(config: Config) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in UNet(config).parameters())
+
+
+# --- Sizes and shapes
+
+
+def test_number_of_parameters() -> None:
+    """The paper's network has 204 M; gray motion frames save four input channels of the first convolution."""
+    assert parameters(preset("crema")) == pytest.approx(204e6, rel=0.01)
+    assert parameters(preset("crema")) - parameters(preset("lrw")) == 4 * 256 * 9
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "has_variance", "has_gates"),
+    [
+        ("tiny", {}, False, True),
+        ("tiny", {"learned_variance": True, "copy_gates": False}, True, False),
+        ("tiny", {"learned_variance": True}, True, True),
+        ("tiny", {"num_res_blocks": 2, "channel_mult": [1, 2, 2], "attn_resolutions": [16]}, False, True),
+        ("small", {}, False, True),
+    ],
+)
+def test_shapes(name: str, changes: dict[str, object], has_variance: bool, has_gates: bool) -> None:
+    config = override(preset(name), {"model": changes})
+    size = config.model.image_size
+    output = forward(UNet(config).eval())
+    assert output.prediction.shape == (2, 3, size, size)
+    assert (output.var_frac.shape == (2, 3, size, size)) if has_variance else output.var_frac is None
+    assert (output.gates.shape == (2, 2, size, size)) if has_gates else output.gates is None
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_patches_keep_the_shapes(patch: int) -> None:
+    """A patch of n x n px becomes n^2 channels: the network works at 1/n of the side, and gives back whole pictures."""
+    unet = UNet(override(TINY, {"model": {"patch_size": patch}})).eval()
+    assert unet.stem.in_channels == 12 * patch**2
+    sides: list[int] = []
+    unet.stem.register_forward_hook(lambda module, given, h: sides.append(h.shape[-1]))
+    output = forward(unet)
+    assert sides == [32 // patch]
+    assert output.prediction.shape == (2, 3, 32, 32)
+    assert output.gates.shape == (2, 2, 32, 32)
+
+
+def test_a_new_network_says_zero() -> None:
+    output = forward(UNet(override(TINY, {"model": {"learned_variance": True}})))
+    for tensor in (output.prediction, output.var_frac, output.gates):
+        assert torch.equal(tensor, torch.zeros_like(tensor))
+
+
+def test_extras_are_there_only_when_asked_for() -> None:
+    plain = {"motion_noise": 0.0, "lip_dims": 0, "hide_motion_mouth": False}
+    unet = UNet(override(TINY, {"model": {"copy_gates": False}, "conditioning": plain}))
+    assert unet.lips is unet.lip_embed is unet.noise_embed is None
+    assert unet.out_conv.out_channels == 3
+    unet = UNet(TINY)
+    assert None not in (unet.lips, unet.lip_embed, unet.noise_embed)
+    assert unet.out_conv.out_channels == 3 + 2
+    with torch.device("meta"):
+        paper = UNet(preset("crema"))
+    assert paper.lips is paper.lip_embed is paper.noise_embed is None
+    assert paper.out_conv.out_channels == 6
+    assert [layer.attn is not None for layer in (*paper.down, *paper.middle, *paper.up)].count(True) == 1
+
+
+# --- Parts
+
+
+@pytest.mark.parametrize("max_period", [10_000.0, 10.0])
+def test_timestep_embedding(max_period: float) -> None:
+    """cos and sin of t P^(-i / (C/2)); the released network's frequencies span 1 .. 0.1 only."""
+    embedding = timestep_embedding(torch.tensor([0, 7, 999]), 8, max_period)
+    for row, t in zip(embedding.tolist(), (0, 7, 999), strict=True):
+        angles = [t * max_period ** (-i / 4) for i in range(4)]
+        assert row == pytest.approx([*map(math.cos, angles), *map(math.sin, angles)], abs=2e-4)
+
+
+def test_scale_shift() -> None:
+    h, affine = torch.randn(2, 3, 4, 4), torch.randn(2, 6)
+    for b in range(2):
+        for c in range(3):
+            torch.testing.assert_close(scale_shift(h, affine)[b, c], h[b, c] * (1 + affine[b, c]) + affine[b, 3 + c])
+
+
+def shrink(x: Tensor) -> Tensor:
+    return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+
+
+def grow(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.mark.parametrize(("resample", "resized"), [(None, lambda x: x), ("down", shrink), ("up", grow)])
+@pytest.mark.parametrize("outputs", [32, 64])
+def test_residual_block(resample: str | None, resized: object, outputs: int) -> None:
+    """h' = y_s (t_s GN(h) + t_b) + y_b with 1 + scale for both, on the branch; time first, then audio."""
+    block = ResBlock(32, outputs, 16, 0.5, resample).eval()
+    randomise(block)
+    x, time_emb, audio_emb = torch.randn(2, 32, 8, 8), torch.randn(2, 16), torch.randn(2, 16)
+
+    def norm(x: Tensor, module: nn.GroupNorm) -> Tensor:
+        grouped = x.unflatten(1, (32, -1))
+        mean = grouped.mean((2, 3, 4), keepdim=True)
+        var = grouped.var((2, 3, 4), correction=0, keepdim=True)
+        flat = ((grouped - mean) / (var + 1e-5).sqrt()).flatten(1, 2)
+        return flat * module.weight[:, None, None] + module.bias[:, None, None]
+
+    def affine(emb: Tensor, module: nn.Linear) -> list[Tensor]:
+        return list((emb @ module.weight.T + module.bias)[:, :, None, None].split(outputs, 1))
+
+    h = F.conv2d(resized(F.silu(norm(x, block.in_norm))), block.in_conv.weight, block.in_conv.bias, padding=1)
+    t_s, t_b = affine(time_emb, block.time_affine)
+    y_s, y_b = affine(audio_emb, block.audio_affine)
+    h = (1 + y_s) * ((1 + t_s) * norm(h, block.out_norm) + t_b) + y_b
+    h = F.conv2d(F.silu(h), block.out_conv.weight, block.out_conv.bias, padding=1)
+    skip = resized(x)
+    if outputs != 32:
+        skip = torch.einsum("oi,bihw->bohw", block.skip.weight[:, :, 0, 0], skip) + block.skip.bias[:, None, None]
+    torch.testing.assert_close(block(x, time_emb, audio_emb), skip + h, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_is_softmax_of_scaled_products() -> None:
+    block = AttentionBlock(32, 8)  # 4 heads of 8 channels
+    randomise(block)
+    x = torch.randn(2, 32, 3, 3)
+    flat = F.group_norm(x, 32, block.norm.weight, block.norm.bias).flatten(2)
+    heads = []
+    qkv = torch.einsum("oi,bil->bol", block.qkv.weight[:, :, 0], flat) + block.qkv.bias[:, None]
+    for head in range(4):
+        q, k, v = qkv[:, 24 * head : 24 * (head + 1)].split(8, dim=1)  # each head's q, k, v lie side by side
+        weights = torch.softmax(torch.einsum("bcq,bck->bqk", q, k) / math.sqrt(8), dim=2)
+        heads.append(torch.einsum("bqk,bck->bcq", weights, v))
+    projected = torch.einsum("oi,bil->bol", block.proj.weight[:, :, 0], torch.cat(heads, 1)) + block.proj.bias[:, None]
+    torch.testing.assert_close(block(x), x + projected.view_as(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_residual_branch_is_the_identity() -> None:
+    x, emb = torch.randn(2, 32, 8, 8), torch.randn(2, 16)
+    assert torch.equal(ResBlock(32, 32, 16, 0.0)(x, emb, emb), x)
+    assert torch.equal(AttentionBlock(32, 8)(x), x)
+
+
+# --- The whole
+
+
+@pytest.fixture
+def unet() -> UNet:
+    """A network whose every layer does something."""
+    unet = UNet(override(TINY, {"model": {"dropout": 0.5}})).eval()
+    randomise(unet)
+    return unet
+
+
+def test_evaluation_is_deterministic_and_training_drops_out(unet: UNet) -> None:
+    given = torch.randn(1, 3, 32, 32), torch.tensor([500]), condition(TINY, 1)
+    with torch.no_grad():
+        assert torch.equal(unet(*given).prediction, unet(*given).prediction)
+        unet.train()
+        assert not torch.equal(unet(*given).prediction, unet(*given).prediction)
+
+
+def test_examples_do_not_see_each_other(unet: UNet) -> None:
+    x_t, t, told = torch.randn(2, 3, 32, 32), torch.tensor([10, 900]), condition(TINY)
+    alone = Condition(
+        told.identity[1:], told.motion_frames[1:], told.audio_window[1:], told.lip_window[1:], told.motion_noise[1:]
+    )
+    with torch.no_grad():
+        both, second = unet(x_t, t, told), unet(x_t[1:], t[1:], alone)
+    torch.testing.assert_close(both.prediction[1:], second.prediction, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("field", ["identity", "motion_frames", "audio_window", "lip_window", "motion_noise"])
+def test_the_network_hears_everything_it_is_told(unet: UNet, field: str) -> None:
+    x_t, t, told = torch.randn(2, 3, 32, 32), torch.tensor([10, 900]), condition(TINY)
+    other = Condition(**{**vars(told), field: getattr(told, field) + 0.2})
+    with torch.no_grad():
+        change = (unet(x_t, t, told).prediction - unet(x_t, t, other).prediction).abs().amax((1, 2, 3))
+        assert (change > 1e-4).all()
+        assert not torch.equal(unet(x_t, t, told).prediction, unet(x_t, t + 50, told).prediction)
