@@ -29,9 +29,8 @@ from dheads.data import Clip, Dataset
 from dheads.denoiser import Denoiser
 from dheads.errors import DheadsError
 from dheads.evaluate import Footage, compare, correlation, describe, mean_values, watch
-from dheads.faces import LandmarkBackend, load_backend
-from dheads.lips import centred
-from dheads.model import UNet
+from dheads.landmarks import LandmarkBackend, load_backend
+from dheads.lips import LipPredictor, centred
 from dheads.sample import generate, resolve_device
 from dheads.video import write_video
 from dheads.weights import load_model
@@ -104,17 +103,18 @@ def main(
     dataset = Dataset(data)
     dataset.check(config)
     takes = read_takes(dataset, split, limit, frames)
-    recommended = {"steps": 8, "solver": "dpm++2m"} | info.get("sampling", {})
-    talker = Talker(Denoiser(unet), steps or recommended["steps"], solver or recommended["solver"], seed)
+    recommended = config.sampling
+    talker = Talker(Denoiser(unet), steps or recommended.steps, solver or recommended.solver, seed)
     backend = load_backend("mesh")
 
     results, made = [], {}
     for index, take in enumerate(tqdm(takes, desc="clips", unit="clip")):
         variants = speak(talker, take, other_speech(takes, index))
         made[take.clip.clip] = variants["own"]
-        truth = watch(lambda take=take: take.truth, backend)
+        truth = watch(take.clip.clip, lambda take=take: take.truth, backend)
         result = {name: measure(video, truth, backend) for name, video in variants.items()}
-        result["heard"] = heard(unet, take)
+        if unet.lips is not None:
+            result["heard"] = heard(unet.lips, take)
         results.append({"clip": take.clip.clip, **result})
         if out:
             write_videos(out, take, variants)
@@ -129,10 +129,13 @@ def main(
         "seed": seed,
         "mean": {name: mean_values(row[name] for row in results) for name in results[0] if name != "clip"},
         "clips": results,
+        "lost": [f"{row['clip']}: {name}" for row in results for name, values in row.items() if values == {}],
         "drift_seconds": drift_seconds,
         "drift": drift,
     }
     print(table(results, report["mean"]))
+    if report["lost"]:
+        print("not in the means, as the face is lost:", ", ".join(report["lost"]))
     for row in drift:
         print(drift_line(row, drift_seconds))
     if out:
@@ -198,17 +201,15 @@ def speak(talker: Talker, take: Take, other: Tensor | None) -> dict[str, np.ndar
 def measure(video: np.ndarray, truth: Footage | None, backend: LandmarkBackend) -> dict[str, float]:
     """The measures of `dheads eval`; none where no face can be found."""
     try:
-        footage = watch(lambda: video, backend)
+        footage = watch("generated", lambda: video, backend)
     except DheadsError:
         return {}
     return describe(footage) if truth is None else compare(footage, truth)
 
 
-def heard(unet: UNet, take: Take) -> dict[str, float]:
+def heard(lips: LipPredictor, take: Take) -> dict[str, float]:
     """How well the lip code that is predicted from the sound follows the truth: what the network can know."""
-    if unet.lips is None:
-        return {}
-    predicted = unet.lips.predict(take.speech.to(unet.lips.mean.device)).cpu()
+    predicted = lips.predict(take.speech.to(lips.mean.device)).cpu()
     return {"mouth_correlation": correlation(predicted[:, 0].numpy(), take.lips[:, 0].numpy())}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
+from dheads.media import decoded, name_of, opened, start_seconds
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
 N_FFT, HOP = 400, 160  # Whisper's spectrogram: columns of 25 ms, every 10 ms
@@ -38,35 +38,15 @@ def load_waveform(source: Path | BinaryIO) -> torch.Tensor:
     that starts late is preceded by silence, and an encoder's priming samples are left out. Damaged packets are skipped.
     Raises DheadsError for a missing or unreadable file and for one without sound.
     """
-    with _opened(source) as container:
+    name = name_of(source, "the given sound")
+    with opened(source, name, "sound or video") as container:
         if not container.streams.audio:
-            raise DheadsError(f"{_name(source)} holds no sound stream; give a file with speech in it")
+            raise DheadsError(f"{name} holds no sound stream; give a file with speech in it")
         pieces = list(_resampled_runs(container))
     waveform = torch.cat(pieces) if pieces else torch.zeros(0)
     if len(waveform) == 0:
-        raise DheadsError(f"{_name(source)} holds no sound: its sound stream is empty or cannot be decoded")
+        raise DheadsError(f"{name} holds no sound: its sound stream is empty or cannot be decoded")
     return waveform.clamp_(-1, 1)
-
-
-@contextmanager
-def _opened(source: Path | BinaryIO) -> Iterator[av.container.InputContainer]:
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
-            if file.seekable():
-                file.seek(0)
-            # Nested addresses (playlists) are refused: a media file must not make us fetch another.
-            options = {"protocol_whitelist": "none"}
-            container = stack.enter_context(av.open(file, options=options, metadata_errors="replace"))
-        except av.FFmpegError as error:
-            raise DheadsError(f"{_name(source)} is not a sound or video file: {error.strerror}") from error
-        except OSError as error:
-            raise DheadsError(f"cannot read {_name(source)}: {error.strerror or error}") from error
-        yield container
-
-
-def _name(source: Path | BinaryIO) -> str:
-    return str(source) if isinstance(source, Path) else str(getattr(source, "name", "the given sound"))
 
 
 def _resampled_runs(container: av.container.InputContainer) -> Iterator[torch.Tensor]:
@@ -85,10 +65,10 @@ def _resampled_runs(container: av.container.InputContainer) -> Iterator[torch.Te
 
 def _chunks_in_step(container: av.container.InputContainer) -> Iterator[tuple[np.ndarray, int]]:
     """(samples (N,), rate) of each decoded frame; silence is put in and samples left out as time stamps demand."""
-    start = max(container.start_time or 0, 0) / av.time_base
+    start = start_seconds(container)
     position = 0.0  # seconds given out so far
     tolerance = 0.0  # the first frame is placed exactly, later ones only where time stamps really jump
-    for frame in _decoded_frames(container):
+    for frame in decoded(container, container.streams.audio[0]):
         if not _RATES_HZ[0] <= frame.rate <= _RATES_HZ[1]:
             raise DheadsError(f"{container.name} has {frame.rate} sound samples a second; resample it to 16000 Hz")
         samples = _mono(frame)
@@ -103,13 +83,6 @@ def _chunks_in_step(container: av.container.InputContainer) -> Iterator[tuple[np
             tolerance = 0.05
         if position > _MAX_SECONDS:
             raise DheadsError(f"{container.name} holds more than {_MAX_SECONDS // 3600} hours of sound; cut it")
-
-
-def _decoded_frames(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
-    with suppress(av.FFmpegError):  # a file cut short: keep what came before
-        for packet in container.demux(container.streams.audio[0]):
-            with suppress(av.FFmpegError):  # a damaged packet
-                yield from packet.decode()
 
 
 def _mono(frame: av.AudioFrame) -> np.ndarray:

@@ -17,6 +17,22 @@ def augment(frames: Tensor, mouth_box: Tensor, generator: torch.Generator) -> tu
     return frames.clamp(-1, 1), mouth_box
 
 
+def drift(frames: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    """What errors make of a network's own frames over time: contrast, tint, shading astray, too soft or too sharp.
+
+    frames (B, M, 3, H, W), the same for all M of an example; size 0 .. 1.
+    """
+    batch, count, _, height, width = frames.shape
+    strength = size * _uniform(batch, 0, 1, generator).square()[:, None, None, None]  # many hardly, some badly
+    gain = torch.exp(strength * _normal((batch, 1, 1, 1), 0.4, generator))
+    tint = _normal((batch, 3, 1, 1), 0.2, generator) + _normal((batch, 3, 6, 6), 0.3, generator)
+    shading = F.interpolate(tint, (height, width), mode="bilinear").repeat(1, count, 1, 1)
+    flat = frames.flatten(1, 2)  # (B, M 3, H, W)
+    soft = F.avg_pool2d(F.pad(flat, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    flat = torch.lerp(flat, soft, strength * _uniform(batch, -1.5, 1.5, generator)[:, None, None, None])
+    return (flat * gain + strength * shading).clamp(-1, 1).view_as(frames)
+
+
 def _normal(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> Tensor:
     return scale * torch.randn(shape, generator=generator)
 

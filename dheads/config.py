@@ -75,6 +75,8 @@ class SamplingConfig:
 
     steps: int = 100
     solver: Literal["ddpm", "ddim", "dpm++2m"] = "ddpm"
+    # Beyond the paper: noise on the network's own last frames, told as in training, so that errors do not pile up.
+    motion_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class TrainingConfig:
     snr_clip: float | None = None  # losses on x_0 with weight min(snr + 1, clip); None: plain, on eps or v
     augment: bool = False
     audio_dropout: float = 0.0
+    motion_drift: float = 0.0  # motion frames made as unlike the truth as a long video's own frames are; 0 .. 1
     lip_noise: float = 0.0  # noise on the lip code, in its standard deviations
     still_share: float = 0.0  # share of the draws given to clips of one frame
     speaker_cap: float = 1.0  # no speaker gets more than this share of the draws
@@ -121,7 +124,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raises DheadsError where the parts do not fit together."""
         coarsest = self.model.patch_size * 2 ** (len(self.model.channel_mult) - 1)
-        if self.model.image_size % coarsest:
+        if coarsest < 1 or self.model.image_size % coarsest:
             raise DheadsError(
                 f"configuration: model.image_size is {self.model.image_size}, but must be a multiple of {coarsest} "
                 "(patch_size times 2 for every level of channel_mult after the first)"
@@ -213,7 +216,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
         "alignment": {"eye_distance": 0.30, "eye_y": 0.38},
         "sampling": {"steps": 8, "solver": "dpm++2m"},
         "training": {
-            "steps": 7_400,
+            "steps": 5_600,
             "batch_size": 16,
             "learning_rate": 5e-4,
             "weight_decay": 0.01,
@@ -226,6 +229,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "snr_clip": 5.0,
             "augment": True,
             "audio_dropout": 0.1,
+            "motion_drift": 1.0,
             "lip_noise": 0.15,
             "still_share": 0.1,
             "speaker_cap": 0.25,
@@ -258,6 +262,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "snr_clip": 5.0,
             "augment": True,
             "audio_dropout": 0.1,
+            "motion_drift": 1.0,
             "lip_noise": 0.2,
             "still_share": 0.1,
             "speaker_cap": 0.25,

@@ -24,7 +24,7 @@ from dheads.augment import augment
 from dheads.conditioning import motion_indices, window
 from dheads.config import Config
 from dheads.errors import DheadsError
-from dheads.lips import MEASURES, centred
+from dheads.lips import MEASURES, Talk, centred
 from dheads.video import read_frames, to_unit
 
 FORMAT = 1
@@ -105,10 +105,10 @@ class Dataset:
             self._cached_bytes += frames.nbytes
         return frames
 
-    def lip_pairs(self, split: str) -> list[tuple[Tensor, Tensor]]:
-        """(speech, centred lip measures) of every clip of a split that moves: what LipPredictor is fitted to."""
-        labels = [self.labels(clip) for clip in self.split(split) if clip.frames > 1]
-        return [(label["speech"], centred(label["lips"])) for label in labels]
+    def talks(self, split: str) -> list[Talk]:
+        """Every clip of a split that moves: what LipPredictor is fitted to."""
+        moving = [(clip.speaker, self.labels(clip)) for clip in self.split(split) if clip.frames > 1]
+        return [Talk(speaker, label["speech"], centred(label["lips"])) for speaker, label in moving]
 
 
 def dataset_info(config: Config) -> dict[str, object]:
@@ -155,13 +155,13 @@ def draw_batch(dataset: Dataset, clips: list[Clip], config: Config, step: int) -
 def _shares(clips: list[Clip], still_share: float, speaker_cap: float) -> np.ndarray:
     """The probability of drawing each clip: speakers by the root of their clips' number, none above the cap."""
     still = np.array([clip.frames == 1 for clip in clips])
-    _, index, counts = np.unique([clip.speaker for clip in clips], return_inverse=True, return_counts=True)
+    speakers, index = np.unique([clip.speaker for clip in clips], return_inverse=True)
+    counts = np.bincount(index[~still], minlength=len(speakers))  # of clips that move
     by_speaker = np.sqrt(counts)
-    by_speaker[np.unique(index[still])] = 0
     if by_speaker.sum() > 0:
         by_speaker = _capped(by_speaker / by_speaker.sum(), speaker_cap)
     moving_share = 1.0 if not still.any() else 0.0 if still.all() else 1 - still_share
-    shares = moving_share * (by_speaker / counts)[index]
+    shares = moving_share * (by_speaker / np.maximum(1, counts))[index]
     shares[still] = (1 - moving_share) / max(1, still.sum())
     return shares / shares.sum()
 
@@ -200,7 +200,7 @@ def _read_clips(path: Path) -> list[Clip]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         clips = [Clip(r["clip"], r["speaker"], r["split"], int(r["frames"]), r["source"]) for r in rows]
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:  # TypeError: a row cut short
         raise DheadsError(f"{path}: cannot be read ({error}); prepare the data again") from error
     for clip in clips:
         # A dataset from elsewhere must not make us read outside its folder.

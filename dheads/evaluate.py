@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -19,16 +20,15 @@ from dheads.config import FPS, AlignmentConfig
 from dheads.errors import DheadsError
 from dheads.faces import (
     MOUTH,
-    LandmarkBackend,
     align_transforms,
     apply_transform,
     eye_distance,
     eye_openness,
-    load_backend,
     mouth_box,
     mouth_opening,
     warp,
 )
+from dheads.landmarks import LandmarkBackend, load_backend
 from dheads.video import VIDEOS, read_frames
 
 MAX_MISSING = 0.2  # share of the frames in which the face may be lost
@@ -59,14 +59,14 @@ def evaluate(generated: Path, reference: Path, *, size: int | None = None, progr
     rows: list[dict[str, float | str]] = []
     for name, ours, real in tqdm(pairs, desc="eval", unit="clip", disable=not progress):
         try:
-            footage = [watch(partial(read_frames, path), backend) for path in (ours, real)]
+            footage = [watch(str(path), partial(read_frames, path), backend) for path in (ours, real)]
             values = compare(*footage, size)
         except DheadsError as error:
             failed.append((name, str(error)))
         else:
             rows.append({"clip": name, **values})
     if not rows:
-        raise DheadsError(f"{generated}: none of its {len(pairs)} videos could be measured: {failed[-1][1]}")
+        raise DheadsError(f"{generated}: none of its {len(pairs)} videos could be measured; the last: {failed[-1][1]}")
     return Report(rows, {"clips": len(rows), "failed": len(failed), **mean_values(rows)}, sorted(failed))
 
 
@@ -104,16 +104,22 @@ def mean_values(rows: Iterable[dict[str, float | str]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Footage:
-    """One person's face throughout a video."""
+    """One person's face throughout a video. Raises DheadsError where it is lost in more than a fifth of the frames."""
 
+    name: str  # for messages
     read: Callable[[], Iterable[np.ndarray]]  # starts the video: (H, W, 3) uint8 frames
     landmarks: np.ndarray  # (F, 68, 2) px
     eye_distance: float  # its median, px
     side: int  # the video's longer side, px
 
+    def __post_init__(self) -> None:
+        missing = len(self.landmarks) - len(_found(self.landmarks))
+        if missing > MAX_MISSING * len(self.landmarks) or not len(self.landmarks):
+            raise DheadsError(f"{self.name}: no face in {missing} of {len(self.landmarks)} frames")
 
-def watch(read: Callable[[], Iterable[np.ndarray]], backend: LandmarkBackend) -> Footage:
-    """Follow the largest face. Raises DheadsError where it is lost in more than a fifth of the frames."""
+
+def watch(name: str, read: Callable[[], Iterable[np.ndarray]], backend: LandmarkBackend) -> Footage:
+    """Follow the largest face of a video."""
     sides: list[int] = []
 
     def noted() -> Iterator[np.ndarray]:
@@ -122,17 +128,17 @@ def watch(read: Callable[[], Iterable[np.ndarray]], backend: LandmarkBackend) ->
             yield frame
 
     landmarks = backend.track(noted())
-    missing = int(np.isnan(landmarks).any(axis=(1, 2)).sum())
-    if not len(landmarks) or missing > MAX_MISSING * len(landmarks):
-        raise DheadsError(f"no face in {missing} of {len(landmarks)} frames")
-    return Footage(read, landmarks, float(np.nanmedian(eye_distance(landmarks))), sides[0])
+    found = eye_distance(_found(landmarks))
+    return Footage(name, read, landmarks, float(np.median(found)) if len(found) else 0.0, max(sides, default=0))
 
 
 def compare(generated: Footage, reference: Footage, size: int | None = None) -> dict[str, float]:
-    """All measures of a generated video; those of the real one, where they mean something alone, begin with `true_`.
+    """All measures of a generated video over the common frames; those of the real one alone begin with `true_`.
 
     size: as in `evaluate`.
     """
+    count = min(len(generated.landmarks), len(reference.landmarks))
+    generated, reference = shortened(generated, count), shortened(reference, count)
     if size is not None:
         generated = resized(generated, size)
     scale = generated.eye_distance  # for both, so that neither gains by being larger
@@ -140,6 +146,7 @@ def compare(generated: Footage, reference: Footage, size: int | None = None) -> 
     ours, real = describe(generated, identity, scale), describe(reference, identity, scale)
     opening, true_opening = mouth_opening(generated.landmarks), mouth_opening(reference.landmarks)
     values = {
+        "frames": count,
         "mouth_correlation": correlation(opening, true_opening),
         "mouth_offset_frames": best_offset(opening, true_opening),
         "mouth_range_ratio": spread(opening) / (spread(true_opening) or np.nan),
@@ -182,6 +189,11 @@ def aligned(video: Footage, scale: float) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(crops), np.stack(points)
 
 
+def shortened(video: Footage, count: int) -> Footage:
+    """The video's first frames."""
+    return replace(video, read=lambda: islice(video.read(), count), landmarks=video.landmarks[:count])
+
+
 def resized(video: Footage, side: int) -> Footage:
     """The video with a longer side of `side` px, averaged over areas."""
     factor = side / video.side
@@ -191,7 +203,8 @@ def resized(video: Footage, side: int) -> Footage:
             yield cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
 
     # Lengths count from the picture's edge, points from the centre of its first pixel.
-    return Footage(frames, (video.landmarks + 0.5) * factor - 0.5, video.eye_distance * factor, side)
+    points = (video.landmarks + 0.5) * factor - 0.5
+    return Footage(video.name, frames, points, video.eye_distance * factor, side)
 
 
 def _found(rows: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ predicts from a window of speech embeddings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from dheads.config import ConditioningConfig
 
 MEASURES = ("opening", "width", "thickness")
 _CONTEXT = 3  # frames of speech on either side that the regression sees
-_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # candidate penalties, relative to the features' mean variance
+_RIDGES = (0.1, 1.0, 10.0)  # candidate penalties, relative to the features' mean variance
+_FOLDS = 5
 
 
 def centred(measures: Tensor) -> Tensor:
@@ -27,6 +29,15 @@ def centred(measures: Tensor) -> Tensor:
     """
     person = measures.median(dim=0).values * torch.tensor([0.0, 1.0, 1.0])
     return measures - person
+
+
+@dataclass(frozen=True)
+class Talk:
+    """One clip to fit to."""
+
+    speaker: str
+    speech: Tensor  # (F, D)
+    measures: Tensor  # (F, 3), centred
 
 
 class LipPredictor(nn.Module):
@@ -50,42 +61,60 @@ class LipPredictor(nn.Module):
         return (code - self.mean) / self.std
 
     def predict(self, speech: Tensor) -> Tensor:
-        """Speech embeddings (F, D) -> normalised lip codes (F, L) with the spread of true ones."""
+        """Speech embeddings (F, D) -> normalised lip codes (F, L), which vary as much as an average speaker's."""
         return _features(speech) @ self.weight + self.bias
 
     @torch.no_grad()
-    def fit(self, train: Sequence[tuple[Tensor, Tensor]], held_out: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Fit to (speech (F, D), centred measures (F, L)) pairs; returns the correlations (L,) on the held-out pairs.
+    def fit(self, talks: Sequence[Talk]) -> Tensor:
+        """Fit to clips; returns the correlation (L,) over time that unseen speakers can expect, averaged over speakers.
 
-        The held-out speakers choose the penalty and the gain that brings predictions to unit variance. Every speaker's
-        clips should weigh as wished already: pairs are taken as they come.
+        What a person's mouth does on average cannot be heard, so each clip counts relative to its own mean. The
+        penalty, the spread and the mean of the predictions come from speakers left out of the fit, in turns.
         """
-        codes = torch.cat([code for _, code in train])
+        codes = torch.cat([talk.measures for talk in talks])
         self.mean.copy_(codes.mean(0))
-        self.std.copy_(codes.std(0))
-        inputs, outputs = self.weight.shape
-        gram = torch.zeros(inputs, inputs, dtype=torch.float64)
-        moment = torch.zeros(inputs, outputs, dtype=torch.float64)
-        centre = torch.cat([speech.float() for speech, _ in train]).mean(0).repeat(2 * _CONTEXT + 1)
-        for speech, code in train:
-            x = (_features(speech.float()) - centre).double()
-            gram += x.T @ x
-            moment += x.T @ self.normalise(code).double()
-        best: tuple[Tensor, Tensor, Tensor] | None = None
-        truth = torch.cat([self.normalise(code) for _, code in held_out])
+        self.std.copy_(codes.std(0).clamp(min=1e-6))
+        speakers = sorted({talk.speaker for talk in talks})
+        folds: list[list[Talk]] = [[] for _ in range(min(_FOLDS, len(speakers)))]
+        for talk in talks:
+            folds[speakers.index(talk.speaker) % len(folds)].append(talk)
+        moments = [self._moments(fold) for fold in folds]
+        gram, moment = (torch.stack(parts).sum(0) for parts in zip(*moments, strict=True))
+        best: tuple[float, Tensor] | None = None
         for ridge in _RIDGES:
-            penalty = ridge * gram.diagonal().mean() * torch.eye(inputs, dtype=torch.float64)
-            weight = torch.linalg.solve(gram + penalty, moment).float()
-            predicted = torch.cat([(_features(speech.float()) - centre) @ weight for speech, _ in held_out])
-            fit = _correlation(predicted, truth)
-            if best is None or fit[0] > best[2][0]:
-                best = weight / predicted.std(0), predicted.mean(0) / predicted.std(0), fit
-        if best is None:
-            raise ValueError("no penalty to choose from")
-        weight, shift, fit = best
-        self.weight.copy_(weight)
-        self.bias.copy_(-centre @ weight - shift)
-        return fit
+            scores = []
+            for fold, (fold_gram, fold_moment) in zip(folds, moments, strict=True):
+                others = (gram - fold_gram, moment - fold_moment) if len(folds) > 1 else (gram, moment)
+                weight = _solve(*others, ridge).float()
+                scores += [self._score(talk, weight) for talk in fold]
+            by_speaker = _speaker_means([talk.speaker for fold in folds for talk in fold], torch.stack(scores))
+            if best is None or by_speaker[0, 0] > best[1][0, 0]:
+                best = ridge, by_speaker
+        assert best is not None
+        ridge, (correlation, spread, true_spread, true_mean) = best
+        gain = true_spread / spread.clamp(min=1e-6)
+        self.weight.copy_(_solve(gram, moment, ridge).float() * gain)
+        heard = _speaker_means([talk.speaker for talk in talks], self._heard_means(talks))[0]
+        self.bias.copy_(true_mean - heard)
+        return correlation
+
+    def _moments(self, talks: Sequence[Talk]) -> tuple[Tensor, Tensor]:
+        inputs, outputs = self.weight.shape
+        gram, moment = torch.zeros(inputs, inputs), torch.zeros(inputs, outputs)
+        for talk in talks:
+            x, y = _centre(_features(talk.speech)), _centre(self.normalise(talk.measures))
+            gram += x.T @ x
+            moment += x.T @ y
+        return gram.double(), moment.double()
+
+    def _score(self, talk: Talk, weight: Tensor) -> Tensor:
+        """(4, L): correlation, the prediction's and the truth's standard deviation, the truth's mean."""
+        code = self.normalise(talk.measures)
+        predicted = _features(talk.speech) @ weight
+        return torch.stack([_correlation(predicted, code), predicted.std(0), code.std(0), code.mean(0)])
+
+    def _heard_means(self, talks: Sequence[Talk]) -> Tensor:
+        return torch.stack([(_features(talk.speech) @ self.weight).mean(0)[None] for talk in talks])
 
 
 def _features(speech: Tensor) -> Tensor:
@@ -93,7 +122,23 @@ def _features(speech: Tensor) -> Tensor:
     return window(speech, torch.arange(len(speech)), _CONTEXT).flatten(1)
 
 
+def _centre(values: Tensor) -> Tensor:
+    return values - values.mean(0)
+
+
+def _solve(gram: Tensor, moment: Tensor, ridge: float) -> Tensor:
+    # w = (X^T X + ridge mean(diag) I)^-1 X^T y
+    penalty = ridge * gram.diagonal().mean().clamp(min=1e-9) * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.cholesky_solve(moment, torch.linalg.cholesky(gram + penalty))
+
+
+def _speaker_means(speakers: Sequence[str], rows: Tensor) -> Tensor:
+    """The mean over speakers of each speaker's mean: rows (N, ...) -> (...)."""
+    means = [rows[[s == speaker for s in speakers]].mean(0) for speaker in sorted(set(speakers))]
+    return torch.stack(means).mean(0)
+
+
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's r of each column of two (N, L) tensors."""
-    a, b = a - a.mean(0), b - b.mean(0)
+    """Pearson's r of each column of two (N, L) tensors; 0 where one does not vary."""
+    a, b = _centre(a), _centre(b)
     return (a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp(min=1e-8)

@@ -26,20 +26,17 @@ from dheads.config import FPS, SAMPLE_RATE, Config
 from dheads.data import CLIP_COLUMNS, Clip, dataset_info
 from dheads.errors import DheadsError
 from dheads.faces import (
-    PHOTOS,
-    LandmarkBackend,
     align_transforms,
     apply_transform,
     fill_gaps,
-    find_face,
     lip_thickness,
-    load_backend,
-    load_photo,
     mouth_box,
     mouth_opening,
     mouth_width,
     warp,
 )
+from dheads.landmarks import LandmarkBackend, find_face, load_backend
+from dheads.photos import PHOTOS, load_photo
 from dheads.video import VIDEOS, read_frames, write_clip
 
 _MAX_GAP = 5  # frames without a face that are filled in from their neighbours
@@ -80,14 +77,18 @@ def prepare(
     Raises DheadsError when nothing can be prepared at all.
     """
     sources = find_sources(raw, split_file)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DheadsError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
     _write_info(out, config)
     done, failed = [], []
     for source, result in _run(sources, raw, out, config, workers or os.cpu_count() or 1, progress):
         if isinstance(result, str):
-            failed.append((str(source.path.relative_to(raw)), result))
+            failed.append((source.path.relative_to(raw).as_posix(), result))
         else:
-            done.append(Clip(source.clip, source.speaker, source.split, result, str(source.path.relative_to(raw))))
+            name = source.path.relative_to(raw).as_posix()
+            done.append(Clip(source.clip, source.speaker, source.split, result, name))
     _write_csv(out / "failed.csv", ("source", "reason"), sorted(failed))
     if not done:
         raise DheadsError(f"{raw}: none of its {len(sources)} files could be prepared; {out / 'failed.csv'} says why")
@@ -110,11 +111,17 @@ def find_sources(raw: Path, split_file: Path | None = None) -> list[Source]:
         rows = {name: (speaker, splits[speaker]) for name, speaker in zip(names, speakers, strict=True)}
     else:
         rows = _read_splits(split_file)
-    return [
-        Source(path, f"{_safe(rows[name][0])}/{_safe(name.rpartition('.')[0])}", *rows[name])
-        for path, name in zip(paths, names, strict=True)
-        if name in rows
-    ]
+    sources: dict[str, Source] = {}
+    for path, name in zip(paths, names, strict=True):
+        if name not in rows:
+            continue
+        clip = f"{_safe(rows[name][0])}/{_safe(name.rpartition('.')[0])}"
+        if clip in sources:
+            raise DheadsError(f"{path}: would be the same clip, {clip}, as {sources[clip].path}; rename or remove one")
+        sources[clip] = Source(path, clip, *rows[name])
+    if not sources:
+        raise DheadsError(f"{split_file}: names no file below {raw}; its clips are paths such as {names[0]}")
+    return list(sources.values())
 
 
 def split_speakers(speakers: list[str]) -> dict[str, str]:

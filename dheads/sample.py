@@ -19,7 +19,9 @@ from dheads.config import FPS, Config
 from dheads.denoiser import Denoiser
 from dheads.diffusion import SOLVERS, Denoised, respaced
 from dheads.errors import DheadsError
-from dheads.faces import align_transforms, find_face, load_backend, load_photo, warp
+from dheads.faces import align_transforms, warp
+from dheads.landmarks import find_face, load_backend
+from dheads.photos import load_photo
 from dheads.video import to_uint8, to_unit, write_video
 from dheads.weights import load_model
 
@@ -68,9 +70,10 @@ def sample(
         solver=solver or config.sampling.solver,
         seed=seed,
     )
-    bar = tqdm(frames, total=len(speech), desc="sample", unit="frame", disable=not progress)
     start = time.monotonic()
-    count = write_video(output, (enlarge(frame, size) for frame in bar), audio)
+    # Closed also when writing fails, so that the error begins a line of its own.
+    with tqdm(frames, total=len(speech), desc="sample", unit="frame", disable=not progress) as bar:
+        count = write_video(output, (enlarge(frame, size) for frame in bar), audio)
     return Result(output, count, frame_count(waveform) / FPS, time.monotonic() - start, notes)
 
 
@@ -102,13 +105,17 @@ def generate(
     def noise() -> Tensor:
         return torch.randn(identity.shape, generator=generator).to(device)
 
+    level = identity.new_full((1,), unet.config.sampling.motion_noise) if told.motion_noise else None
     for frame in range(len(speech)):
+        motion_frames = buffer.stacked()  # (1, M, 3, H, W)
         condition = build(
             unet.config,
             identity,
-            buffer.stacked(),
+            motion_frames,
             window(speech, frame, told.audio_context)[None].to(device),
             None if lips is None else window(lips, frame, told.lip_context)[None].to(device),
+            level,
+            None if level is None else torch.randn(motion_frames.shape, generator=generator).to(device),
         )
 
         def denoise(x_t: Tensor, t: Tensor, condition=condition) -> Denoised:  # type: ignore[no-untyped-def]

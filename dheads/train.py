@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dheads import losses
+from dheads.augment import drift
 from dheads.conditioning import Condition, build
 from dheads.config import FPS, Config, to_dict
 from dheads.data import Batch, Clip, Dataset, draw_batch
@@ -53,19 +55,22 @@ def train(
     clips, held_out = dataset.split("train"), dataset.split("val")
     if not clips:
         raise DheadsError(f"{data}: has no clip in its train split; check clips.csv or the splits given to prepare")
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(to_dict(config), indent=2), encoding="utf-8")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DheadsError(f"cannot make the folder {run}: {error.strerror}; choose another --out") from error
 
     # Network, its average, optimiser.
     torch.manual_seed(config.training.seed)
     unet = UNet(config)
     if init is not None:
-        unet.load_state_dict(load_checkpoint(init).tensors)
+        _start_from(unet, init)
     if unet.lips is not None:
-        unet.lips.fit(dataset.lip_pairs("train"), dataset.lip_pairs("val") or dataset.lip_pairs("train"))
+        unet.lips.fit(dataset.talks("train"))
     unet = unet.to(device, memory_format=torch.channels_last)
     state = TrainingState(unet, config)
     state.resume(run / "state.pt")
+    (run / "config.json").write_text(json.dumps(to_dict(config), indent=2), encoding="utf-8")
     denoiser = Denoiser(unet, config.training.precision)
     averaged = Denoiser(state.ema, config.training.precision)
 
@@ -85,7 +90,7 @@ def train(
             if not torch.isfinite(total):
                 raise DheadsError(
                     f"{run}: the loss is not finite at step {state.step} (clips {', '.join(batch.clips)}); "
-                    "lower the learning rate and run the command again: it goes on from the last checkpoint"
+                    "lower training.learning_rate and train into another folder"
                 )
             grad_norm = state.update(total, learning_rate(config, state.step))
             recent.append(
@@ -105,6 +110,13 @@ def train(
             if _due(state.step, config.training.sample_every, steps):
                 _sample_video(run / f"sample-{state.step:07d}.mp4", averaged, dataset, held_out or clips, config)
     return run / "weights.safetensors"
+
+
+def _start_from(unet: UNet, path: Path) -> None:
+    try:
+        unet.load_state_dict(load_checkpoint(path).tensors)
+    except RuntimeError as error:
+        raise DheadsError(f"{path}: its weights are of another network than the configuration's") from error
 
 
 class TrainingState:
@@ -162,7 +174,7 @@ class TrainingState:
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
-        except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise DheadsError(f"{path}: cannot be read; delete it to start anew ({error})") from error
 
 
@@ -189,6 +201,8 @@ def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int) -
     t = torch.randint(schedule.num_steps, (len(x_0),), generator=generator).to(device)
     eps = torch.randn(x_0.shape, generator=generator).to(device)
     condition = training_condition(denoiser.unet, batch, config, generator)
+    # Dropout draws from the global generator.
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
     x_t = q_sample(schedule, x_0, t, eps)
     denoised, output = denoiser(x_t, t, condition)
     if training.snr_clip is None:
@@ -212,6 +226,9 @@ def training_condition(unet: UNet, batch: Batch, config: Config, generator: torc
     told, training = config.conditioning, config.training
     device = next(unet.parameters()).device
     count = len(batch.target)
+    motion_frames = batch.motion_frames
+    if training.motion_drift > 0:
+        motion_frames = drift(motion_frames, training.motion_drift, generator)
     level = noise = None
     if told.motion_noise > 0:
         level = told.motion_noise * torch.rand(count, generator=generator)
@@ -224,7 +241,7 @@ def training_condition(unet: UNet, batch: Batch, config: Config, generator: torc
     return build(
         config,
         batch.identity.to(device),
-        batch.motion_frames.to(device),
+        motion_frames.to(device),
         batch.audio_window.to(device) * heard,
         lips,
         None if level is None else level.to(device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import partial
 from importlib import metadata
@@ -19,6 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
+from dheads.media import decoded, name_of, opened, packets, start_seconds
 
 VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".m4v"})  # file endings
 # Sound that is copied as it is: MP4 holds these, and browsers or their systems play them.
@@ -82,61 +83,23 @@ def frame_at(path: Path, seconds: float = 0.0) -> np.ndarray:
 
 def _timed_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
     """(frame, begin in s, duration in s) of every frame of the first video stream."""
-    with _opened(path) as container:
+    with opened(path, str(path)) as container:
         stream = next((s for s in container.streams.video if s.codec_context), None)
         if stream is None:
             raise DheadsError(f"{path} holds no video stream that can be decoded; give a video")
         stream.thread_type = "AUTO"
-        start = _start_seconds(container)
+        start = start_seconds(container)
         usual = float(1 / (stream.average_rate or FPS))
         begin = -usual
-        for frame in _decoded(container, stream):
+        for frame in decoded(container, stream):
             begin = begin + usual if frame.time is None else frame.time - start
             duration = float(frame.duration * frame.time_base) if frame.duration else usual
             yield frame, begin, duration
 
 
-def _packets(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.Packet]:
-    with suppress(av.FFmpegError):  # a file cut short: keep what came before
-        yield from container.demux(stream)
-
-
-def _decoded(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
-    for packet in _packets(container, stream):
-        with suppress(av.FFmpegError):
-            yield from packet.decode()
-
-
 def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
     image = frame.to_ndarray(format="rgb24", interpolation=_SCALER)
     return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
-
-
-@contextmanager
-def _opened(source: Path | BinaryIO) -> Iterator[av.container.InputContainer]:
-    """An open container, from its beginning. Raises DheadsError for what is missing or no media."""
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
-            if file.seekable():
-                file.seek(0)
-            # Nested addresses (playlists) are refused: a media file must not make us fetch another.
-            options = {"protocol_whitelist": "none"}
-            container = stack.enter_context(av.open(file, options=options, metadata_errors="replace"))
-        except av.FFmpegError as error:
-            raise DheadsError(f"{_name(source)} is not a video or sound file: {error.strerror}") from error
-        except OSError as error:
-            raise DheadsError(f"cannot read {_name(source)}: {error.strerror or error}") from error
-        yield container
-
-
-def _name(source: Path | BinaryIO) -> str:
-    return str(source) if isinstance(source, Path) else str(getattr(source, "name", "the given data"))
-
-
-def _start_seconds(container: av.container.InputContainer) -> float:
-    # MPEG-TS and encoder delay begin after 0; priming packets before 0 are not shown or heard.
-    return max(container.start_time or 0, 0) / av.time_base
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
@@ -158,9 +121,9 @@ def write_video(
     Raises DheadsError for a target that cannot be written and for unreadable sound, before a frame is asked for.
     """
     with ExitStack() as stack:
-        source = stack.enter_context(_opened(audio)) if audio is not None else None
+        source = stack.enter_context(opened(audio, name_of(audio))) if audio is not None else None
         if source and not (source.streams.audio and source.streams.audio[0].codec_context):
-            raise DheadsError(f"{_name(audio)} holds no sound stream that can be read; give a file with speech in it")
+            raise DheadsError(f"{name_of(audio)} holds no sound stream that can be read; give a file with speech in it")
         sound = partial(_add_source_sound, source) if source else _add_no_sound
         tags = {
             "title": "AI-generated talking-head video",
@@ -188,8 +151,9 @@ def _write(
     x264_options: dict[str, str],
 ) -> int:
     with ExitStack() as stack:
+        stack.enter_context(_muxer_errors(target))
         if isinstance(target, Path):
-            place, movflags = str(stack.enter_context(_complete_or_absent(target))), "faststart"
+            place, movflags = str(stack.enter_context(_complete_or_absent(target.absolute()))), "faststart"
         else:
             place, movflags = target, "frag_keyframe+delay_moov+default_base_moof"
         output = stack.enter_context(av.open(place, "w", format="mp4", options={"movflags": movflags}))
@@ -204,6 +168,8 @@ def _write(
         for image in frames:
             if count == 0:
                 video.height, video.width = image.shape[:2]
+                if video.height % 2 or video.width % 2:
+                    raise DheadsError(f"frames of {video.width} x {video.height} px cannot be written; make both even")
             # Interleave: a stream's reader gets the sound with the picture, not after it.
             while pending and pending.dts * pending.time_base <= count / fps:
                 output.mux(pending)
@@ -255,10 +221,19 @@ def _complete_or_absent(target: Path) -> Iterator[Path]:
             part.replace(target)
         except OSError as error:
             raise DheadsError(f"cannot write {target}: {error.strerror}") from error
-    except av.FFmpegError as error:  # such as a full disk
-        raise DheadsError(f"cannot write {target}: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _muxer_errors(target: Path | BinaryIO) -> Iterator[None]:
+    """A full disk or a closed pipe becomes a DheadsError."""
+    try:
+        yield
+    except (av.FFmpegError, BrokenPipeError) as error:
+        # PyAV passes on what a stream's write() raised, or hides it behind its own error.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise DheadsError(f"cannot write {name_of(target)}: {cause.strerror}") from error
 
 
 # --- Sound for the writer: each adds its stream to the output and returns the packets to mux -------------------------
@@ -284,11 +259,11 @@ def _copied_packets(
     source: av.container.InputContainer, stream: av.AudioStream, out: av.AudioStream
 ) -> Iterator[av.Packet]:
     last = None
-    for packet in _packets(source, stream):
+    for packet in packets(source, stream):
         if packet.dts is None or (last is not None and packet.dts <= last):  # the end, or a damaged time stamp
             continue
         last = packet.dts
-        start = round(_start_seconds(source) / packet.time_base)
+        start = round(start_seconds(source) / packet.time_base)
         packet.pts = (packet.dts if packet.pts is None else packet.pts) - start
         packet.dts -= start
         packet.stream = out
@@ -298,9 +273,9 @@ def _copied_packets(
 def _encoded_packets(
     source: av.container.InputContainer, stream: av.AudioStream, out: av.AudioStream
 ) -> Iterator[av.Packet]:
-    for frame in _decoded(source, stream):
+    for frame in decoded(source, stream):
         if frame.pts is not None:
-            frame.pts -= round(_start_seconds(source) / frame.time_base)
+            frame.pts -= round(start_seconds(source) / frame.time_base)
         _silence_bad_samples(frame)
         yield from out.encode(frame)
     yield from out.encode()

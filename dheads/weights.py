@@ -101,7 +101,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         config = configuration.from_dict(values)
     except DheadsError as error:
-        raise DheadsError(f"{path} has a configuration that this version does not know: {error}") from error
+        raise DheadsError(f"{path} has a configuration that this version cannot use: {error}") from error
     tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
     return Checkpoint(config, tensors, info, path)
 

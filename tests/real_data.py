@@ -1,6 +1,7 @@
-"""One small prepared dataset of real clips, made through the command line once a test run; and a way to call the command.
+"""One small prepared dataset of real clips, made through the command line once a test run; and helpers for media.
 
-A plugin: a test module that wants the fixture says `pytest_plugins = "real_data"`.
+A plugin: a test module that wants the fixture says `pytest_plugins = "real_data"`. PYTEST_DONT_REWRITE: it asserts
+nothing, and the modules import its helpers before pytest could rewrite it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dheads.audio import load_waveform
 from dheads.config import SAMPLE_RATE
 from dheads.video import write_video
 
-# A clip of ours: the real one it is cut from, its number of frames, speaker and split. The third has 24 frames a second.
+# A clip of ours: the real one it is cut from, its number of frames, speaker and split. The third has 24 fps.
 CUTS = {
     "grid/one.mp4": ("grid/s1_bbal7s.mp4", 25, "s1", "train"),
     "grid/two.mp4": ("grid/s1_bbas3a.mp4", 25, "s1", "train"),

@@ -183,7 +183,7 @@ def test_damaged_packets_leave_the_rest_in_step(tmp_path, file, codec):
     damaged = load_waveform(tmp_path / file).numpy()
     assert len(damaged) == len(whole)
     assert np.array_equal(damaged[:14_000], whole[:14_000])
-    assert np.abs(damaged[-16_000:] - whole[-16_000:]).max() < 0.02
+    assert np.abs(damaged[-12_000:] - whole[-12_000:]).max() < 0.02
     assert np.abs(damaged - whole).max() > 0.05  # it was really damaged
 
 

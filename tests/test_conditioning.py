@@ -210,7 +210,7 @@ def copying(mask: torch.Tensor | None) -> Condition:
 
 
 def logits(a: float, b: float) -> torch.Tensor:
-    return torch.tensor([a, b])[None, :, None, None].expand(1, 2, 32, 32)
+    return torch.tensor([float(a), b])[None, :, None, None].expand(1, 2, 32, 32)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,293 @@
+"""Find the faces in a picture and their 68 landmarks (iBUG order), in px as `faces` counts them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dheads.errors import DheadsError
+from dheads.faces import apply_transform, invert_transform, warp
+
+MIN_FACE_PX = 32
+
+# Mesh vertex of each iBUG landmark.
+MESH_TO_68 = np.array(
+    [
+        *(162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389),  # jaw
+        *(71, 63, 105, 66, 107, 336, 296, 334, 293, 301),  # eyebrows
+        *(168, 197, 5, 4, 75, 97, 2, 326, 305),  # nose
+        *(33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380),  # eyes
+        *(61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181),  # outer lips
+        *(78, 82, 13, 312, 308, 317, 14, 87),  # inner lips
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Face:
+    landmarks: np.ndarray  # (68, 2) float32 px
+    score: float  # 0 to 1
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 px of the whole face
+
+
+class LandmarkBackend(ABC):
+    """A detector of faces and their 68 landmarks."""
+
+    @abstractmethod
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """The faces of a (H, W, 3) uint8 RGB picture, largest first."""
+
+    def glance(self, image: np.ndarray) -> list[Face]:
+        """As `detect`, but for one of many frames: quick, at the price of small faces."""
+        return self.detect(image)
+
+    def follow(self, image: np.ndarray, last: Face) -> Face | None:
+        """The face of `last`, seen in an earlier frame, in this frame."""
+        near = [face for face in self.glance(image) if _same_place(face, last)]
+        return min(near, key=lambda face: math.dist(_centre(face), _centre(last)), default=None)
+
+    def track(self, frames: Iterable[np.ndarray]) -> np.ndarray:
+        """Landmarks (F, 68, 2) float32 px of one person, the largest face at first; NaN where it is not seen."""
+        last: Face | None = None
+        rows = []
+        for frame in frames:
+            face = next(iter(self.glance(frame)), None) if last is None else self.follow(frame, last)
+            rows.append(np.full((68, 2), np.nan, np.float32) if face is None else face.landmarks)
+            last = face or last
+        return np.stack(rows) if rows else np.empty((0, 68, 2), np.float32)
+
+
+def load_backend(name: str, device: str = "cpu") -> LandmarkBackend:
+    """The backend `mesh` (packaged, on the CPU) or `fan` (face-alignment, downloads its weights)."""
+    if name == "mesh":
+        return MeshBackend()
+    if name == "fan":
+        return FanBackend(device)
+    raise DheadsError(f"unknown landmark detector {name!r}; the known ones are fan, mesh")
+
+
+def find_face(image: np.ndarray, backend: LandmarkBackend, name: str) -> tuple[Face, int]:
+    """The largest face of a photo and how many there are. Raises DheadsError, naming the file, when there is none."""
+    faces = backend.detect(image)
+    if not faces:
+        raise DheadsError(
+            f"{name}: no face found; it takes a face at least {MIN_FACE_PX} px wide, seen from the front or half from "
+            "the side, upright or tilted up to 45 degrees, with eyes and mouth in view"
+        )
+    return faces[0], len(faces)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A square of the picture, turned by `angle` (radians, clockwise on the screen)."""
+
+    x: float
+    y: float
+    side: float
+    angle: float = 0.0
+
+    def matrix(self, size: int) -> np.ndarray:  # (2, 3), picture to view
+        c, s = math.cos(self.angle) * size / self.side, math.sin(self.angle) * size / self.side
+        m = (size - 1) / 2
+        return np.array([[c, s, m - c * self.x - s * self.y], [-s, c, m + s * self.x - c * self.y]])
+
+
+class MeshBackend(LandmarkBackend):
+    """MediaPipe's BlazeFace (short range) and its 468-point face mesh, run by cv2.dnn."""
+
+    DETECTOR_PX = 128
+    MESH_PX = 192
+    MIN_SCORE = 0.5
+    ROI_SCALE = 1.5  # the mesh sees the face's box enlarged by this
+
+    def __init__(self) -> None:
+        self._detector = _load_net("face_detection_short_range.tflite")
+        self._mesh = _load_net("face_landmark.tflite")
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        return self._look(image, _SEARCH)
+
+    def glance(self, image: np.ndarray) -> list[Face]:
+        return self._look(image, _GLANCE)
+
+    def _look(self, image: np.ndarray, search: tuple[float, ...]) -> list[Face]:
+        """The faces of the first stage of the search that shows any."""
+        for share in search:
+            rois = [roi for view in _views(*image.shape[:2], share) for roi in self._find(image, view)]
+            faces = [face for roi in rois if (face := self._settle(image, roi)).score >= self.MIN_SCORE]
+            if faces:
+                return sorted(_distinct(faces), key=_area, reverse=True)
+        return []
+
+    def follow(self, image: np.ndarray, last: Face) -> Face | None:
+        face = self._fit(image, self._roi(last))
+        return face if face.score >= self.MIN_SCORE and _same_place(face, last) else super().follow(image, last)
+
+    def _find(self, image: np.ndarray, view: _View) -> list[_View]:
+        """Where BlazeFace sees faces in a view, as the views the mesh needs."""
+        size = self.DETECTOR_PX
+        matrix = view.matrix(size)
+        crop = warp(image, matrix, size)
+        self._detector.setInput(cv2.dnn.blobFromImage(crop.astype(np.float32) / 127.5 - 1))
+        logits = self._detector.forward("classificators")[0, :, 0]  # (896,)
+        found = logits >= 0  # the sigmoid's 0.5
+        if not found.any():
+            return []
+        raw = self._detector.forward("regressors")[0]  # (896, 16): box centre, box size, 6 points
+        points = raw[found].reshape(-1, 8, 2).astype(np.float64)
+        points[:, [0, 2, 3, 4, 5, 6, 7]] += _anchors()[found, None]
+        boxes = [[*(p[0] - p[1] / 2), *p[1]] for p in points]
+        keep = cv2.dnn.NMSBoxes(boxes, logits[found].tolist(), 0.0, 0.3)
+        rois = []
+        for p in points[np.array(keep, int).ravel()]:
+            centre, eye_r, eye_l = apply_transform(invert_transform(matrix), p[[0, 2, 3]])
+            side = p[1].max() * view.side / size
+            if side >= MIN_FACE_PX * 0.75:
+                rois.append(_View(*centre, side * self.ROI_SCALE, math.atan2(*(eye_l - eye_r)[::-1])))
+        return rois
+
+    def _roi(self, face: Face) -> _View:
+        x0, y0, x1, y1 = face.box
+        across = face.landmarks[45] - face.landmarks[36]
+        side = max(x1 - x0, y1 - y0) * self.ROI_SCALE
+        return _View((x0 + x1) / 2, (y0 + y1) / 2, side, math.atan2(across[1], across[0]))
+
+    def _settle(self, image: np.ndarray, roi: _View) -> Face:
+        """Mesh after mesh, each in the last one's box and angle, which are better than the detector's."""
+        for _ in range(10):
+            face = self._fit(image, roi)
+            last, roi = roi, self._roi(face)
+            moved = math.dist((last.x, last.y, last.side), (roi.x, roi.y, roi.side))
+            if face.score < self.MIN_SCORE or moved < 0.01 * roi.side:
+                break
+        return face
+
+    def _fit(self, image: np.ndarray, roi: _View) -> Face:
+        matrix = roi.matrix(self.MESH_PX)
+        crop = warp(image, matrix, self.MESH_PX)
+        self._mesh.setInput(cv2.dnn.blobFromImage(crop.astype(np.float32) / 255))
+        vertices = self._mesh.forward("conv2d_20").reshape(468, 3)[:, :2]
+        logit = float(self._mesh.forward("conv2d_30").item())
+        vertices = apply_transform(invert_transform(matrix), vertices.astype(np.float64)).astype(np.float32)
+        box = (*vertices.min(axis=0).tolist(), *vertices.max(axis=0).tolist())
+        return Face(vertices[MESH_TO_68], 1 / (1 + math.exp(-logit)), box)
+
+
+class FanBackend(LandmarkBackend):
+    """face-alignment's FAN (Bulat and Tzimiropoulos 2017) with its S3FD detector: the paper's landmarks."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        try:
+            import face_alignment
+            import torch
+        except ImportError:
+            raise DheadsError("the landmark detector fan needs a package: pip install face-alignment") from None
+        try:
+            self._net = face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=device, compile=False)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise DheadsError(
+                f"the landmark detector fan cannot load its weights ({error}); go online to www.adrianbulat.com, "
+                f"or put 2DFAN4-11f355bf06.pth.tar and s3fd-619a316812.pth into {torch.hub.get_dir()}/checkpoints"
+            ) from None
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        if faces := self._detect(image):
+            return faces
+        (whole,) = _views(*image.shape[:2], 1.5)
+        for degrees in (-40, 40):  # S3FD and FAN know faces near to upright
+            matrix = dataclasses.replace(whole, angle=math.radians(degrees)).matrix(size := round(whole.side))
+            if faces := self._detect(warp(image, matrix, size)):
+                return [_moved(face, invert_transform(matrix)) for face in faces]
+        return []
+
+    def _detect(self, image: np.ndarray) -> list[Face]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No faces were detected")
+            points, _, boxes = self._net.get_landmarks_from_image(image, return_bboxes=True)
+        if not points:
+            return []
+        faces = [
+            Face(np.asarray(p, np.float32)[:, :2], float(b[4]), tuple(float(v) for v in b[:4]))
+            for p, b in zip(points, boxes, strict=True)
+        ]
+        return sorted(faces, key=_area, reverse=True)
+
+
+def _load_net(name: str) -> Any:
+    model = resources.files("dheads").joinpath("assets", name).read_bytes()
+    return cv2.dnn.readNetFromTFLite(np.frombuffer(model, np.uint8))
+
+
+@cache
+def _anchors() -> np.ndarray:
+    """BlazeFace's anchor centres (896, 2) in px of its 128 px input."""
+    centres = []
+    for stride, per_cell in ((8, 2), (16, 6)):
+        y, x = np.mgrid[: 128 // stride, : 128 // stride]
+        cells = (np.stack([x, y], axis=-1).reshape(-1, 2) + 0.5) * stride
+        centres.append(np.repeat(cells, per_cell, axis=0))
+    return np.concatenate(centres)
+
+
+# The squares of each stage of a search, in sides of the picture: all of it, all of it with room around a face that
+# fills it, ever smaller tiles. BlazeFace sees faces from 0.15 of a square's side, tilted by up to 55 degrees.
+_GLANCE = (1.0, 1.5, 0.5)
+_SEARCH = (*_GLANCE, 0.25, 0.125)
+
+
+def _views(height: int, width: int, share: float) -> list[_View]:
+    """The squares of one stage, which cover the picture."""
+    side = share * max(height, width)
+    if share < 1 and side < 3 * MIN_FACE_PX:
+        return []
+    return [_View(x, y, side) for y in _steps(height, side) for x in _steps(width, side)]
+
+
+def _steps(length: int, side: float) -> np.ndarray:
+    """The squares' centres along one side. Neighbours share half, so that a head cut by one is whole in the next."""
+    count = 1 + max(0, math.ceil((length - side) / (0.5 * side)))
+    margin = min(side, length) / 2
+    return np.linspace(margin, length - margin, count) - 0.5
+
+
+def _centre(face: Face) -> tuple[float, float]:
+    x0, y0, x1, y1 = face.box
+    return (x0 + x1) / 2, (y0 + y1) / 2
+
+
+def _area(face: Face) -> float:
+    x0, y0, x1, y1 = face.box
+    return (x1 - x0) * (y1 - y0)
+
+
+def _moved(face: Face, matrix: np.ndarray) -> Face:
+    """A face through a transform; its box becomes the landmarks' own."""
+    landmarks = apply_transform(matrix, face.landmarks).astype(np.float32)
+    box = (*landmarks.min(axis=0).tolist(), *landmarks.max(axis=0).tolist())
+    return Face(landmarks, face.score, box)
+
+
+def _same_place(face: Face, last: Face) -> bool:
+    """Near enough to be the same person some frames later: less than a face away, of like size."""
+    side, last_side = math.sqrt(_area(face)), math.sqrt(_area(last))
+    return 0.5 < side / last_side < 2 and math.dist(_centre(face), _centre(last)) < last_side
+
+
+def _distinct(faces: list[Face]) -> list[Face]:
+    """The faces without those that two views saw twice."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: face.score, reverse=True):
+        if all(math.dist(_centre(face), _centre(k)) > 0.5 * math.sqrt(max(_area(face), _area(k))) for k in kept):
+            kept.append(face)
+    return kept

@@ -1,0 +1,58 @@
+"""Sound and video files, opened safely and read past their damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+
+from dheads.errors import DheadsError
+
+
+@contextmanager
+def opened(source: Path | BinaryIO, name: str, kind: str = "video or sound") -> Iterator[av.container.InputContainer]:
+    """An open container, a stream from its beginning. Raises DheadsError for what is missing or no media.
+
+    name, kind: what the message calls the source and what it misses.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            if file.seekable():
+                file.seek(0)
+            # Nested addresses (playlists) are refused: a media file must not make us fetch another.
+            options = {"protocol_whitelist": "none"}
+            container = stack.enter_context(av.open(file, options=options, metadata_errors="replace"))
+        except av.FFmpegError as error:
+            raise DheadsError(f"{name} is not a {kind} file: {error.strerror}") from error
+        except OSError as error:
+            raise DheadsError(f"cannot read {name}: {error.strerror or error}") from error
+        yield container
+
+
+def name_of(source: Path | BinaryIO, unnamed: str = "the given data") -> str:
+    """What messages call a file or a stream."""
+    return str(source) if isinstance(source, Path) else str(getattr(source, "name", unnamed))
+
+
+def packets(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.Packet]:
+    """A stream's packets; a file that is cut short gives those before the cut."""
+    # PyAV's IndexError: a damaged MPEG-TS seems to gain streams midway, which it does not expect.
+    with suppress(av.FFmpegError, IndexError):
+        yield from container.demux(stream)
+
+
+def decoded(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
+    """A stream's frames; damaged packets are skipped."""
+    for packet in packets(container, stream):
+        with suppress(av.FFmpegError):
+            yield from packet.decode()
+
+
+def start_seconds(container: av.container.InputContainer) -> float:
+    """The time stamp of the container's time 0."""
+    # MPEG-TS and encoder delay begin after 0; priming packets before 0 are not shown or heard.
+    return max(container.start_time or 0, 0) / av.time_base

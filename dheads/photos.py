@@ -1,0 +1,59 @@
+"""Any photo -> (H, W, 3) uint8 RGB, upright."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dheads.errors import DheadsError
+
+PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})  # file endings
+PHOTO_SIDE_PX = 4096  # a longer photo is reduced to this
+PHOTO_LIMIT_PX = 400_000_000
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # EPS would run a program
+
+
+def load_photo(path: Path) -> np.ndarray:
+    """A photo as (H, W, 3) uint8 RGB: turned upright by its EXIF tag, alpha over white, long side at most 4096 px.
+
+    Raises DheadsError where there is no readable picture, or one of more than 400 megapixels.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        Image.MAX_IMAGE_PIXELS = PHOTO_LIMIT_PX
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd tags
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=PHOTO_FORMATS) as photo:
+                photo.draft(None, (PHOTO_SIDE_PX, PHOTO_SIDE_PX))
+                photo = _to_rgb(ImageOps.exif_transpose(photo))
+    except FileNotFoundError:
+        raise DheadsError(f"{path}: there is no such file; check the path of the photo") from None
+    except (IsADirectoryError, PermissionError) as error:
+        kind = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
+        raise DheadsError(f"{path}: {kind}; name a photo such as a JPEG or PNG file") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DheadsError(f"{path}: the photo has more than 400 megapixels; reduce it first") from None
+    except UnidentifiedImageError:
+        raise DheadsError(f"{path}: this is not a photo in a known format; save it as JPEG or PNG") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DheadsError(f"{path}: the photo is damaged ({error}); export or copy it again") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    photo.thumbnail((PHOTO_SIDE_PX, PHOTO_SIDE_PX), Image.Resampling.LANCZOS)
+    return np.array(photo)
+
+
+def _to_rgb(photo: Image.Image) -> Image.Image:
+    if photo.mode.startswith(("I", "F")):  # 16 or 32 bits: convert() would clip
+        values = np.asarray(photo).astype(np.float64)
+        scales = [65535.0] if ";16" in photo.mode else [1.0, 255.0, 65535.0, 2.0**32 - 1]
+        full_scale = next((s for s in scales if values.max() <= s), values.max())
+        photo = Image.fromarray(np.round(np.clip(values / full_scale, 0, 1) * 255).astype(np.uint8))
+    if photo.has_transparency_data:
+        photo = photo.convert("RGBA")
+        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
+    return photo.convert("RGB")

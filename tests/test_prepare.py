@@ -1,0 +1,384 @@
+"""`dheads prepare` on real clips: what it writes, what it leaves out and why, and that it can be run again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from real_data import CUTS, UNLISTED, WHOLE, Prepared, cut, decoded, dheads, prepare_command, sound_seconds
+from safetensors.torch import load_file
+
+from dheads import faces, prepare
+from dheads.audio import load_speech_encoder, load_waveform
+from dheads.config import preset
+from dheads.errors import DheadsError
+from dheads.landmarks import load_backend
+
+pytest_plugins = "real_data"
+
+TINY = preset("tiny")
+DIRTY = "grid/dirty.mp4"
+VIDEOS = {  # what clips.csv must say of each
+    "s1/grid_one": ("s1", "train", 25, "grid/one.mp4"),
+    "s1/grid_two": ("s1", "train", 25, "grid/two.mp4"),
+    "en/talkvid_en": ("en", "train", 31, "talkvid/en.mp4"),  # 30 frames at 24 fps: 1.25 s
+    "other/grid_other": ("other", "val", 20, "grid/other.mp4"),
+}
+PHOTOS = {
+    "still_a/stills_a": ("still_a", "train", 1, "stills/a.jpg"),
+    "still_b/stills_b": ("still_b", "train", 1, "stills/b.jpg"),
+}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def labels_of(prepared: Prepared, clip: str) -> dict[str, torch.Tensor]:
+    return load_file(prepared.data / "clips" / f"{clip}.safetensors")
+
+
+# --- The whole folder
+
+
+def test_the_command_says_what_it_did(prepared: Prepared) -> None:
+    assert prepared.done.exit_code == 0, prepared.done.stderr
+    assert prepared.done.stdout == f"{prepared.data}\n"
+    assert "6 clips, 103 frames, 5 speakers\n" in prepared.done.stderr
+    assert f"left out {DIRTY}: no face in 12 of 75 frames\n" in prepared.done.stderr
+
+
+def test_clips_csv(prepared: Prepared) -> None:
+    rows = read_csv(prepared.data / "clips.csv")
+    found = {row["clip"]: (row["speaker"], row["split"], int(row["frames"]), row["source"]) for row in rows}
+    assert found == VIDEOS | PHOTOS
+    assert list(rows[0]) == ["clip", "speaker", "split", "frames", "source"]
+    assert [row["clip"] for row in rows] == sorted(found)
+
+
+def test_frames_are_seconds_times_25(prepared: Prepared) -> None:
+    for _, _, frames, source in VIDEOS.values():
+        with av.open(str(prepared.raw / source)) as container:
+            stream = container.streams.video[0]
+            assert stream.average_rate == (24 if source.startswith("talkvid") else 25)
+            assert frames == round(float(stream.duration * stream.time_base) * 25)
+
+
+def test_failed_csv_has_the_dirty_clip_with_its_reason(prepared: Prepared) -> None:
+    failed = [{"source": DIRTY, "reason": "no face in 12 of 75 frames"}]
+    assert read_csv(prepared.data / "failed.csv") == failed
+    assert not list(prepared.data.rglob("*dirty*"))
+
+
+def test_files_that_the_splits_do_not_name_are_left_alone(prepared: Prepared) -> None:
+    assert (prepared.raw / UNLISTED).is_file()
+    assert len(list(prepared.data.rglob("*.mp4"))) == len(CUTS) + len(WHOLE) - 1
+    assert not list(prepared.data.rglob("*unlisted*"))
+
+
+def test_dataset_toml_tells_how_the_clips_were_made(prepared: Prepared) -> None:
+    info = tomllib.loads((prepared.data / "dataset.toml").read_text(encoding="utf-8"))
+    assert (info["format"], info["size"], info["fps"]) == (1, 32, 25)
+    assert info["speech_encoder"] == "whisper-tiny.en"
+    assert info["alignment"] == asdict(TINY.alignment)
+    assert "licence" in info["licence_note"]
+
+
+def test_nothing_else_is_left_behind(prepared: Prepared) -> None:
+    top = {path.name for path in prepared.data.iterdir()}
+    assert top == {"clips", "clips.csv", "failed.csv", "dataset.toml"}
+    files = {path.relative_to(prepared.data / "clips").as_posix() for path in prepared.data.rglob("clips/*/*")}
+    assert files == {f"{clip}.{ending}" for clip in VIDEOS | PHOTOS for ending in ("mp4", "safetensors")}
+
+
+# --- One clip
+
+
+@pytest.mark.parametrize("clip", [*VIDEOS, *PHOTOS])
+def test_labels(prepared: Prepared, clip: str) -> None:
+    frames = (VIDEOS | PHOTOS)[clip][2]
+    labels = labels_of(prepared, clip)
+    kinds = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in labels.items()}
+    assert kinds == {
+        "speech": ((frames, 384), torch.float16),
+        "landmarks": ((frames, 68, 2), torch.float32),
+        "mouth_box": ((frames, 4), torch.int32),
+        "lips": ((frames, 3), torch.float32),
+    }
+    assert all(tensor.isfinite().all() for tensor in labels.values())
+
+
+@pytest.mark.parametrize("clip", [*VIDEOS, *PHOTOS])
+def test_clips_play_and_have_their_sound(prepared: Prepared, clip: str) -> None:
+    frames = (VIDEOS | PHOTOS)[clip][2]
+    path = prepared.data / "clips" / f"{clip}.mp4"
+    with av.open(str(path)) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        assert (video.width, video.height, video.average_rate) == (32, 32, 25)
+        assert sound.rate == 16_000
+        assert sound.channels == 1
+        assert all(packet.is_keyframe for packet in container.demux(video) if packet.size)
+    assert decoded(path).shape == (frames, 32, 32, 3)
+    assert sound_seconds(path) == pytest.approx(frames / 25, abs=0.02)
+
+
+@pytest.mark.parametrize("clip", [*VIDEOS, *PHOTOS])
+def test_the_mouth_box_holds_the_mouth(prepared: Prepared, clip: str) -> None:
+    labels = labels_of(prepared, clip)
+    x0, y0, x1, y1 = labels["mouth_box"].unbind(1)
+    assert (x0 >= 0).all()
+    assert (x0 < x1).all()
+    assert (x1 <= 32).all()
+    assert (y0 >= 0).all()
+    assert (y0 < y1).all()
+    assert (y1 <= 32).all()
+    x, y = labels["landmarks"][:, 48:68].unbind(2)  # (F, 20)
+    # Pixel i reaches from i - 0.5 to i + 0.5.
+    assert ((x >= x0[:, None] - 0.5) & (x <= x1[:, None] - 0.5)).all()
+    assert ((y >= y0[:, None] - 0.5) & (y <= y1[:, None] - 0.5)).all()
+    assert (x1 - x0 < 24).all(), "a mouth, not the whole face"
+    assert (y1 - y0 < 20).all()
+
+
+@pytest.mark.parametrize("clip", [*VIDEOS, *PHOTOS])
+def test_faces_lie_on_the_mean_face(prepared: Prepared, clip: str) -> None:
+    landmarks = labels_of(prepared, clip)["landmarks"].numpy()
+    mean = faces.mean_face(TINY.alignment, 32)
+    for eye in faces.EYES:
+        distance = np.linalg.norm(landmarks[:, eye].mean(axis=1) - mean[eye].mean(axis=0), axis=1)
+        assert distance.max() < 0.06 * 32
+    assert np.abs(landmarks[:, faces.MOUTH].mean(axis=1)[:, 0] - 15.5).max() < 0.15 * 32
+
+
+def test_pictures_show_what_the_landmarks_say(prepared: Prepared) -> None:
+    """The raw clip's landmarks, found anew and aligned, are the stored ones; its frames, warped, the pictures."""
+    raw = decoded(prepared.raw / "grid/one.mp4")
+    found = load_backend("mesh").track(raw)
+    matrices = faces.align_transforms(found, TINY.alignment, 32)
+    labels = labels_of(prepared, "s1/grid_one")
+    stored = decoded(prepared.data / "clips" / "s1" / "grid_one.mp4")
+    for k, frame in enumerate(raw[:5]):
+        wanted = faces.apply_transform(matrices[k], found[k])
+        np.testing.assert_allclose(labels["landmarks"][k], wanted, atol=0.05)
+        # Luma, because colour is stored at half the resolution.
+        luma, wanted = (x @ (0.2126, 0.7152, 0.0722) for x in (stored[k], faces.warp(frame, matrices[k], 32)))
+        assert np.abs(luma - wanted).mean() < 1.5
+        assert np.abs(luma - wanted).mean() < 0.25 * np.abs(luma - np.roll(wanted, 1, axis=1)).mean()
+
+
+def test_speech_is_that_of_the_raw_clip(prepared: Prepared) -> None:
+    waveform = load_waveform(prepared.raw / "grid/other.mp4")
+    speech = load_speech_encoder("whisper-tiny.en").encode(waveform[: 20 * 640], 20)
+    torch.testing.assert_close(labels_of(prepared, "other/grid_other")["speech"].float(), speech, rtol=0, atol=0.02)
+    stored = load_waveform(prepared.data / "clips" / "other" / "grid_other.mp4")
+    torch.testing.assert_close(stored[: 20 * 640], waveform[: 20 * 640], rtol=0, atol=2 / 32768)
+
+
+def test_lips_are_measured_on_the_landmarks(prepared: Prepared) -> None:
+    labels = labels_of(prepared, "s1/grid_two")
+    landmarks = labels["landmarks"].numpy()
+    wanted = [faces.mouth_opening(landmarks), faces.mouth_width(landmarks), faces.lip_thickness(landmarks)]
+    np.testing.assert_allclose(labels["lips"].numpy(), np.stack(wanted, axis=1), atol=1e-6)
+    assert labels["lips"][:, 0].max() - labels["lips"][:, 0].min() > 0.03, "somebody is speaking"
+    assert (labels["lips"][:, 1:] > 0).all()
+
+
+# --- Again
+
+
+def test_a_second_run_keeps_what_is_there(prepared: Prepared, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(prepared.data, data)  # times of change are copied too
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (data / "clips").rglob("*.*")}
+    tables = {name: (data / name).read_bytes() for name in ("clips.csv", "failed.csv", "dataset.toml")}
+    missing = data / "clips" / "still_a" / "stills_a.safetensors"
+    missing.unlink()  # as if the run had been broken off there
+    done = prepare_command(prepared.raw, prepared.splits, data)
+    assert done.exit_code == 0, done.stderr
+    assert {name: (data / name).read_bytes() for name in tables} == tables
+    redone = {missing, missing.with_suffix(".mp4")}
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (data / "clips").rglob("*.*")}
+    assert after.keys() == before.keys()
+    for path in before.keys() - redone:
+        assert after[path] == before[path]
+    assert after[missing][0] == before[missing][0]
+
+
+def test_a_folder_of_another_configuration_is_refused(prepared: Prepared) -> None:
+    done = dheads("prepare", prepared.raw, "--out", prepared.data, "--preset", "small", "--splits", prepared.splits)
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"error: {prepared.data}: holds clips prepared with another configuration; choose another output folder\n"
+    )
+    assert "size = 32" in (prepared.data / "dataset.toml").read_text(encoding="utf-8")
+
+
+# --- What cannot be used
+
+
+def test_nothing_usable(shared: Path, tmp_path: Path) -> None:
+    """A clip without sound, a picture without a face and a file that is no video: each has its reason."""
+    raw = tmp_path / "raw"
+    cut(shared / "data" / "grid" / "s1_bbal7s.mp4", raw / "a" / "short.mp4", 10)
+    with av.open(str(raw / "a" / "short.mp4")) as short, av.open(str(raw / "a" / "silent.mp4"), "w") as target:
+        given = short.streams.video[0]
+        video = target.add_stream_from_template(given)
+        for packet in short.demux(given):
+            if packet.size:
+                packet.stream = video
+                target.mux(packet)
+    (raw / "a" / "short.mp4").unlink()
+    Image.new("RGB", (64, 64), "gray").save(raw / "wall.png")
+    (raw / "text.mp4").write_text("no video", encoding="utf-8")
+    done = dheads("prepare", raw, "--out", tmp_path / "data", "--preset", "tiny", "--workers", 1, "--quiet")
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {raw}: none of its 3 files could be prepared; ")
+    assert done.stderr.count("\n") == 1
+    reasons = {row["source"]: row["reason"] for row in read_csv(tmp_path / "data" / "failed.csv")}
+    assert "no sound stream" in reasons["a/silent.mp4"]
+    assert "no face found" in reasons["wall.png"]
+    assert "not a" in reasons["text.mp4"]
+
+
+def test_sound_and_picture_of_different_lengths(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(prepare, "load_waveform", lambda path: torch.zeros(16_000))
+    worker = prepare.Worker(TINY)
+    monkeypatch.setattr(worker.backend, "track", lambda frames: np.zeros((32, 68, 2), np.float32))
+    source = prepare.Source(prepared.raw / "grid/one.mp4", "a/b", "a", "train")
+    with pytest.raises(DheadsError, match=r"picture and sound differ in length by 0\.28 s"):
+        worker.prepare(source, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_raw_folder_and_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.png").touch()
+    (tmp_path / "file").touch()
+    done = dheads("prepare", tmp_path / "raw", "--out", tmp_path / "file", "--preset", "tiny")
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: cannot make the folder {tmp_path / 'file'}: ")
+
+
+# --- Speakers and splits
+
+
+def test_speakers_are_split_once_and_for_all() -> None:
+    speakers = [f"speaker{i}" for i in range(40)]
+    splits = prepare.split_speakers(speakers)
+    assert splits == prepare.split_speakers(list(reversed(speakers)))
+    counted = {name: sum(split == name for split in splits.values()) for name in ("train", "val", "test")}
+    assert counted == {"train": 32, "val": 4, "test": 4}
+    assert list(splits) == speakers
+    # One more speaker moves few: not those that come after it in the alphabet.
+    more = prepare.split_speakers([*speakers, "another"])
+    assert sum(more[speaker] != splits[speaker] for speaker in speakers) <= 2
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (2, 0), (3, 1), (9, 1), (19, 1), (20, 2)])
+def test_few_speakers_keep_some_to_train_on(count: int, held_out: int) -> None:
+    splits = list(prepare.split_speakers([str(i) for i in range(count)]).values())
+    assert splits.count("val") == splits.count("test") == held_out
+    assert splits.count("train") == count - 2 * held_out
+
+
+def raw_folder(tmp_path: Path, *names: str) -> Path:
+    for name in names:
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / name).touch()
+    return tmp_path / "raw"
+
+
+def test_without_a_csv_the_speaker_is_the_first_folder(tmp_path: Path) -> None:
+    raw = raw_folder(tmp_path, "ann/1.mp4", "ann/deep/2.MOV", "bob/1.mp4", "cy.jpg", "notes.txt", "dee/1.wav")
+    sources = prepare.find_sources(raw)
+    assert {source.clip: source.speaker for source in sources} == {
+        "ann/ann_1": "ann",
+        "ann/ann_deep_2": "ann",
+        "bob/bob_1": "bob",
+        "cy/cy": "cy",
+    }
+    assert {source.split for source in sources if source.speaker == "ann"} in ({"train"}, {"val"}, {"test"})
+    assert sorted({source.speaker: source.split for source in sources}.values()) == ["test", "train", "val"]
+
+
+def splits_csv(tmp_path: Path, *rows: str, header: str = "clip,speaker,split") -> Path:
+    path = tmp_path / "splits.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_speaker_in_two_splits_is_refused(tmp_path: Path) -> None:
+    raw = raw_folder(tmp_path, "a.mp4", "b.mp4")
+    path = splits_csv(tmp_path, "a.mp4,ann,train", "b.mp4,ann,val")
+    done = dheads("prepare", raw, "--out", tmp_path / "data", "--preset", "tiny", "--splits", path)
+    assert done.exit_code == 1
+    assert done.stderr == f"error: {path}: speaker ann is in train and in val; choose one\n"
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("clip,speaker,split", "a.mp4,ann,dev", "a.mp4 is in split 'dev'; use train, val or test"),
+        ("clip,speaker,split", "a.mp4,ann", "a.mp4 is in split None; use train, val or test"),
+        ("clip,split", "a.mp4,train", "has no column 'speaker'; it must be a CSV with clip, speaker, split"),
+        ("clip,speaker,split", "other.mp4,ann,train", "names no file below"),
+    ],
+)
+def test_splits_that_cannot_be_used(tmp_path: Path, header: str, row: str, message: str) -> None:
+    raw, path = raw_folder(tmp_path, "a.mp4"), splits_csv(tmp_path, row, header=header)
+    with pytest.raises(DheadsError) as caught:
+        prepare.find_sources(raw, path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+def test_splits_that_are_no_text(tmp_path: Path) -> None:
+    raw, path = raw_folder(tmp_path, "a.mp4"), tmp_path / "splits.csv"
+    with pytest.raises(DheadsError, match=r"splits\.csv: cannot be read"):
+        prepare.find_sources(raw, path)
+    path.write_bytes(b"clip,speaker,split\n\xff\xfe,a,train\n")
+    with pytest.raises(DheadsError, match=r"splits\.csv: cannot be read"):
+        prepare.find_sources(raw, path)
+
+
+def test_names_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    raw = raw_folder(tmp_path, "a b/c?.mp4")
+    path = splits_csv(tmp_path, f"{'a b/c?.mp4'},../../etc,train")
+    (source,) = prepare.find_sources(raw, path)
+    assert source.clip == "_.._etc/a_b_c_"
+    assert source.speaker == "../../etc"
+    for hostile in ("..", ".", "", "/", "a/../../b", "..\\..\\x", "nul\0l"):
+        safe = prepare._safe(hostile)
+        assert safe not in ("", ".", "..")
+        assert not set(safe) & set("/\\\0")
+
+
+def test_two_files_that_would_be_one_clip_are_refused(tmp_path: Path) -> None:
+    """Such as a video and its thumbnail: their pictures and labels would overwrite each other."""
+    raw = raw_folder(tmp_path, "ann/1.mp4", "ann/1.jpg")
+    with pytest.raises(DheadsError, match=r"1\.mp4: would be the same clip, ann/ann_1, as .*1\.jpg; rename or remove"):
+        prepare.find_sources(raw)
+
+
+def test_the_result_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(prepare, "_run", lambda sources, *rest: ((source, 7) for source in sources))
+    raw = raw_folder(tmp_path, "ann/1.mp4", "ann/2.mp4", "bob/1.mp4")
+    done = dheads("prepare", raw, "--out", tmp_path / "data", "--preset", "tiny", "--json", "--quiet")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout) == {"clips": 3, "frames": 21, "speakers": 2, "failed": []}
+    assert done.stderr == ""
+    assert len(read_csv(tmp_path / "data" / "clips.csv")) == 3

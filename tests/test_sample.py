@@ -1,0 +1,295 @@
+"""`dheads sample` with tiny untrained weights on the packaged photo and real speech."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from real_data import decoded, dheads, sound_seconds, write_wav
+from torch import Tensor
+from typer.testing import Result
+
+from dheads import conditioning, faces
+from dheads import sample as verb
+from dheads.audio import load_waveform
+from dheads.conditioning import Condition
+from dheads.config import Config, override, preset
+from dheads.denoiser import Denoiser
+from dheads.diffusion import Denoised
+from dheads.errors import DheadsError
+from dheads.landmarks import find_face, load_backend
+from dheads.model import Output, UNet
+from dheads.video import to_uint8, to_unit
+from dheads.weights import save_checkpoint
+
+pytest_plugins = "real_data"
+
+TINY = override(preset("tiny"), {"sampling": {"steps": 2, "solver": "ddim"}})
+SAMPLES = 8480  # 0.53 s of sound: 13.25 frames
+FRAMES = 13
+
+
+def untrained(config: Config, seed: int = 0) -> UNet:
+    """A network that depends on all it is told, as no zero-initialised one does."""
+    torch.manual_seed(seed)
+    unet = UNet(config).eval()
+    torch.nn.init.normal_(unet.out_conv.weight, std=0.05)
+    if unet.lips is not None:
+        torch.nn.init.normal_(unet.lips.weight, std=0.02)
+    return unet
+
+
+@pytest.fixture(scope="module")
+def folder(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """speech.wav, 0.53 s from the middle of a sentence, and weights.safetensors."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("sample")
+    waveform = load_waveform(examples / "speech.wav")
+    middle = len(waveform) // 2
+    write_wav(folder / "speech.wav", waveform[middle : middle + SAMPLES])
+    save_checkpoint(folder / "weights.safetensors", untrained(TINY).state_dict(), TINY, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def face(examples: Path) -> Path:
+    return examples / "face.jpg"
+
+
+def command(folder: Path, face: Path, out: Path, *options: object) -> Result:
+    args = ("--weights", folder / "weights.safetensors", "--device", "cpu", *options)
+    return dheads("sample", face, folder / "speech.wav", "-o", out, *args)
+
+
+# --- The video
+
+
+@pytest.fixture(scope="module")
+def video(folder: Path, face: Path) -> Path:
+    path = folder / "video.mp4"
+    done = command(folder, face, path, "--seed", 5)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == f"{path}\n"
+    assert f"{FRAMES}/{FRAMES}" in done.stderr
+    return path
+
+
+def test_the_video_lasts_as_long_as_the_sound(video: Path, folder: Path) -> None:
+    frames = decoded(video)
+    assert frames.shape == (round(SAMPLES / 16_000 * 25), 32, 32, 3) == (FRAMES, 32, 32, 3)
+    assert sound_seconds(video) == pytest.approx(SAMPLES / 16_000, abs=0.13)  # AAC pads to whole blocks
+    heard, said = load_waveform(video)[:SAMPLES], load_waveform(folder / "speech.wav")
+    assert torch.corrcoef(torch.stack([heard, said]))[0, 1] > 0.98, "the sound of the recording, in step with it"
+
+
+def test_the_same_seed_gives_the_same_video(video: Path, folder: Path, face: Path, tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    again, other = tmp_path / "again.mp4", tmp_path / "other.mp4"
+    assert command(folder, face, again, "--seed", 5, "--quiet").exit_code == 0
+    assert np.array_equal(decoded(again), decoded(video))
+    done = command(folder, face, other, "--seed", 6, "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert (decoded(other) != decoded(video)).any(axis=(1, 2, 3)).all()
+
+
+def test_size_and_json(folder: Path, face: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.mp4"
+    done = command(folder, face, path, "--size", 64, "--steps", 1, "--json", "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert decoded(path).shape == (FRAMES, 64, 64, 3)
+    result = json.loads(done.stdout)
+    assert result.pop("sampling_seconds") > 0
+    assert result == {"path": str(path), "frames": FRAMES, "seconds": FRAMES / 25, "notes": []}
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "solver"),
+    [((), 2, "ddim"), (("--steps", 3), 3, "ddim"), (("--solver", "dpm++2m"), 2, "dpm++2m")],
+)
+def test_steps_and_solver_are_the_weights_own_unless_given(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple, steps: int, solver: str
+) -> None:
+    told: list[dict[str, object]] = []
+
+    def fake(denoiser: Denoiser, photo: np.ndarray, speech: Tensor, **options: object) -> Iterator[np.ndarray]:
+        told.append(options)
+        assert speech.shape == (FRAMES, 384)
+        return itertools.repeat(photo, len(speech))
+
+    monkeypatch.setattr(verb, "generate", fake)
+    assert command(folder, face, tmp_path / "out.mp4", "--seed", 9, *options).exit_code == 0
+    assert told == [{"steps": steps, "solver": solver, "seed": 9}]
+
+
+def test_several_faces_are_noted(folder: Path, face: Path, tmp_path: Path) -> None:
+    photo = np.asarray(Image.open(face).convert("RGB").resize((256, 256)))
+    Image.fromarray(np.concatenate([photo, photo], axis=1)).save(tmp_path / "two.png")
+    done = command(folder, tmp_path / "two.png", tmp_path / "out.mp4", "--steps", 1)
+    assert done.exit_code == 0, done.stderr
+    assert f"{tmp_path / 'two.png'} shows 2 faces; taking the largest\n" in done.stderr
+    assert done.stdout == f"{tmp_path / 'out.mp4'}\n"
+
+
+# --- What goes wrong
+
+
+def test_an_interrupt_leaves_nothing_behind(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(denoiser: Denoiser, photo: np.ndarray, *rest: object, **options: object) -> Iterator[np.ndarray]:
+        yield photo
+        yield photo
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb, "generate", interrupted)
+    done = command(folder, face, tmp_path / "out.mp4")
+    assert done.exit_code == 130
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out.mp4").write_bytes(b"an older video")
+    assert command(folder, face, tmp_path / "out.mp4").exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"an older video"
+
+
+def test_an_odd_size_is_refused_in_a_line_of_its_own(folder: Path, face: Path, tmp_path: Path) -> None:
+    done = command(folder, face, tmp_path / "out.mp4", "--size", 65, "--steps", 1)
+    assert done.exit_code == 1
+    assert "\nerror: " in done.stderr
+    assert "65 x 65" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Frame by frame
+
+
+class Recorder(Denoiser):
+    """Remembers what it was told."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__(unet)
+        self.told: list[tuple[int, Condition]] = []
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Denoised, Output]:
+        self.told.append((int(t), condition))
+        return super().__call__(x_t, t, condition)
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def test_frames_come_one_by_one(photo: np.ndarray) -> None:
+    denoiser = Recorder(untrained(TINY))
+    frames = verb.generate(denoiser, photo, torch.randn(1000, 384), steps=3, solver="ddim")
+    assert denoiser.told == [], "nothing is computed before it is asked for"
+    first = next(frames)
+    assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
+    assert [t for t, _ in denoiser.told] == [999, 500, 0]
+    next(frames)
+    assert len(denoiser.told) == 6
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm++2m"])
+def test_each_frame_is_told_of_those_before_and_of_its_sound(photo: np.ndarray, solver: str) -> None:
+    config = override(TINY, {"conditioning": {"hide_motion_mouth": False}})
+    unet = untrained(config)
+    denoiser = Recorder(unet)
+    speech = torch.randn(5, 384)
+    frames = list(verb.generate(denoiser, photo, speech, steps=2, solver=solver))
+    assert len(frames) == 5
+    identity = to_unit(photo)[None]
+    lips = unet.lips.predict(speech)
+    shown: list[np.ndarray] = [photo, photo, *frames]
+    for k, (_, condition) in enumerate(denoiser.told[::2]):
+        assert torch.equal(condition.identity, identity)
+        before = [to_uint8(condition.motion_frames[0, i]) for i in range(2)]
+        assert np.array_equal(before[0], shown[k])
+        assert np.array_equal(before[1], shown[k + 1])
+        assert torch.equal(condition.audio_window[0], conditioning.window(speech, k, 2))
+        torch.testing.assert_close(condition.lip_window[0], conditioning.window(lips, k, 2))
+        assert torch.equal(condition.motion_noise, torch.zeros(1))
+        assert condition.motion_frames.abs().max() <= 1
+
+
+def test_given_lips_take_the_place_of_those_heard(photo: np.ndarray) -> None:
+    denoiser = Recorder(untrained(TINY))
+    lips = torch.randn(3, 3)
+    list(verb.generate(denoiser, photo, torch.randn(3, 384), steps=1, solver="ddim", lips=lips))
+    for k, (_, condition) in enumerate(denoiser.told):
+        assert torch.equal(condition.lip_window[0], conditioning.window(lips, k, 2))
+
+
+def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
+    denoiser, speech = Denoiser(untrained(TINY)), torch.randn(3, 384)
+
+    def frames(seed: int) -> np.ndarray:
+        return np.stack(list(verb.generate(denoiser, photo, speech, steps=2, solver="ddpm", seed=seed)))
+
+    first = frames(1)
+    torch.manual_seed(9)
+    assert np.array_equal(frames(1), first)
+    assert not np.array_equal(frames(2), first)
+
+
+def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
+    """Noise prediction, learned variance, gray motion frames, no lip code; and a model without motion frames."""
+    told = {"lip_dims": 0, "motion_noise": 0.0, "hide_motion_mouth": False, "grayscale_motion": True}
+    plain = override(
+        TINY,
+        {
+            "model": {"learned_variance": True, "copy_gates": False},
+            "diffusion": {"prediction": "eps"},
+            "conditioning": told,
+        },
+    )
+    for config in (plain, override(plain, {"conditioning": {"motion_frames": 0}})):
+        frames = list(verb.generate(Denoiser(untrained(config)), photo, torch.randn(3, 384), steps=3, solver="ddpm"))
+        assert np.stack(frames).shape == (3, 32, 32, 3)
+        assert not np.array_equal(frames[0], frames[1])
+
+
+# --- The photo, the size, the device
+
+
+def test_the_photo_is_aligned_as_the_weights_want(face: Path) -> None:
+    config = override(TINY, {"model": {"image_size": 160}, "alignment": {"eye_distance": 0.25, "eye_y": 0.45}})
+    photo, notes = verb.aligned_photo(face, config)
+    assert (photo.shape, photo.dtype, notes) == ((160, 160, 3), np.uint8, [])
+    found, count = find_face(photo, load_backend("mesh"), "the crop")
+    mean = faces.mean_face(config.alignment, 160)
+    assert count == 1
+    for eye in faces.EYES:
+        assert np.linalg.norm(found.landmarks[eye].mean(axis=0) - mean[eye].mean(axis=0)) < 0.04 * 160
+
+
+def test_enlarging() -> None:
+    frame = np.zeros((32, 32, 3), np.uint8)
+    frame[8:24, 8:24] = 200
+    assert verb.enlarge(frame, None) is frame
+    assert verb.enlarge(frame, 32) is frame
+    large = verb.enlarge(frame, 64)
+    assert large.shape == (64, 64, 3)
+    assert (large[24:40, 24:40] == 200).all()
+    assert (large[:8] == 0).all()
+
+
+def test_devices() -> None:
+    assert verb.resolve_device("cpu") == torch.device("cpu")
+    assert verb.resolve_device("auto").type in ("cpu", "cuda", "mps")
+    absent = "cuda" if not torch.cuda.is_available() else "mps"
+    with pytest.raises(DheadsError, match=f"device {absent} is not available here; use .*cpu"):
+        verb.resolve_device(absent)
+
+
+def test_a_result_is_plain_data() -> None:
+    result = verb.Result(Path("a.mp4"), 25, 1.0, 0.5)
+    assert dataclasses.asdict(result)["notes"] == []
