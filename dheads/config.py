@@ -55,7 +55,7 @@ class ConditioningConfig:
     # Beyond the paper.
     motion_noise: float = 0.0  # largest noise on motion frames in training; its level is told to the network
     hide_motion_mouth: bool = False  # the mouth region of motion frames is blanked: lips must follow the sound
-    lip_dims: int = 0  # size of the lip code: mouth measures predicted from speech
+    lip_dims: Literal[0, 3] = 0  # the lip code: none, or three mouth measures predicted from speech
     lip_context: int = 2  # lip codes on either side of the frame
 
 
@@ -129,6 +129,10 @@ class Config:
                 f"configuration: model.image_size is {self.model.image_size}, but must be a multiple of {coarsest} "
                 "(patch_size times 2 for every level of channel_mult after the first)"
             )
+        if self.model.copy_gates and self.conditioning.motion_frames < 1:
+            raise DheadsError("configuration: model.copy_gates needs conditioning.motion_frames of 1 or more")
+        if self.model.copy_gates and self.training.snr_clip is None:
+            raise DheadsError("configuration: model.copy_gates needs training.snr_clip, for a loss that sees the gates")
 
 
 def to_dict(config: Config) -> dict[str, typing.Any]:

@@ -134,7 +134,7 @@ def split_speakers(speakers: list[str]) -> dict[str, str]:
 
 def _read_splits(path: Path) -> dict[str, tuple[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the first column
             rows = {row["clip"]: (row["speaker"], row["split"]) for row in csv.DictReader(file)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DheadsError(f"{path}: cannot be read ({error}); it must be a CSV with clip, speaker, split") from error
@@ -221,7 +221,7 @@ def _prepare_one(source: Source, out: Path) -> int | str:
         raise RuntimeError("the worker process was not started")
     try:
         return _worker.prepare(source, out)
-    except DheadsError as error:
+    except (DheadsError, cv2.error) as error:
         return str(error)
 
 

@@ -38,14 +38,12 @@ def train(
     *,
     device: str = "cpu",
     init: Path | None = None,
-    info: dict[str, str] | None = None,
     progress: bool = True,
 ) -> Path:
     """Train on a prepared dataset; returns the path of the EMA weights, `run`/weights.safetensors.
 
     `run` also gets config.json, metrics.jsonl, sample videos, and state.pt, from which a killed run goes on exactly
-    where it was. `init`: a checkpoint whose weights to start from. `info` (licence, data sources, ...) goes into the
-    weights.
+    where it was. `init`: a checkpoint whose weights to start from.
 
     Raises DheadsError when the data does not fit the configuration, or `run` holds another configuration's state.
     """
@@ -66,7 +64,12 @@ def train(
     if init is not None:
         _start_from(unet, init)
     if unet.lips is not None:
-        unet.lips.fit(dataset.talks("train"))
+        talks = dataset.talks("train")
+        if not talks:
+            raise DheadsError(
+                f"{data}: has no video to train on, which the lip code needs; set conditioning.lip_dims=0"
+            )
+        unet.lips.fit(talks)
     unet = unet.to(device, memory_format=torch.channels_last)
     state = TrainingState(unet, config)
     state.resume(run / "state.pt")
@@ -86,13 +89,13 @@ def train(
             upcoming = loader.submit(draw_batch, dataset, clips, config, state.step + 1)
             unet.train()
             terms = training_loss(denoiser, batch, config, state.step)
-            total = terms["loss"].mean()
-            if not torch.isfinite(total):
+            try:
+                grad_norm = state.update(terms["loss"].mean(), learning_rate(config, state.step))
+            except FloatingPointError as error:
                 raise DheadsError(
-                    f"{run}: the loss is not finite at step {state.step} (clips {', '.join(batch.clips)}); "
+                    f"{run}: {error} at step {state.step} (clips {', '.join(batch.clips)}); "
                     "lower training.learning_rate and train into another folder"
-                )
-            grad_norm = state.update(total, learning_rate(config, state.step))
+                ) from error
             recent.append(
                 {name: float(value.detach().mean()) for name, value in terms.items()} | {"grad_norm": grad_norm}
             )
@@ -106,7 +109,7 @@ def train(
                 recent.clear()
             if _due(state.step, config.training.checkpoint_every, steps):
                 state.save(run / "state.pt")
-                _save_weights(run / "weights.safetensors", state, dataset, info or {})
+                _save_weights(run / "weights.safetensors", state, dataset)
             if _due(state.step, config.training.sample_every, steps):
                 _sample_video(run / f"sample-{state.step:07d}.mp4", averaged, dataset, held_out or clips, config)
     return run / "weights.safetensors"
@@ -133,12 +136,17 @@ class TrainingState:
         )
 
     def update(self, loss: Tensor, learning_rate: float) -> float:
-        """One optimiser step and one step of the average; returns the gradient's norm before clipping."""
+        """One optimiser step and one step of the average; returns the gradient's norm before clipping.
+
+        Raises FloatingPointError, with nothing changed, when the loss or its gradient is not finite.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self._training.grad_clip)
+        if not torch.isfinite(loss.detach() + norm):
+            raise FloatingPointError("the loss or its gradient is not finite")
         self.optimizer.step()
         self.step += 1
         # A short memory at first: the average of a young network is worse than the network.
@@ -269,11 +277,12 @@ def _sample_video(path: Path, denoiser: Denoiser, dataset: Dataset, clips: list[
     write_video(path, pairs, dataset.root / "clips" / f"{clip.clip}.mp4")
 
 
-def _save_weights(path: Path, state: TrainingState, dataset: Dataset, info: dict[str, str]) -> None:
+def _save_weights(path: Path, state: TrainingState, dataset: Dataset) -> None:
     config = state.unet.config
     examples = state.step * config.training.batch_size
     summary = {"steps": state.step, "examples": examples, "clips": len(dataset.split("train"))}
-    save_checkpoint(path, state.ema.state_dict(), config, {**info, "training": summary})
+    info = {"training": summary, "license": dataset.info.get("licence_note")}
+    save_checkpoint(path, state.ema.state_dict(), config, info)
 
 
 def _due(step: int, every: int, steps: int) -> bool:

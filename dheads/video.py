@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import partial
-from importlib import metadata
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
+from dheads import __version__
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
 from dheads.media import decoded, name_of, opened, packets, start_seconds
@@ -26,6 +26,7 @@ VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".m
 COPIED_CODECS = frozenset({"aac", "mp3", "alac", "flac", "opus"})
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 _AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}  # by number of channels
+_PROGRAM = f"dheads {__version__}"
 _MAX_HOLD_SECONDS = 600  # one picture on screen for longer is a damaged time stamp
 _BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and matrix
 # Without these, swscale takes the nearest chroma sample and rounds down.
@@ -127,7 +128,7 @@ def write_video(
         sound = partial(_add_source_sound, source) if source else _add_no_sound
         tags = {
             "title": "AI-generated talking-head video",
-            "comment": comment or f"AI-generated talking-head video made by {_program()}",
+            "comment": comment or f"AI-generated talking-head video made by {_PROGRAM}",
         }
         return _write(target, frames, sound, fps, tags, {"crf": "16", "preset": "medium", "g": "50"})
 
@@ -157,7 +158,7 @@ def _write(
         else:
             place, movflags = target, "frag_keyframe+delay_moov+default_base_moof"
         output = stack.enter_context(av.open(place, "w", format="mp4", options={"movflags": movflags}))
-        output.metadata.update(tags | {"encoding_tool": _program()})
+        output.metadata.update(tags | {"encoding_tool": _PROGRAM})
         video = output.add_stream("libx264", rate=fps, options=x264_options)
         video.pix_fmt = "yuv420p"
         video.color_primaries = video.color_trc = video.colorspace = _BT709
@@ -182,13 +183,6 @@ def _write(
         for packet in chain([pending] if pending else [], sound):
             output.mux(packet)
     return count
-
-
-def _program() -> str:
-    try:
-        return f"dheads {metadata.version('dheads')}"
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "dheads"
 
 
 def _yuv(image: np.ndarray, index: int) -> av.VideoFrame:

@@ -58,7 +58,6 @@ def prepare_command(raw: Path, splits: Path, data: Path) -> Result:
 
 @pytest.fixture(scope="session")
 def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
     root = tmp_path_factory.mktemp("prepared")
     raw, splits = root / "raw", root / "splits.csv"
     rows = [("clip", "speaker", "split")]

@@ -108,7 +108,8 @@ def test_gray_is_luma_and_keeps_gray() -> None:
 
 @pytest.mark.parametrize(("frames", "gray", "channels"), [(2, False, 12), (2, True, 8), (0, False, 6), (3, True, 9)])
 def test_number_of_channels(frames: int, gray: bool, channels: int) -> None:
-    assert conditioning.input_channels(told(motion_frames=frames, grayscale_motion=gray)) == channels
+    changes = {"motion_frames": frames, "grayscale_motion": gray}
+    assert conditioning.input_channels(override(preset("crema"), {"conditioning": changes})) == channels
 
 
 # --- The mouth

@@ -13,7 +13,7 @@ from real_data import Prepared
 from torch import Tensor
 
 from dheads import data
-from dheads.augment import augment
+from dheads.augment import augment, drift
 from dheads.conditioning import window
 from dheads.config import override, preset
 from dheads.data import Batch, Clip, Dataset, draw_batch
@@ -307,6 +307,18 @@ def test_the_mouth_box_follows_the_picture() -> None:
     assert 16 < mirrored.sum() < 48
     assert (moved[:, 2] - moved[:, 0] - 18).abs().max() <= 1, "as large as before"
     assert (moved[:, 3] - moved[:, 1] - 12).abs().max() <= 1
+
+
+def test_drift_is_the_same_for_all_frames_of_an_example() -> None:
+    one = torch.rand(16, 1, 3, 32, 32, generator=generator()) * 2 - 1
+    frames = drift(one.repeat(1, 3, 1, 1, 1), 1.0, generator(7))
+    assert torch.equal(frames[:, 1], frames[:, 0])
+    assert torch.equal(frames[:, 2], frames[:, 0])
+    assert frames.abs().max() <= 1
+    change = (frames[:, 0] - one[:, 0]).abs().mean((1, 2, 3))
+    assert change.min() < 0.02 < 0.15 < change.max(), "many hardly, some badly"
+    assert torch.equal(drift(one, 1.0, generator(7)), drift(one, 1.0, generator(7)))
+    torch.testing.assert_close(drift(one, 0.0, generator(7)), one)
 
 
 def test_a_box_at_the_edge_stays_in_the_picture_and_is_not_empty() -> None:

@@ -49,7 +49,6 @@ def untrained(config: Config, seed: int = 0) -> UNet:
 @pytest.fixture(scope="module")
 def folder(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """speech.wav, 0.53 s from the middle of a sentence, and weights.safetensors."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("sample")
     waveform = load_waveform(examples / "speech.wav")
     middle = len(waveform) // 2
@@ -218,6 +217,20 @@ def test_each_frame_is_told_of_those_before_and_of_its_sound(photo: np.ndarray, 
         torch.testing.assert_close(condition.lip_window[0], conditioning.window(lips, k, 2))
         assert torch.equal(condition.motion_noise, torch.zeros(1))
         assert condition.motion_frames.abs().max() <= 1
+
+
+def test_noise_on_motion_frames_that_the_weights_ask_for(photo: np.ndarray) -> None:
+    """Each frame's motion frames are noised anew, at the level told, and only as the network sees them."""
+    told = {"hide_motion_mouth": False, "motion_noise": 0.3}
+    config = override(TINY, {"conditioning": told, "sampling": {"motion_noise": 0.1}})
+    denoiser = Recorder(untrained(config))
+    frames = list(verb.generate(denoiser, photo, torch.randn(3, 384), steps=2, solver="ddim"))
+    shown = [to_unit(frame) for frame in (photo, photo, *frames)]
+    for k, (_, condition) in enumerate(denoiser.told[::2]):
+        assert condition.motion_noise.tolist() == pytest.approx([0.1])
+        noise = condition.motion_frames[0] - torch.stack(shown[k : k + 2])
+        assert float(noise.std()) == pytest.approx(0.1, rel=0.1)
+        assert abs(float(noise.mean())) < 0.01
 
 
 def test_given_lips_take_the_place_of_those_heard(photo: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from typer.testing import Result
 
 from dheads import lips
 from dheads import train as verb
+from dheads.augment import drift
 from dheads.config import Config, from_dict, override, preset
 from dheads.data import Batch, Dataset, draw_batch
 from dheads.denoiser import Denoiser
@@ -214,6 +215,21 @@ def test_a_dataset_with_nothing_to_train_on_is_refused(prepared: Prepared, tmp_p
         verb.train(TINY, data, tmp_path / "run")
 
 
+def test_photos_alone_teach_no_lip_code(prepared: Prepared, tmp_path: Path) -> None:
+    """But a network without it can be trained on them."""
+    data = tmp_path / "data"
+    shutil.copytree(prepared.data, data)
+    lines = (data / "clips.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    photos = "".join(line for line in lines if line.startswith(("clip,", "still_")))
+    (data / "clips.csv").write_text(photos, encoding="utf-8")
+    with pytest.raises(DheadsError, match=r"has no video to train on, which the lip code needs; set conditioning"):
+        verb.train(TINY, data, tmp_path / "run", progress=False)
+    changes = {"conditioning.lip_dims": 0, "training.steps": 2}
+    done = train_command(data, tmp_path / "plain", changes, "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert len(decoded(tmp_path / "plain" / "sample-0000002.mp4")) == 1
+
+
 def test_an_output_that_is_a_file_is_refused(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DheadsError, match=r"cannot make the folder .*file"):
@@ -233,7 +249,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     changes = {"training.steps": 4, "training.checkpoint_every": 1, "conditioning.lip_dims": 0}
     done = train_command(prepared.data, tmp_path / "run", changes, "--quiet")
     assert done.exit_code == 1
-    assert "the loss is not finite at step 2 (clips " in done.stderr
+    assert "the loss or its gradient is not finite at step 2 (clips " in done.stderr
     weights = load_checkpoint(tmp_path / "run" / "weights.safetensors")
     assert weights.info["training"]["steps"] == 2
     assert all(tensor.isfinite().all() for tensor in weights.tensors.values())
@@ -263,7 +279,7 @@ def test_weights_of_another_network_are_refused(prepared: Prepared, short: Run, 
 
 def quiet_config(**training: object) -> Config:
     """Without what only randomises training."""
-    off = {"augment": False, "audio_dropout": 0.0, "lip_noise": 0.0, "still_share": 0.0}
+    off = {"augment": False, "audio_dropout": 0.0, "lip_noise": 0.0, "still_share": 0.0, "motion_drift": 0.0}
     return override(TINY, {"conditioning": {"lip_dims": 0, "motion_noise": 0.0}, "training": off | training})
 
 
@@ -337,15 +353,16 @@ def noise_of(config: Config, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
     return t, torch.randn(batch.target.shape, generator=generator)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 def test_a_network_that_says_zero_has_the_loss_of_zero(batch: Batch, prediction: str) -> None:
-    """The paper's loss: the squared error of eps (or v), its mean in the mouth box, and their weighted sum."""
+    """The paper's loss: the squared error of eps (or v, x_0), its mean in the mouth box, and their weighted sum."""
     config = override(TINY, {"diffusion": {"prediction": prediction}, "model": {"copy_gates": False}})
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, snr_clip=None, lambda_lip=0.2))
     denoiser = Denoiser(UNet(config).eval())
     terms = training_loss(denoiser, batch, config, 3)
     t, eps = noise_of(config, batch, 3)
-    error = (eps if prediction == "eps" else v_target(denoiser.schedule, batch.target, eps, t)).square()
+    targets = {"eps": eps, "v": v_target(denoiser.schedule, batch.target, eps, t), "x_0": batch.target}
+    error = targets[prediction].square()
     torch.testing.assert_close(terms["simple"], error.mean((1, 2, 3)))
     for i, (x0, y0, x1, y1) in enumerate(batch.mouth_box.int().tolist()):
         torch.testing.assert_close(terms["lip"][i], error[i, :, y0:y1, x0:x1].mean())
@@ -355,7 +372,7 @@ def test_a_network_that_says_zero_has_the_loss_of_zero(batch: Batch, prediction:
 
 def test_the_x_0_loss_without_its_clip_is_the_v_loss(batch: Batch) -> None:
     """|v - v'|^2 = (snr + 1) |x_0 - x_0'|^2."""
-    base = override(TINY, {"model": {"copy_gates": False}})
+    base = override(TINY, {"model": {"copy_gates": False}, "diffusion": {"prediction": "v"}})
     unet = UNet(base).eval()
     torch.nn.init.normal_(unet.out_conv.weight, std=0.1)
     losses = []
@@ -399,7 +416,7 @@ def test_half_precision_is_near_full(batch: Batch) -> None:
 
 
 def condition(batch: Batch, **changes: dict[str, object]) -> tuple[UNet, verb.Condition]:
-    config = override(TINY, {"conditioning": {"hide_motion_mouth": False}})
+    config = override(TINY, {"conditioning": {"hide_motion_mouth": False}, "training": {"motion_drift": 0.0}})
     config = override(config, changes)
     unet = UNet(config)
     if unet.lips is not None:
@@ -432,6 +449,16 @@ def test_the_told_level_is_that_of_the_noise(batch: Batch) -> None:
     _, clean = condition(batch, conditioning={"motion_noise": 0.0})
     assert torch.equal(clean.motion_frames, batch.motion_frames)
     assert clean.motion_noise is None
+
+
+def test_motion_frames_drift_before_they_are_noised(batch: Batch) -> None:
+    _, clean = condition(batch, conditioning={"motion_noise": 0.0}, training={"motion_drift": 1.0})
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(clean.motion_frames, drift(batch.motion_frames, 1.0, generator))
+    assert torch.equal(clean.identity, batch.identity)
+    _, noised = condition(batch, conditioning={"motion_noise": 0.3}, training={"motion_drift": 1.0})
+    noise = noised.motion_frames - clean.motion_frames
+    torch.testing.assert_close(noise.flatten(1).std(1), noised.motion_noise, rtol=0.05, atol=1e-4)
 
 
 def test_lip_codes_are_normalised_then_noised(batch: Batch) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from dheads import __version__
 from dheads.audio import load_waveform
 from dheads.errors import DheadsError
 from dheads.video import frame_at, read_frames, to_uint8, to_unit, write_clip, write_video
@@ -320,9 +321,9 @@ def test_a_browser_can_play_it(tmp_path):
         assert (codec.name, codec.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 25)
         assert (codec.color_primaries, codec.color_trc, codec.colorspace, codec.color_range) == (1, 1, 1, 1)
         assert (stream.frames, stream.duration * stream.time_base) == (50, 2)
-        assert container.metadata["comment"].startswith("AI-generated talking-head video made by dheads")
+        assert container.metadata["comment"] == f"AI-generated talking-head video made by dheads {__version__}"
         assert "AI-generated" in container.metadata["title"]
-        assert container.metadata["encoder"].startswith("dheads")
+        assert container.metadata["encoder"] == f"dheads {__version__}"
 
 
 def test_pixels_survive(tmp_path, shared):

@@ -1,0 +1,66 @@
+"""Configurations: presets, strict reading, and parts that do not fit together."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dheads.config import from_dict, override, preset, to_dict
+from dheads.errors import DheadsError
+
+
+@pytest.mark.parametrize("name", ["crema", "lrw", "small", "tiny"])
+def test_a_preset_survives_json(name: str) -> None:
+    config = preset(name)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_the_papers_presets_are_the_paper() -> None:
+    for name, grayscale in (("crema", False), ("lrw", True)):
+        config = preset(name)
+        net, told, training = config.model, config.conditioning, config.training
+        assert (net.image_size, net.model_channels, net.channel_mult, net.num_res_blocks) == (128, 256, (1, 2, 3), 2)
+        assert (net.dropout, net.learned_variance, net.patch_size, net.copy_gates) == (0.1, True, 1, False)
+        assert (told.motion_frames, told.audio_context, told.speech_dim) == (2, 2, 256)
+        assert told.grayscale_motion is grayscale
+        assert (told.motion_noise, told.hide_motion_mouth, told.lip_dims) == (0, False, 0)
+        assert (config.diffusion.num_steps, config.diffusion.prediction) == (1000, "eps")
+        assert (training.batch_size, training.learning_rate, training.lr_schedule) == (10, 5e-5, "paper")
+        assert (training.lambda_vlb, training.lambda_lip, training.snr_clip) == (1e-4, 0.2, None)
+        assert (training.augment, training.motion_drift, training.audio_dropout) == (False, 0, 0)
+
+
+def test_override_keeps_the_rest() -> None:
+    changed = override(preset("tiny"), {"training": {"steps": 7}, "name": "mine"})
+    assert changed.training.steps == 7
+    assert changed.name == "mine"
+    assert changed.model == preset("tiny").model
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {"step": 3}}, "unknown key training.step; did you mean steps?"),
+        ({"trainning": {}}, "did you mean training?"),
+        ({"training": {"steps": "many"}}, "training.steps must be int, not 'many'"),
+        ({"training": {"augment": 1}}, "training.augment must be bool"),
+        ({"training": 3}, "training must be a table"),
+        ({"diffusion": {"prediction": "score"}}, "diffusion.prediction is 'score', but must be one of"),
+        ({"conditioning": {"lip_dims": 2}}, "conditioning.lip_dims is 2"),
+        ({"model": {"image_size": 33}}, "model.image_size is 33, but must be a multiple of 2"),
+        ({"model": {"patch_size": 0}}, "must be a multiple of"),
+        ({"conditioning": {"motion_frames": 0}}, "copy_gates needs conditioning.motion_frames"),
+        ({"training": {"snr_clip": None}}, "copy_gates needs training.snr_clip"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(DheadsError) as error:
+        override(preset("tiny"), changes)
+    assert words in str(error.value)
+
+
+def test_unknown_presets_list_the_known() -> None:
+    with pytest.raises(DheadsError, match="crema, lrw, small, tiny"):
+        preset("huge")
