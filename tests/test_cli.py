@@ -98,6 +98,8 @@ def test_completion_knows_the_commands_and_the_solvers() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone there")
 def test_interrupt_has_no_traceback() -> None:
     waiting = (
+        # A test run in the background has SIGINT ignored, and its children inherit that.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"import dheads.cli as cli, time\n@cli.app.command()\ndef wait():\n print(1, flush=True); time.sleep(60)\n{RUN}"
     )
     with subprocess.Popen(

@@ -113,10 +113,16 @@ def test_round_trips(schedule: diffusion.Schedule, prediction: str) -> None:
     torch.testing.assert_close(diffusion.eps_from_x_0(schedule, x_t, t, x_0), eps, rtol=0, atol=1e-4)
 
 
+def test_a_network_may_predict_x_0_itself(schedule: diffusion.Schedule) -> None:
+    x_t, output = torch.randn(SHAPE), torch.randn(SHAPE)
+    t = torch.tensor([0, 10, 500, 999])
+    assert torch.equal(diffusion.x_0_from(schedule, x_t, t, output, "x_0"), output)
+
+
 def test_unknown_prediction(schedule: diffusion.Schedule) -> None:
     x = torch.zeros(SHAPE)
-    with pytest.raises(ValueError, match="'eps' or 'v'"):
-        diffusion.x_0_from(schedule, x, torch.zeros(4, dtype=torch.int64), x, "x_0")
+    with pytest.raises(ValueError, match="'eps', 'v' or 'x_0'"):
+        diffusion.x_0_from(schedule, x, torch.zeros(4, dtype=torch.int64), x, "score")
 
 
 @pytest.mark.parametrize("step", [1, 5, 400, 999])
