@@ -218,7 +218,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
         "diffusion": {"prediction": "x_0"},
         "conditioning": {"motion_noise": 0.25, "hide_motion_mouth": True, "lip_dims": 3},
         "alignment": {"eye_distance": 0.30, "eye_y": 0.38},
-        "sampling": {"steps": 8, "solver": "dpm++2m"},
+        "sampling": {"steps": 8, "solver": "dpm++2m", "motion_noise": 0.15},
         "training": {
             "steps": 5_600,
             "batch_size": 16,
