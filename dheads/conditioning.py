@@ -86,13 +86,15 @@ def motion_indices(frame: int, count: int) -> list[int | None]:
 class MotionBuffer:
     """The last M frames while sampling; starts as copies of the identity (paper section 3.5)."""
 
-    def __init__(self, identity: Tensor, count: int) -> None:
-        """identity (B, 3, H, W)."""
+    def __init__(self, identity: Tensor, count: int, anchor: float = 0.0) -> None:
+        """identity (B, 3, H, W); anchor: its share in every pushed frame, so that errors fade (beyond the paper)."""
+        self._identity, self._anchor = identity, anchor
         self._frames = identity[:, None].repeat(1, count, 1, 1, 1)  # (B, M, 3, H, W)
 
     def push(self, frame: Tensor) -> None:
         """Take the finished frame in, (B, 3, H, W), and forget the oldest."""
-        self._frames = torch.cat([self._frames, frame[:, None]], dim=1)[:, 1:]
+        anchored = torch.lerp(frame, self._identity, self._anchor)
+        self._frames = torch.cat([self._frames, anchored[:, None]], dim=1)[:, 1:]
 
     def stacked(self) -> Tensor:
         """(B, M, 3, H, W), oldest first."""

@@ -98,7 +98,7 @@ def generate(
     # The generator lives on the CPU, so that a seed means the same noise on every device.
     generator = torch.Generator().manual_seed(seed)
     identity = to_unit(photo)[None].to(device)  # (1, 3, H, W)
-    buffer = MotionBuffer(identity, told.motion_frames)
+    buffer = MotionBuffer(identity, told.motion_frames, unet.config.sampling.identity_anchor)
     if unet.lips is not None and lips is None:
         lips = unet.lips.predict(speech.to(device)).cpu()
 

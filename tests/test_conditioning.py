@@ -240,3 +240,9 @@ def test_gates_are_a_softmax_against_the_networks_own_zero() -> None:
     weights = torch.tensor([0, 0.7, -0.4]).softmax(0)
     blended = conditioning.blend_copies(picture(own), logits(0.7, -0.4), copying(None))
     torch.testing.assert_close(blended, picture(float(weights @ torch.tensor([own, last, identity]))))
+
+
+def test_an_anchored_buffer_pulls_every_frame_towards_the_identity() -> None:
+    buffer = conditioning.MotionBuffer(picture(1.0), 2, anchor=0.25)
+    buffer.push(picture(0.0))
+    assert [float(frame.mean()) for frame in buffer.stacked()[0]] == [1.0, 0.25]
