@@ -19,7 +19,7 @@ def told(**values: object) -> Config:
 
 
 def picture(value: float, size: int = 32) -> torch.Tensor:
-    return torch.full((1, 3, size, size), value)
+    return torch.full((1, 3, size, size), float(value))
 
 
 # --- The audio window
