@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dheads.augment import augment
 from dheads.conditioning import motion_indices, window
-from dheads.config import Config
+from dheads.config import FPS, Config
 from dheads.errors import DheadsError
 from dheads.lips import MEASURES, Talk, centred
 from dheads.video import read_frames, to_unit
@@ -116,7 +116,7 @@ def dataset_info(config: Config) -> dict[str, object]:
     return {
         "format": FORMAT,
         "size": config.model.image_size,
-        "fps": 25,
+        "fps": FPS,
         "speech_encoder": config.conditioning.speech_encoder,
         "lip_measures": list(MEASURES),
         "alignment": asdict(config.alignment),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.audio import frame_count, load_speech_encoder, load_waveform
+from dheads.audio import load_speech_encoder, load_waveform
 from dheads.conditioning import MotionBuffer, build, window
 from dheads.config import FPS, Config
 from dheads.denoiser import Denoiser
@@ -74,7 +74,7 @@ def sample(
     # Closed also when writing fails, so that the error begins a line of its own.
     with tqdm(frames, total=len(speech), desc="sample", unit="frame", disable=not progress) as bar:
         count = write_video(output, (enlarge(frame, size) for frame in bar), audio)
-    return Result(output, count, frame_count(waveform) / FPS, time.monotonic() - start, notes)
+    return Result(output, count, count / FPS, time.monotonic() - start, notes)
 
 
 @torch.inference_mode()
