@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class ConditioningConfig:
     speech_encoder: str = "whisper-tiny.en"
     speech_dim: int = 384  # D
     grayscale_motion: bool = False
+    identity_frame: Literal["random", "first"] = "random"  # of the clip, in training
     # Beyond the paper.
     motion_noise: float = 0.0  # largest noise on motion frames in training; its level is told to the network
     hide_motion_mouth: bool = False  # the mouth region of motion frames is blanked: lips must follow the sound
@@ -70,6 +72,17 @@ class AlignmentConfig:
 
 
 @dataclass(frozen=True)
+class PreparationConfig:
+    """Which raw clips are good enough to train on."""
+
+    min_face_px: float = 48.0  # from jaw to jaw in the raw picture
+    max_gap: int = 5  # frames without a face that are filled in from their neighbours
+    max_missing: float = 0.2  # share of a clip's frames that may be filled in
+    max_jump: float = 0.5  # how far a face may move from one frame to the next, in its widths
+    max_skew_seconds: float = 0.25  # between the lengths of picture and sound
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How to generate unless told otherwise. The defaults are the released demo's."""
 
@@ -83,32 +96,40 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the weights are found. The defaults are the paper's (section 4.1)."""
+    """How the weights are found. The defaults are the paper's (section 4.1) where it names a value."""
 
-    steps: int = 1_000_000
-    batch_size: int = 10
-    learning_rate: float = 5e-5
+    steps: int = 250_000  # of the optimiser
+    batch_size: int = 10  # examples a process (a GPU) computes at once
+    accumulate: int = 1  # batches a process adds up before the optimiser takes a step
+    learning_rate: float = 5e-5  # of Adam
     weight_decay: float = 0.0
     warmup_steps: int = 0
     # paper: times 0.8 every 1/18 of the steps; cooldown: constant, then linear towards 0
     lr_schedule: Literal["paper", "cooldown"] = "paper"
-    grad_clip: float = 1.0
-    ema_decay: float = 0.9999
+    grad_clip: float | None = None  # largest norm of the gradient; None: as it is
+    ema_decay: float = 0.9999  # the paper names none; guided diffusion's
     lambda_vlb: float = 1e-4
     lambda_lip: float = 0.2
+    # clips: every clip once an epoch; speakers: by the root of their clips' number, so that few clips count more
+    balance: Literal["clips", "speakers"] = "clips"
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False  # torch.compile: minutes to begin with, then faster steps
+    checkpoint_activations: bool = False  # compute activations twice instead of keeping them: less memory, slower
+    bad_steps: Literal["skip", "stop"] = "skip"  # what to do when a gradient is not finite, or explodes
     seed: int = 0
     log_every: int = 100
     checkpoint_every: int = 5_000
+    keep: int = 3  # checkpoints, besides the best
     sample_every: int = 5_000
+    sample_clips: int = 2  # held-out clips that sample videos show
     # Beyond the paper.
     snr_clip: float | None = None  # losses on x_0 with weight min(snr + 1, clip); None: plain, on eps or v
     augment: bool = False
     audio_dropout: float = 0.0
     motion_drift: float = 0.0  # motion frames made as unlike the truth as a long video's own frames are; 0 .. 1
     lip_noise: float = 0.0  # noise on the lip code, in its standard deviations
-    still_share: float = 0.0  # share of the draws given to clips of one frame
-    speaker_cap: float = 1.0  # no speaker gets more than this share of the draws
+    still_share: float = 0.0  # share of the draws given to clips of one frame, when balanced by speakers
+    speaker_cap: float = 1.0  # no speaker gets more than this share of the draws, when balanced by speakers
 
 
 @dataclass(frozen=True)
@@ -120,6 +141,7 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    preparation: PreparationConfig = field(default_factory=PreparationConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -148,6 +170,22 @@ def from_dict(values: dict[str, typing.Any]) -> Config:
     Raises DheadsError for an unknown key (naming the nearest known one) and for a value of the wrong type.
     """
     return _build(Config, values, "")
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as a TOML file that `from_dict` takes back; keys that are None are left out."""
+    top, tables = [], []
+    for name, value in to_dict(config).items():
+        if isinstance(value, dict):
+            tables += ["", f"[{name}]", *_toml_lines(value)]
+        else:
+            top += _toml_lines({name: value})
+    return "\n".join([*top, *tables]) + "\n"
+
+
+def _toml_lines(values: dict[str, typing.Any]) -> list[str]:
+    # JSON's strings, numbers, lists and booleans are TOML's.
+    return [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
 
 
 def override(config: Config, values: dict[str, typing.Any]) -> Config:
@@ -194,15 +232,17 @@ def _scalar(kind: typing.Any, value: typing.Any, name: str) -> typing.Any:
 
 
 _PRESETS: dict[str, dict[str, typing.Any]] = {
-    # The paper, trained on CREMA-D: RGB motion frames.
+    # The paper, trained on CREMA-D: RGB motion frames; 3,000 epochs of 6,622 clips, 80 at once (10 on each of 8 GPUs).
     "crema": {
         "conditioning": {"speech_encoder": "diffused-heads", "speech_dim": 256},
         "alignment": {"landmarks": "fan"},
+        "training": {"steps": 250_000},
     },
-    # The paper, trained on LRW: grayscale motion frames.
+    # The paper, trained on LRW: grayscale motion frames; 112 epochs of 488,766 clips, 80 at once.
     "lrw": {
         "conditioning": {"speech_encoder": "diffused-heads", "speech_dim": 256, "grayscale_motion": True},
         "alignment": {"landmarks": "fan"},
+        "training": {"steps": 685_000},
     },
     # The packaged weights: made on two CPU cores in a few hours from some 40 people.
     "small": {
@@ -228,7 +268,9 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "weight_decay": 0.01,
             "warmup_steps": 200,
             "lr_schedule": "cooldown",
+            "grad_clip": 1.0,
             "ema_decay": 0.999,
+            "balance": "speakers",
             "lambda_vlb": 0.0,
             "lambda_lip": 1.0,
             "precision": "bf16",
@@ -264,7 +306,9 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "batch_size": 4,
             "learning_rate": 1e-3,
             "lr_schedule": "cooldown",
+            "grad_clip": 1.0,
             "ema_decay": 0.9,
+            "balance": "speakers",
             "snr_clip": 5.0,
             "augment": True,
             "audio_dropout": 0.1,

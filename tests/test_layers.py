@@ -10,7 +10,8 @@ from conftest import ROOT
 
 BASE = {"errors", "config"}
 LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "augment", "lips"}
-LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "video", "weights", "data"}
+LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights"}
+LIBRARY |= {"manifest", "layouts", "data", "draws", "distributed", "objective", "state", "journal", "plan"}
 VERBS = {"prepare", "train", "sample", "evaluate"}
 # Every module stands below those that may import it.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -25,13 +26,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "denoiser": {"config", "conditioning", "model", "diffusion"},
     "augment": set(),
     "media": {"errors"},
-    "audio": BASE | {"media"},
     "video": BASE | {"media"},
     "photos": BASE,
     "faces": BASE,
     "landmarks": BASE | {"faces"},  # its warps
-    "weights": BASE | {"model"},
-    "data": BASE | {"conditioning", "augment", "lips", "video"},
+    "screening": BASE | {"faces"},
+    "released": BASE | {"model"},
+    "weights": BASE | {"model", "released"},
+    "audio": BASE | {"media", "weights"},  # encoders that are downloaded
+    "manifest": BASE,
+    "layouts": BASE | {"photos", "video"},  # the endings of their files
+    "data": BASE | {"lips", "manifest", "video"},
+    "draws": BASE | {"conditioning", "augment", "data", "video"},
+    "distributed": BASE,
+    "objective": {"config", "conditioning", "augment", "model", "diffusion", "losses", "denoiser", "draws"},
+    "state": BASE | {"model"},
+    "journal": BASE,
+    "plan": BASE | {"model", "conditioning"},
     **dict.fromkeys(sorted(VERBS), LIBRARY),
     "train": LIBRARY | {"sample"},  # its sample videos
     "cli": LIBRARY | VERBS,
