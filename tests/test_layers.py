@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "screening": BASE | {"faces"},
     "released": BASE | {"model"},
     "weights": BASE | {"model", "released"},
-    "audio": BASE | {"media", "weights"},  # encoders that are downloaded
+    "audio": BASE | {"media", "weights", "released"},  # encoders that are downloaded
     "manifest": BASE,
     "layouts": BASE | {"photos", "video"},  # the endings of their files
     "data": BASE | {"lips", "manifest", "video"},
