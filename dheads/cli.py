@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
+import logging
+import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +25,16 @@ from dheads import __version__
 from dheads import config as configuration
 from dheads.config import Config
 from dheads.errors import DheadsError
+
+
+class _Messages(logging.Handler):
+    """Messages of the modules below, on stderr, beside the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)
 
 
 class _Group(TyperGroup):
@@ -42,14 +56,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_LISTED = 10  # clips left out that are named one by one
+
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
-Preset = Annotated[str, typer.Option(help="Configuration to start from.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="TOML file laid over the preset.", show_default=False)]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Laid over both: training.steps=1000.", show_default=False),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no messages; errors still show.")]
+Weights = typer.Option(help="Name in weights.toml, or path of a checkpoint.")
+AcceptLicense = Annotated[
+    bool, typer.Option("--accept-license", help="Accept the licence of weights that ask for it; once is enough.")
+]
+
+
+def _be_quiet(wanted: bool) -> bool:
+    messages = logging.getLogger("dheads")
+    messages.handlers = [_Messages()]
+    messages.setLevel(logging.CRITICAL if wanted else logging.INFO)
+    return wanted
+
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", callback=_be_quiet, help="No progress, no messages; errors still show.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 
 
@@ -73,7 +103,7 @@ def sample(
     face: Annotated[Path, typer.Argument(metavar="FACE", help="Photo of a face.", show_default=False)],
     audio: Annotated[Path, typer.Argument(metavar="AUDIO", help="Speech, or a video with it.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write.", show_default=False)],
-    weights: Annotated[str, typer.Option(help="Name of packaged weights, or the path of a checkpoint.")] = "small",
+    weights: Annotated[str, Weights] = "small",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Denoising steps a frame.", show_default="the weights' own")
     ] = None,
@@ -87,12 +117,14 @@ def sample(
         int | None,
         typer.Option(min=16, max=4096, help="Side of the video in px.", show_default="the weights' own"),
     ] = None,
+    accept_license: AcceptLicense = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Make a video of the person in FACE saying AUDIO."""
     from dheads import sample as verb
 
+    _ask_consent(weights, accept_license)
     result = verb.sample(
         face,
         audio,
@@ -117,45 +149,95 @@ def prepare(
         Path, typer.Argument(metavar="RAW", help="Folder of videos and photos of speaking people.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Folder of the dataset to write.", show_default=False)],
-    preset: Preset = "small",
+    preset: Annotated[str, typer.Option(help="Configuration to start from.")] = "small",
     config: ConfigFile = None,
     changes: Changes = None,
+    layout: Annotated[
+        Literal["crema", "lrw", "released", "folder"] | None,
+        typer.Option(help="How RAW is laid out.", show_default="found by looking"),
+    ] = None,
     splits: Annotated[
         Path | None, typer.Option(help="CSV with the columns clip, speaker and split.", show_default=False)
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Videos to work on at once; 0: one a CPU core.")] = 0,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Only the I-th of N parts, for N machines.", show_default="all, or torchrun's"
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Clips to work on at once; 0: as the machine allows.")] = 0,
+    device: Device = "auto",
+    accept_license: AcceptLicense = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Turn the videos in RAW into a dataset of aligned faces and speech embeddings."""
-    chosen = _configure(preset, config, changes)
+    part = _parse_shard(shard)
+    chosen = _lay_over(configuration.preset(preset), _read_changes(config, changes))
     from dheads import prepare as verb
+    from dheads.sample import resolve_device
 
-    summary = verb.prepare(raw, out, chosen, split_file=splits, workers=workers, progress=not quiet)
+    _ask_consent(chosen.conditioning.speech_encoder, accept_license)
+    summary = verb.prepare(
+        raw,
+        out,
+        chosen,
+        layout=layout,
+        split_file=splits,
+        shard=part,
+        workers=workers,
+        device=str(resolve_device(device)),
+        progress=not quiet,
+    )
     if not quiet:
-        typer.echo(f"{summary.clips} clips, {summary.frames} frames, {summary.speakers} speakers", err=True)
-        _print_failed(summary.failed)
-    _print_result(summary, as_json, path=out)
+        _print_summary(summary)
+    _print_result(summary, as_json)
 
 
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help="Dataset made by `dheads prepare`.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder of the run; one that was interrupted goes on.", show_default=False)],
-    preset: Preset = "small",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; one that was interrupted goes on.", show_default="DATA's name and -run"),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Configuration to start from.", show_default="that of --init, else of the data")
+    ] = None,
     config: ConfigFile = None,
     changes: Changes = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.", show_default=False)] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Weights to start from: name or path of a checkpoint.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the run would cost.")] = False,
     device: Device = "auto",
+    accept_license: AcceptLicense = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model; prints the path of its checkpoint."""
-    chosen = _configure(preset, config, changes)
+    """Train a model; prints the path of its checkpoint. Under torchrun on several GPUs and machines."""
+    if init is not None:
+        _ask_consent(init, accept_license)
+    from dheads.distributed import world
+
+    main = world().is_main
+    if not main:
+        _be_quiet(True)
+    laid_over = _read_changes(config, changes)
+    chosen = _lay_over(_starting_point(preset, init, data), laid_over)
+    costs = _costs(chosen, data, world().size)
+    if dry_run:
+        typer.echo("\n".join(costs)) if main else None
+        return
+    if main and not quiet:
+        typer.echo("\n".join([configuration.to_toml(chosen), *costs]), err=True)
     from dheads import train as verb
     from dheads.sample import resolve_device
 
+    run = out or Path(f"{data.resolve().name}-run")
     place = str(resolve_device(device))
-    typer.echo(verb.train(chosen, data, out, device=place, init=init, progress=not quiet))
+    path = verb.train(chosen, data, run, device=place, init=init, progress=main and not quiet)
+    if main:
+        typer.echo(path)
 
 
 @app.command("eval")
@@ -187,22 +269,75 @@ def evaluate(
             typer.echo(f"{name}\t{value:.4g}" if isinstance(value, float) else f"{name}\t{value}")
 
 
-def _configure(preset: str, file: Path | None, changes: list[str] | None) -> Config:
-    """Preset < TOML file < --set."""
-    chosen = configuration.preset(preset)
-    if file is not None:
-        chosen = configuration.override(chosen, _read_toml(file))
-    for change in changes or []:
-        chosen = configuration.override(chosen, _parse_change(change))
-    return chosen
+def _ask_consent(name: str, accepted: bool) -> None:
+    """Weights under a licence of their own are used once it was accepted: by the flag, or at the terminal."""
+    from dheads.weights import accept, consent
+
+    text = consent(name)
+    if text is None:
+        return
+    if not accepted and sys.stdin.isatty() and sys.stderr.isatty():
+        typer.echo(text, err=True)
+        accepted = typer.confirm("Do you accept it?", err=True)
+    if accepted:
+        accept(name)
 
 
-def _print_result(result: Any, as_json: bool, path: Path | None = None) -> None:
+def _starting_point(preset: str | None, init: str | None, data: Path) -> Config:
+    """The preset; without one the configuration of the weights to start from; else the preset of the data."""
+    if preset is not None:
+        return configuration.preset(preset)
+    if init is not None:
+        from dheads.weights import load
+
+        return load(init).config
+    from dheads.data import Dataset
+
+    return configuration.preset(str(Dataset(data).info.get("preset", "small")))
+
+
+def _costs(chosen: Config, data: Path, processes: int) -> list[str]:
+    from dheads.data import Dataset
+    from dheads.plan import plan
+
+    return plan(chosen, len(Dataset(data).split("train")), processes).lines()
+
+
+def _read_changes(file: Path | None, changes: list[str] | None) -> list[dict[str, Any]]:
+    """What is laid over the preset, in order: the TOML file, then each --set."""
+    return [*([_read_toml(file)] if file else []), *(_parse_change(change) for change in changes or [])]
+
+
+def _lay_over(start: Config, changes: list[dict[str, Any]]) -> Config:
+    return functools.reduce(configuration.override, changes, start)
+
+
+def _parse_shard(text: str | None) -> tuple[int, int] | None:
+    """3/16 -> (3, 16)."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise typer.BadParameter(f"{text!r} is not I/N, such as 3/16", param_hint="--shard")
+    return int(match[1]), int(match[2])
+
+
+def _print_result(result: Any, as_json: bool) -> None:
     """The path of what was made, or everything about it as one line of JSON."""
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(result), default=str))
+    typer.echo(json.dumps(dataclasses.asdict(result), default=str) if as_json else result.path)
+
+
+def _print_summary(summary: Any) -> None:
+    """What `prepare` did: a few clips that were left out by name, many by reason."""
+    hours = f"{summary.seconds / 3600:.2f} hours, {summary.frames} frames"
+    typer.echo(f"{summary.clips} clips, {hours}, {summary.speakers} speakers", err=True)
+    if len(summary.failed) <= _LISTED:
+        _print_failed(summary.failed)
     else:
-        typer.echo(path or result.path)
+        typer.echo(f"left out {len(summary.failed)} clips, which failed.csv names:", err=True)
+        for reason, count in summary.drops.items():
+            typer.echo(f"  {count} x {reason}", err=True)
+    typer.echo(f"look at {summary.contact_sheet}", err=True)
 
 
 def _print_failed(failed: list[tuple[str, str]]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -129,7 +131,11 @@ def test_interrupt_has_no_traceback() -> None:
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--solver", "euler"],
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--device", "tpu"],
         ["train", "--data", "data", "--out", "run", "--set", "training.steps"],
-        ["train", "--data", "data"],
+        ["train"],
+        ["prepare", "raw", "--out", "data", "--shard", "0/2"],
+        ["prepare", "raw", "--out", "data", "--shard", "3/2"],
+        ["prepare", "raw", "--out", "data", "--shard", "half"],
+        ["prepare", "raw", "--out", "data", "--layout", "vox"],
         ["sing"],
     ],
 )
@@ -191,31 +197,127 @@ def test_json_is_one_line_with_everything(monkeypatch: pytest.MonkeyPatch) -> No
     assert json.loads(done.stdout) == {"path": "out.mp4", "frames": 25, "notes": []}
 
 
+@dataclasses.dataclass
+class Prepared:
+    failed: list[tuple[str, str]]
+    drops: dict[str, int]
+    clips: int = 2
+    frames: int = 150
+    seconds: float = 6.0
+    speakers: int = 1
+    contact_sheet: Path = Path("data/contact-sheet.png")
+    path: Path = Path("data")
+
+
 def test_prepare_reports_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    summary = dataclasses.make_dataclass("Summary", ["clips", "frames", "speakers", "failed"])
-    verb = Verb("prepare", monkeypatch, summary(2, 150, 1, [("c.mp4", "no face in 3 of 75 frames")]))
+    failed = [("c.mp4", "no face in 3 of 75 frames")]
+    verb = Verb("prepare", monkeypatch, Prepared(failed, {"no face in N of N frames": 1}))
     done = run("prepare", "raw", "--out", "data", "--preset", "tiny", "--workers", 1, "--set", "model.image_size=64")
     assert (done.exit_code, done.stdout) == (0, "data\n")
-    assert done.stderr == "2 clips, 150 frames, 1 speakers\nleft out c.mp4: no face in 3 of 75 frames\n"
+    assert done.stderr == (
+        "2 clips, 0.00 hours, 150 frames, 1 speakers\nleft out c.mp4: no face in 3 of 75 frames\n"
+        "look at data/contact-sheet.png\n"
+    )
     (args, options), config = verb.calls[0], verb.calls[0][0][2]
     assert args[:2] == (Path("raw"), Path("data"))
     assert config.model.image_size == 64
-    assert options == {"split_file": None, "workers": 1, "progress": True}
+    assert options.pop("device") in {"cpu", "cuda", "mps"}
+    assert options == {"layout": None, "split_file": None, "shard": None, "workers": 1, "progress": True}
 
 
-def test_train_lays_file_over_preset_and_flags_over_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    verb = Verb("train", monkeypatch, Path("run/weights.safetensors"))
+def test_prepare_counts_what_failed_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = [(f"{i}.mp4", f"no face in {i} of 75 frames") for i in range(1, 12)]
+    verb = Verb("prepare", monkeypatch, Prepared(failed, {"no face in N of N frames": 11}))
+    done = run("prepare", "raw", "--out", "data", "--shard", "3/16", "--layout", "lrw", "--device", "cpu")
+    assert "left out 11 clips, which failed.csv names:\n  11 x no face in N of N frames\n" in done.stderr
+    assert "0.mp4" not in done.stderr
+    assert (verb.calls[0][1]["shard"], verb.calls[0][1]["layout"]) == ((3, 16), "lrw")
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Verb:
+    """A stand-in for training on data that need not be there."""
+    monkeypatch.setattr(cli, "_costs", lambda config, data, processes: ["6.9 M parameters"])
+    return Verb("train", monkeypatch, Path("run/weights.safetensors"))
+
+
+def test_train_lays_file_over_preset_and_flags_over_both(training: Verb, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[training]\nsteps = 7\nbatch_size = 2\n[model]\nchannel_mult = [1, 2, 2]\n", encoding="utf-8")
     changes = ["--set", "training.steps=9", "--set", "diffusion.prediction=eps", "--set", "model.copy_gates=false"]
     done = run("train", "--data", "data", "--out", "run", "--preset", "tiny", "--config", recipe, *changes)
     assert (done.exit_code, done.stdout) == (0, "run/weights.safetensors\n")
-    config = verb.calls[0][0][0]
+    config = training.calls[0][0][0]
     assert (config.training.steps, config.training.batch_size) == (9, 2)
     assert (config.diffusion.prediction, config.model.copy_gates) == ("eps", False)
     assert config.model.channel_mult == (1, 2, 2)
     assert config.training.learning_rate == configuration.preset("tiny").training.learning_rate
-    assert verb.calls[0][1]["device"] in {"cpu", "cuda", "mps"}  # what auto found
+    assert training.calls[0][1]["device"] in {"cpu", "cuda", "mps"}  # what auto found
+    # What is printed is what is trained, and a file for --config.
+    assert configuration.to_toml(config) in done.stderr
+    assert "6.9 M parameters" in done.stderr
+
+
+def test_the_runs_folder_is_named_after_the_data(training: Verb) -> None:
+    assert run("train", "--data", "./lrw", "--preset", "tiny").exit_code == 0
+    assert training.calls[0][0][1:] == (Path("lrw"), Path("lrw-run"))
+
+
+def test_a_dry_run_only_says_what_it_would_cost(training: Verb) -> None:
+    done = run("train", "--data", "data", "--preset", "tiny", "--dry-run")
+    assert (done.exit_code, done.stdout) == (0, "6.9 M parameters\n")
+    assert not training.calls
+
+
+def test_of_several_processes_one_speaks(training: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    done = run("train", "--data", "data", "--preset", "tiny")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+    assert training.calls[0][1]["progress"] is False
+
+
+def test_messages_of_the_modules_go_to_stderr(training: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*args: object, **options: object) -> Path:
+        logging.getLogger("dheads").warning("a clip cannot be read")
+        return Path("w")
+
+    monkeypatch.setattr(training, "result", None)
+    monkeypatch.setattr(sys.modules["dheads.train"], "train", train)
+    assert "warning: a clip cannot be read\n" in run("train", "--data", "data", "--preset", "tiny").stderr
+    assert run("train", "--data", "data", "--preset", "tiny", "--quiet").stderr == ""
+
+
+# --- Weights that ask for consent
+
+
+@pytest.fixture
+def asking(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Weights that ask until somebody accepts; returns the names that were accepted."""
+    accepted: list[str] = []
+    monkeypatch.setattr("dheads.weights.consent", lambda name: None if name in accepted else "CC BY-NC-SA 4.0")
+    monkeypatch.setattr("dheads.weights.accept", accepted.append)
+    return accepted
+
+
+@pytest.mark.parametrize(("flag", "wanted"), [([], []), (["--accept-license"], ["crema"])])
+def test_a_licence_is_accepted_by_the_flag(
+    asking: list[str], monkeypatch: pytest.MonkeyPatch, flag: list[str], wanted: list[str]
+) -> None:
+    Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, []))
+    run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--weights", "crema", *flag)
+    assert asking == wanted
+
+
+@pytest.mark.parametrize(("answer", "wanted"), [("y", ["crema"]), ("n", [])])
+def test_a_licence_is_accepted_at_the_terminal(
+    asking: list[str], monkeypatch: pytest.MonkeyPatch, answer: str, wanted: list[str]
+) -> None:
+    monkeypatch.setattr(cli.typer, "confirm", lambda text, err: answer == "y")
+    terminal = types.SimpleNamespace(isatty=lambda: True, write=lambda text: None, flush=lambda: None)
+    monkeypatch.setattr(cli, "sys", types.SimpleNamespace(stdin=terminal, stderr=terminal))
+    cli._ask_consent("crema", accepted=False)
+    assert asking == wanted
 
 
 def test_eval_prints_the_summary_and_writes_the_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -246,7 +348,9 @@ def test_bad_configuration(args: list[str], reason: str, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("bad.toml").write_text("steps = = 3", encoding="utf-8")
     Path("binary.toml").write_bytes(b"\xff\xfe\x00")
-    done = run("train", "--data", "data", "--out", "run", *args)
+    done = run(
+        "train", "--data", "data", "--out", "run", *(args if "--preset" in args else ["--preset", "tiny", *args])
+    )
     assert done.exit_code == 1
     assert done.stderr.startswith("error: ")
     assert reason in done.stderr
