@@ -337,7 +337,8 @@ def _print_summary(summary: Any) -> None:
         typer.echo(f"left out {len(summary.failed)} clips, which failed.csv names:", err=True)
         for reason, count in summary.drops.items():
             typer.echo(f"  {count} x {reason}", err=True)
-    typer.echo(f"look at {summary.contact_sheet}", err=True)
+    if summary.contact_sheet is not None:
+        typer.echo(f"look at {summary.contact_sheet}", err=True)
 
 
 def _print_failed(failed: list[tuple[str, str]]) -> None:

@@ -132,6 +132,23 @@ class TrainingConfig:
     speaker_cap: float = 1.0  # no speaker gets more than this share of the draws, when balanced by speakers
 
 
+_LEAST = {
+    "conditioning.motion_frames": 0,
+    "conditioning.audio_context": 0,
+    "conditioning.lip_context": 0,
+    "sampling.steps": 1,
+    "training.steps": 1,
+    "training.batch_size": 1,
+    "training.accumulate": 1,
+    "training.seed": 0,
+    "training.log_every": 1,
+    "training.checkpoint_every": 1,
+    "training.keep": 0,
+    "training.sample_every": 1,
+    "training.sample_clips": 0,
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """The complete description of a model, stored in every checkpoint."""
@@ -146,7 +163,12 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        """Raises DheadsError where the parts do not fit together."""
+        """Raises DheadsError for numbers that are too small, and where the parts do not fit together."""
+        for key, least in _LEAST.items():
+            section, _, name = key.partition(".")
+            value = getattr(getattr(self, section), name)
+            if value < least:
+                raise DheadsError(f"configuration: {key} is {value}, but must be {least} or more")
         coarsest = self.model.patch_size * 2 ** (len(self.model.channel_mult) - 1)
         if coarsest < 1 or self.model.image_size % coarsest:
             raise DheadsError(

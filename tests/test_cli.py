@@ -270,7 +270,7 @@ def test_a_dry_run_only_says_what_it_would_cost(training: Verb) -> None:
 
 
 def test_of_several_processes_one_speaks(training: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     done = run("train", "--data", "data", "--preset", "tiny")
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")

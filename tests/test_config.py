@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from typing import Any
 
 import pytest
 
-from dheads.config import from_dict, override, preset, to_dict
+from dheads.config import from_dict, override, preset, to_dict, to_toml
 from dheads.errors import DheadsError
 
 
@@ -15,6 +16,18 @@ from dheads.errors import DheadsError
 def test_a_preset_survives_json(name: str) -> None:
     config = preset(name)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("name", ["crema", "lrw", "small", "tiny"])
+def test_a_configuration_written_as_toml_is_read_back(name: str) -> None:
+    config = preset(name)
+    assert from_dict(tomllib.loads(to_toml(config))) == config
+
+
+@pytest.mark.parametrize("key", ["seed", "steps", "batch_size", "accumulate"])
+def test_numbers_that_are_too_small_are_refused(key: str) -> None:
+    with pytest.raises(DheadsError, match=rf"training\.{key} is -1, but must be"):
+        override(preset("tiny"), {"training": {key: -1}})
 
 
 def test_the_papers_presets_are_the_paper() -> None:

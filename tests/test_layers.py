@@ -11,7 +11,8 @@ from conftest import ROOT
 BASE = {"errors", "config"}
 LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "augment", "lips"}
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights"}
-LIBRARY |= {"manifest", "layouts", "data", "draws", "distributed", "objective", "state", "journal", "plan"}
+LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
+LIBRARY |= {"distributed", "objective", "state", "journal", "plan"}
 VERBS = {"prepare", "train", "sample", "evaluate"}
 # Every module stands below those that may import it.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -36,6 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "audio": BASE | {"media", "weights", "released"},  # encoders that are downloaded
     "manifest": BASE,
     "layouts": BASE | {"photos", "video"},  # the endings of their files
+    "extraction": BASE | {"audio", "faces", "landmarks", "layouts", "photos", "screening", "video"},
+    "workers": {"errors"},
     "data": BASE | {"lips", "manifest", "video"},
     "draws": BASE | {"conditioning", "augment", "data", "video"},
     "distributed": BASE,
