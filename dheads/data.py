@@ -1,80 +1,69 @@
-"""The prepared dataset: its format on disk, and batches drawn from it.
+"""The prepared dataset: its format on disk, and what its clips hold.
 
-dataset.toml                     format version, size, fps, alignment recipe, speech encoder, counts, licence
-clips.csv                        clip, speaker, split, frames, source
-failed.csv                       source, reason
+dataset.toml                     format version, size, fps, alignment recipe, speech encoder, licence
+clips.csv, failed.csv            see dheads.manifest
 clips/<speaker>/<clip>.mp4       aligned square RGB at 25 fps, every frame a key frame, with its 16 kHz sound
 clips/<speaker>/<clip>.safetensors   speech (F, D), landmarks (F, 68, 2), mouth_box (F, 4), lips (F, 3)
 """
 
 from __future__ import annotations
 
-import csv
+import logging
+import threading
 import tomllib
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
-import torch
+from av.video.reformatter import VideoReformatter
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
-from dheads.augment import augment
-from dheads.conditioning import motion_indices, window
 from dheads.config import FPS, Config
 from dheads.errors import DheadsError
 from dheads.lips import MEASURES, Talk, centred
-from dheads.video import read_frames, to_unit
+from dheads.manifest import Clip, read_clips
+from dheads.video import _SCALER
 
 FORMAT = 1
-CLIP_COLUMNS = ("clip", "speaker", "split", "frames", "source")
-_CACHE_BYTES = 6 * 2**30  # decoded frames kept in memory
+# A dataset of at most so many bytes is decoded once and kept: all of CREMA-D at 128 px would be 23 GB, LRW 700 GB.
+_KEPT_BYTES = 6 * 2**30
+_LABEL_BYTES = 4_096  # of one frame, about: 400 to 1,024 floats
+_MAX_TALKS = 2_000
+_LABEL_SHAPES = {"speech": None, "landmarks": (68, 2), "mouth_box": (4,), "lips": (len(MEASURES),)}  # of one frame
 
-
-@dataclass(frozen=True)
-class Clip:
-    """One row of clips.csv. A still photo is a clip of one frame."""
-
-    clip: str
-    speaker: str
-    split: str
-    frames: int
-    source: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Training examples; frames in [-1, 1]."""
-
-    target: Tensor  # (B, 3, H, W)
-    identity: Tensor  # (B, 3, H, W)
-    motion_frames: Tensor  # (B, M, 3, H, W)
-    audio_window: Tensor  # (B, A, D)
-    lip_window: Tensor  # (B, A', 3) centred measures
-    mouth_box: Tensor  # (B, 4) half-open px, of the target
-    clips: list[str]
+log = logging.getLogger("dheads")
 
 
 class Dataset:
-    """A prepared folder. Clips are read when first needed and kept in memory while there is room."""
+    """A prepared folder. Safe to read from several threads.
+
+    A small one is decoded as its clips are asked for, and kept in memory. Of a large one nothing is kept: frames are
+    read by seeking, for which every frame is a key frame.
+    """
 
     def __init__(self, root: Path) -> None:
         """Raises DheadsError when `root` is not a prepared dataset of this format."""
         self.root = root
         self.info = _read_info(root / "dataset.toml")
-        self.clips = _read_clips(root / "clips.csv")
+        self.clips = read_clips(root)
+        self._size: int = self.info["size"]
+        self._keep = sum(c.frames for c in self.clips) * (3 * self._size**2 + _LABEL_BYTES) <= _KEPT_BYTES
         self._frames: dict[str, np.ndarray] = {}
         self._labels: dict[str, dict[str, Tensor]] = {}
-        self._cached_bytes = 0
+        self._local = threading.local()
 
     def split(self, name: str) -> list[Clip]:
+        """The clips of train, val or test."""
         return [clip for clip in self.clips if clip.split == name]
 
     def check(self, config: Config) -> None:
         """Raises DheadsError unless the clips were prepared as `config` asks."""
-        wanted = dataset_info(config)
-        for key, value in wanted.items():
+        for key, value in dataset_info(config).items():
             if self.info.get(key) != value:
                 raise DheadsError(
                     f"{self.root}: prepared with {key} = {self.info.get(key)!r}, but the configuration wants "
@@ -82,33 +71,55 @@ class Dataset:
                 )
 
     def labels(self, clip: Clip) -> dict[str, Tensor]:
-        """speech (F, D), landmarks (F, 68, 2), mouth_box (F, 4), lips (F, 3) of a clip, float32."""
-        if clip.clip not in self._labels:
-            path = self.root / "clips" / f"{clip.clip}.safetensors"
-            try:
-                tensors = load_file(path)
-            except (OSError, SafetensorError) as error:
-                raise DheadsError(f"{path}: cannot be read ({error}); prepare the data again") from error
-            self._labels[clip.clip] = {name: tensor.float() for name, tensor in tensors.items()}
-        return self._labels[clip.clip]
+        """speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3), centred_lips (F, 3), float32.
+
+        Raises DheadsError for a file that is missing, damaged or of another shape.
+        """
+        labels = self._labels.get(clip.clip)
+        if labels is None:
+            labels = _read_labels(self._path(clip, "safetensors"), clip.frames, self._size)
+            if self._keep:
+                self._labels[clip.clip] = labels
+        return labels
 
     def frames(self, clip: Clip) -> np.ndarray:
-        """(F, H, W, 3) uint8."""
-        if clip.clip in self._frames:
-            return self._frames[clip.clip]
-        path = self.root / "clips" / f"{clip.clip}.mp4"
-        frames = np.stack(list(read_frames(path)))[: clip.frames]
-        if len(frames) < clip.frames:
-            raise DheadsError(f"{path}: holds {len(frames)} frames instead of {clip.frames}; prepare the data again")
-        if self._cached_bytes + frames.nbytes <= _CACHE_BYTES:
-            self._frames[clip.clip] = frames
-            self._cached_bytes += frames.nbytes
+        """All pictures of a clip, (F, H, W, 3) uint8. Raises DheadsError for a file that is missing or damaged."""
+        frames = self._frames.get(clip.clip)
+        if frames is None:
+            frames = self._read_pictures(clip, range(clip.frames))
+            if self._keep:
+                self._frames[clip.clip] = frames
         return frames
 
+    def pictures(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
+        """The pictures of those indices, in that order, (n, H, W, 3) uint8. Raises DheadsError as `frames` does."""
+        if self._keep:
+            return self.frames(clip)[list(indices)]
+        return self._read_pictures(clip, indices)
+
     def talks(self, split: str) -> list[Talk]:
-        """Every clip of a split that moves: what LipPredictor is fitted to."""
-        moving = [(clip.speaker, self.labels(clip)) for clip in self.split(split) if clip.frames > 1]
-        return [Talk(speaker, label["speech"], centred(label["lips"])) for speaker, label in moving]
+        """Clips of a split that move: what LipPredictor is fitted to. At most 2,000, evenly chosen from the list.
+
+        Those that cannot be read are left out, with a warning.
+        """
+        moving = [clip for clip in self.split(split) if clip.frames > 1]
+        talks = []
+        for index in np.linspace(0, len(moving) - 1, min(len(moving), _MAX_TALKS)).round().astype(int):
+            try:
+                labels = self.labels(moving[index])
+            except DheadsError as error:
+                log.warning("%s; left out of the lip code's fit", error)
+                continue
+            talks.append(Talk(moving[index].speaker, labels["speech"], labels["centred_lips"]))
+        return talks
+
+    def _path(self, clip: Clip, ending: str) -> Path:
+        return self.root / "clips" / f"{clip.clip}.{ending}"
+
+    def _read_pictures(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
+        if not hasattr(self._local, "scaler"):
+            self._local.scaler = VideoReformatter()  # its tables cost more than a picture; one belongs to one thread
+        return _read_pictures(self._path(clip, "mp4"), clip.frames, self._size, indices, self._local.scaler)
 
 
 def dataset_info(config: Config) -> dict[str, object]:
@@ -123,63 +134,7 @@ def dataset_info(config: Config) -> dict[str, object]:
     }
 
 
-def draw_batch(dataset: Dataset, clips: list[Clip], config: Config, step: int) -> Batch:
-    """The examples of one training step: a pure function of the seed and the step, so that a run can be resumed."""
-    training, told = config.training, config.conditioning
-    rng = np.random.default_rng([training.seed, step])
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    chosen = rng.choice(len(clips), training.batch_size, p=_shares(clips, training.still_share, training.speaker_cap))
-    frames, audio, lips, boxes = [], [], [], []
-    for clip in (clips[int(index)] for index in chosen):
-        target, identity = rng.integers(clip.frames), rng.integers(clip.frames)
-        motion = [identity if k is None else k for k in motion_indices(int(target), told.motion_frames)]
-        label = dataset.labels(clip)
-        frames.append(dataset.frames(clip)[[target, identity, *motion]])
-        audio.append(window(label["speech"], int(target), told.audio_context))
-        lips.append(window(centred(label["lips"]), int(target), told.lip_context))
-        boxes.append(label["mouth_box"][target])
-    stacked, box = to_unit(np.stack(frames)), torch.stack(boxes)  # (B, 2 + M, 3, H, W), (B, 4)
-    if training.augment:
-        stacked, box = augment(stacked, box, generator)
-    return Batch(
-        target=stacked[:, 0],
-        identity=stacked[:, 1],
-        motion_frames=stacked[:, 2:],
-        audio_window=torch.stack(audio),
-        lip_window=torch.stack(lips),
-        mouth_box=box,
-        clips=[clips[int(index)].clip for index in chosen],
-    )
-
-
-def _shares(clips: list[Clip], still_share: float, speaker_cap: float) -> np.ndarray:
-    """The probability of drawing each clip: speakers by the root of their clips' number, none above the cap."""
-    still = np.array([clip.frames == 1 for clip in clips])
-    speakers, index = np.unique([clip.speaker for clip in clips], return_inverse=True)
-    counts = np.bincount(index[~still], minlength=len(speakers))  # of clips that move
-    by_speaker = np.sqrt(counts)
-    if by_speaker.sum() > 0:
-        by_speaker = _capped(by_speaker / by_speaker.sum(), speaker_cap)
-    moving_share = 1.0 if not still.any() else 0.0 if still.all() else 1 - still_share
-    shares = moving_share * (by_speaker / np.maximum(1, counts))[index]
-    shares[still] = (1 - moving_share) / max(1, still.sum())
-    return shares / shares.sum()
-
-
-def _capped(shares: np.ndarray, cap: float) -> np.ndarray:
-    """Shares of sum 1 with none above the cap (or above an even split, where the cap is lower than that)."""
-    cap = max(cap, 1 / np.count_nonzero(shares))
-    over = np.zeros(len(shares), dtype=bool)
-    while True:
-        # What those over the cap lose goes to the others, which may lift further ones over it.
-        capped = np.where(over, cap, shares * (1 - cap * over.sum()) / shares[~over].sum())
-        still_over = over | (capped > cap + 1e-12)
-        if (still_over == over).all():
-            return capped
-        over = still_over
-
-
-def _read_info(path: Path) -> dict[str, object]:
+def _read_info(path: Path) -> dict[str, Any]:
     try:
         info = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -192,18 +147,58 @@ def _read_info(path: Path) -> dict[str, object]:
         raise DheadsError(
             f"{path}: format {info.get('format')!r} is not the known one, {FORMAT}; prepare the data again"
         )
+    if type(info.get("size")) is not int or info["size"] < 1:
+        raise DheadsError(f"{path}: size {info.get('size')!r} is no number of pixels; prepare the data again")
     return info
 
 
-def _read_clips(path: Path) -> list[Clip]:
+def _read_pictures(path: Path, frames: int, size: int, indices: Sequence[int], scaler: VideoReformatter) -> np.ndarray:
+    """Pictures (n, size, size, 3) uint8 of a prepared clip that has that many frames."""
+    pictures: dict[int, np.ndarray] = {}
+    # Any other format or a nested address is nothing that dheads prepare wrote.
+    reading = {"format": "mp4", "options": {"protocol_whitelist": "none"}, "metadata_errors": "replace"}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        clips = [Clip(r["clip"], r["speaker"], r["split"], int(r["frames"]), r["source"]) for r in rows]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:  # TypeError: a row cut short
-        raise DheadsError(f"{path}: cannot be read ({error}); prepare the data again") from error
-    for clip in clips:
-        # A dataset from elsewhere must not make us read outside its folder.
-        if Path(clip.clip).is_absolute() or ".." in Path(clip.clip).parts or clip.frames < 1:
-            raise DheadsError(f"{path}: {clip.clip!r} is not a valid clip; prepare the data again")
-    return clips
+        with path.open("rb") as file, av.open(file, **reading) as container:
+            stream = next((stream for stream in container.streams.video if stream.codec_context), None)
+            if stream is None:
+                raise _damaged(path, "holds no video")
+            stream.codec_context.thread_count = 1  # batches are made by threads of their own
+            if stream.frames != frames:
+                raise _damaged(path, f"holds {stream.frames} frames instead of {frames}")
+            ticks = round(1 / (FPS * stream.time_base))  # a frame
+            decoded, following = container.decode(stream), 0
+            for index in sorted({int(index) for index in indices}):
+                if index != following:
+                    container.seek(index * ticks, stream=stream)
+                following = index + 1
+                frame = next(decoded, None)
+                if frame is None or frame.pts != index * ticks or frame.is_corrupt:
+                    raise _damaged(path, f"frame {index} is damaged")
+                if (frame.width, frame.height) != (size, size):
+                    raise _damaged(path, f"is of {frame.width} x {frame.height} px instead of {size} x {size}")
+                pictures[index] = scaler.reformat(frame, format="rgb24", interpolation=_SCALER).to_ndarray()
+    except (OSError, av.FFmpegError) as error:
+        raise _damaged(path, f"cannot be read ({error})") from error
+    return np.stack([pictures[index] for index in indices])
+
+
+def _read_labels(path: Path, frames: int, size: int) -> dict[str, Tensor]:
+    try:
+        # Not load_file: it maps the file, and a mapped file that is cut or unmounted kills the process.
+        stored = load(path.read_bytes())
+        labels = {name: stored[name].float() for name in _LABEL_SHAPES}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise _damaged(path, f"cannot be read ({error})") from error
+    for name, label in labels.items():
+        if label.shape != (frames, *(_LABEL_SHAPES[name] or label.shape[-1:])):
+            raise _damaged(path, f"{name} is of shape {tuple(label.shape)}, for {frames} frames")
+        if not label.isfinite().all():
+            raise _damaged(path, f"{name} holds numbers that are not finite")
+    low, high = labels["mouth_box"][:, :2], labels["mouth_box"][:, 2:]
+    if not ((low >= 0) & (low < high) & (high <= size)).all():
+        raise _damaged(path, "mouth_box lies outside the picture")
+    return {**labels, "centred_lips": centred(labels["lips"])}
+
+
+def _damaged(path: Path, what: str) -> DheadsError:
+    return DheadsError(f"{path}: {what}; prepare the data again")

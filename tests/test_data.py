@@ -1,29 +1,32 @@
-"""Batches drawn from a prepared dataset, and their augmentation."""
+"""The prepared dataset: what its clips hold, in memory or read by seeking, and what damaged ones do."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import random
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from real_data import Prepared
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dheads import data
-from dheads.augment import augment, drift
-from dheads.conditioning import window
 from dheads.config import override, preset
-from dheads.data import Batch, Clip, Dataset, draw_batch
+from dheads.data import Clip, Dataset
 from dheads.errors import DheadsError
 from dheads.lips import centred
-from dheads.video import to_uint8
+from dheads.video import read_frames, write_clip
 
 pytest_plugins = "real_data"
 
-PLAIN = override(preset("tiny"), {"training": {"augment": False, "batch_size": 64}})
+DAMAGED = "s1/grid_one"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,24 @@ def dataset(prepared: Prepared) -> Dataset:
     return Dataset(prepared.data)
 
 
-# --- The dataset
+@pytest.fixture
+def large(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """The same, as if it were too large for the memory."""
+    monkeypatch.setattr(data, "_KEPT_BYTES", 0)
+    return Dataset(prepared.data)
+
+
+@pytest.fixture
+def copy(prepared: Prepared, tmp_path: Path) -> Path:
+    """A folder whose clips may be damaged."""
+    return shutil.copytree(prepared.data, tmp_path / "data")
+
+
+def named(dataset: Dataset, name: str) -> Clip:
+    return next(clip for clip in dataset.clips if clip.clip == name)
+
+
+# --- What it holds
 
 
 def test_clips_and_splits(dataset: Dataset) -> None:
@@ -45,9 +65,61 @@ def test_clips_and_splits(dataset: Dataset) -> None:
     ]
     assert dataset.split("test") == []
     for clip in dataset.clips:
-        assert dataset.frames(clip).shape == (clip.frames, 32, 32, 3)
-        assert dataset.frames(clip) is dataset.frames(clip), "kept in memory"
-        assert {len(label) for label in dataset.labels(clip).values()} == {clip.frames}
+        labels = dataset.labels(clip)
+        assert {name: (tuple(label.shape), label.dtype) for name, label in labels.items()} == {
+            "speech": ((clip.frames, 384), torch.float32),
+            "landmarks": ((clip.frames, 68, 2), torch.float32),
+            "mouth_box": ((clip.frames, 4), torch.float32),
+            "lips": ((clip.frames, 3), torch.float32),
+            "centred_lips": ((clip.frames, 3), torch.float32),
+        }
+        assert torch.equal(labels["centred_lips"], centred(labels["lips"]))
+
+
+def test_frames_are_those_of_the_video(dataset: Dataset, large: Dataset) -> None:
+    for clip in dataset.clips:
+        shown = np.stack(list(read_frames(dataset.root / "clips" / f"{clip.clip}.mp4")))
+        assert shown.shape == (clip.frames, 32, 32, 3)
+        assert np.array_equal(dataset.frames(clip), shown)
+        assert np.array_equal(large.frames(clip), shown)
+
+
+def test_any_pictures_in_any_order_are_those_of_the_whole_clip(dataset: Dataset, large: Dataset) -> None:
+    rng = np.random.default_rng(0)
+    for clip in dataset.clips:
+        every = range(clip.frames)
+        choices = [[clip.frames - 1], list(every), list(reversed(every)), list(rng.integers(clip.frames, size=6))]
+        for indices in choices:
+            wanted = dataset.frames(clip)[indices]
+            assert np.array_equal(large.pictures(clip, indices), wanted)
+            assert np.array_equal(dataset.pictures(clip, indices), wanted)
+
+
+def test_a_small_dataset_is_read_once_and_a_large_one_every_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Dataset(copy)
+    monkeypatch.setattr(data, "_KEPT_BYTES", 100 * 3 * 32**2)  # too few for 100 frames and their labels
+    large = Dataset(copy)
+    clip = named(small, DAMAGED)
+    kept = small.frames(clip), small.labels(clip)
+    large.frames(clip), large.labels(clip)
+    shutil.rmtree(copy / "clips")
+    assert small.frames(clip) is kept[0]
+    assert small.labels(clip) is kept[1]
+    assert np.array_equal(small.pictures(clip, [3, 1]), kept[0][[3, 1]])
+    for read in (large.frames, large.labels, lambda clip: large.pictures(clip, [0])):
+        with pytest.raises(DheadsError, match=r"grid_one\.\w+: cannot be read .*prepare the data again"):
+            read(clip)
+
+
+def test_threads_may_read_together(dataset: Dataset, large: Dataset) -> None:
+    clips = [clip for clip in dataset.clips if clip.frames > 1] * 8
+    with ThreadPoolExecutor(4) as pool:
+        for read in (large, Dataset(dataset.root)):
+            pictures = list(pool.map(lambda clip, read=read: read.pictures(clip, [7, 3, 2]), clips))
+            assert all(np.array_equal(p, dataset.frames(c)[[7, 3, 2]]) for p, c in zip(pictures, clips, strict=True))
+
+
+# --- Talks
 
 
 def test_talks_are_of_clips_that_move(dataset: Dataset) -> None:
@@ -57,6 +129,25 @@ def test_talks_are_of_clips_that_move(dataset: Dataset) -> None:
     assert [tuple(talk.measures.shape) for talk in talks] == [(31, 3), (25, 3), (25, 3)]
     for talk in talks:
         assert talk.measures[:, 1:].median(dim=0).values.abs().max() < 1e-6
+    assert dataset.talks("test") == []
+
+
+def test_talks_of_many_clips_are_some_of_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_MAX_TALKS", 2)
+    first, last = dataset.talks("train")
+    assert torch.equal(first.speech, dataset.labels(named(dataset, "en/talkvid_en"))["speech"])
+    assert torch.equal(last.speech, dataset.labels(named(dataset, "s1/grid_two"))["speech"])
+
+
+def test_talks_leave_out_what_cannot_be_read(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (copy / "clips" / f"{DAMAGED}.safetensors").unlink()
+    assert [talk.speaker for talk in Dataset(copy).talks("train")] == ["en", "s1"]
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("dheads", logging.WARNING)
+    assert "grid_one.safetensors: cannot be read" in record.getMessage()
+
+
+# --- Another folder than was meant
 
 
 def test_a_dataset_made_for_another_network_is_refused(dataset: Dataset) -> None:
@@ -68,261 +159,152 @@ def test_a_dataset_made_for_another_network_is_refused(dataset: Dataset) -> None
         dataset.check(other)
 
 
-def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"format = 99\n", "format 99 is not the known one, 1; prepare the data again"),
+        (b"format = \xff\n", r"dataset\.toml: cannot be read .*; prepare the data again"),
+        (b"format = 1\n", "size None is no number of pixels; prepare the data again"),
+        (b"format = 1\nsize = true\n", "size True is no number of pixels"),
+        (b"format = 1\nsize = -32\n", "size -32 is no number of pixels"),
+    ],
+)
+def test_a_damaged_description_is_refused(copy: Path, content: bytes, reason: str) -> None:
+    (copy / "dataset.toml").write_bytes(content)
+    with pytest.raises(DheadsError, match=reason):
+        Dataset(copy)
+
+
+def test_a_folder_that_is_no_dataset(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(DheadsError, match=r"is no prepared dataset \(no dataset\.toml\); run dheads prepare first"):
         Dataset(tmp_path)
-    (tmp_path / "dataset.toml").write_text("format = 99\n", encoding="utf-8")
-    with pytest.raises(DheadsError, match="format 99 is not the known one, 1"):
-        Dataset(tmp_path)
-    (tmp_path / "dataset.toml").write_bytes(b"format = \xff\n")
-    with pytest.raises(DheadsError, match=r"dataset\.toml: cannot be read"):
-        Dataset(tmp_path)
+    (copy / "clips.csv").write_text("clip,speaker,split,frames,source\n../../secret,s1,train,3,x.mp4\n")
+    with pytest.raises(DheadsError, match=r"clips\.csv: .*secret' is not a valid clip"):
+        Dataset(copy)
+
+
+# --- Damaged clips
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zeros_at_the_end(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-4000] + bytes(4000))
+
+
+def of_another_size(path: Path) -> None:
+    write_clip(path, [np.zeros((64, 32, 3), np.uint8)] * 25, torch.zeros(16_000))
+
+
+def of_another_length(path: Path) -> None:
+    write_clip(path, [np.zeros((32, 32, 3), np.uint8)] * 24, torch.zeros(16_000))
+
+
+def of_an_unknown_codec(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+
+
+def text(path: Path) -> None:
+    path.write_text("no clip")
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("damage", "reason"),
     [
-        "../../secret,s1,train,3,x.mp4",
-        "s1/../../secret,s1,train,3,x.mp4",
-        "/etc/secret,s1,train,3,x.mp4",
-        "s1/one,s1,train,0,x.mp4",
-        "s1/one,s1,train,-4,x.mp4",
-        "s1/one,s1,train,many,x.mp4",
-        "s1/one",
+        (Path.unlink, "cannot be read"),
+        (folder, "cannot be read"),
+        (text, "cannot be read"),
+        (half, r"(cannot be read|frame \d+ is damaged)"),
+        (zeros_at_the_end, r"(cannot be read|frame \d+ is damaged)"),
+        (of_another_size, "is of 32 x 64 px instead of 32 x 32"),
+        (of_another_length, "holds 24 frames instead of 25"),
+        (of_an_unknown_codec, "holds no video"),
     ],
 )
-def test_hostile_lists_of_clips_are_refused(prepared: Prepared, tmp_path: Path, row: str) -> None:
-    shutil.copy(prepared.data / "dataset.toml", tmp_path)
-    (tmp_path / "clips.csv").write_text(f"clip,speaker,split,frames,source\n{row}\n", encoding="utf-8")
-    with pytest.raises(DheadsError, match=r"clips\.csv: .*; prepare the data again"):
-        Dataset(tmp_path)
-
-
-def test_a_list_without_a_column_is_refused(prepared: Prepared, tmp_path: Path) -> None:
-    shutil.copy(prepared.data / "dataset.toml", tmp_path)
-    (tmp_path / "clips.csv").write_text("clip,speaker\na/b,a\n", encoding="utf-8")
-    with pytest.raises(DheadsError, match=r"clips\.csv: cannot be read \('split'\)"):
-        Dataset(tmp_path)
-
-
-def test_damaged_clips_are_named(prepared: Prepared, tmp_path: Path) -> None:
-    copy = tmp_path / "data"
-    shutil.copytree(prepared.data, copy)
+@pytest.mark.parametrize("kept_bytes", [0, 2**30])
+def test_damaged_videos_are_named(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], reason: str, kept_bytes: int
+) -> None:
+    monkeypatch.setattr(data, "_KEPT_BYTES", kept_bytes)
     dataset = Dataset(copy)
-    clip = next(clip for clip in dataset.clips if clip.clip == "s1/grid_one")
-    labels = copy / "clips" / "s1" / "grid_one.safetensors"
-    labels.write_bytes(labels.read_bytes()[:500])
-    with pytest.raises(DheadsError, match=r"grid_one\.safetensors: cannot be read"):
-        dataset.labels(clip)
-    labels.unlink()
-    with pytest.raises(DheadsError, match=r"grid_one\.safetensors: cannot be read"):
-        dataset.labels(clip)
-    with pytest.raises(DheadsError, match=r"grid_one\.mp4: holds 25 frames instead of 26"):
-        dataset.frames(dataclasses.replace(clip, frames=26))
+    damage(copy / "clips" / f"{DAMAGED}.mp4")
+    message = rf"grid_one\.mp4: {reason}.*; prepare the data again"
+    with pytest.raises(DheadsError, match=message):
+        dataset.frames(named(dataset, DAMAGED))
+    with pytest.raises(DheadsError, match=message):
+        dataset.pictures(named(dataset, DAMAGED), [0, 24])
 
 
-# --- Batches
+def test_a_table_that_promises_more_frames_is_contradicted(dataset: Dataset, large: Dataset) -> None:
+    clip = dataclasses.replace(named(dataset, "s1/grid_two"), frames=26)
+    for opened in (Dataset(dataset.root), large):
+        with pytest.raises(DheadsError, match=r"grid_two\.mp4: holds 25 frames instead of 26"):
+            opened.frames(clip)
+        with pytest.raises(DheadsError, match=r"grid_two\.safetensors: speech is of shape \(25, 384\), for 26 frames"):
+            opened.labels(clip)
 
 
-def same(a: Batch, b: Batch) -> bool:
-    tensors = [field.name for field in dataclasses.fields(Batch) if field.name != "clips"]
-    return a.clips == b.clips and all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
+def changed(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        labels = load_file(path)
+        save_file({**labels, name: change(labels[name]).contiguous()}, path)
+
+    return damage
 
 
-@pytest.mark.parametrize("augmented", [False, True])
-def test_a_batch_is_a_function_of_seed_and_step(dataset: Dataset, prepared: Prepared, augmented: bool) -> None:
-    config = override(preset("tiny"), {"training": {"augment": augmented}})
-    clips = dataset.split("train")
-    batch = draw_batch(dataset, clips, config, 7)
-    draw_batch(dataset, clips, config, 8)
-    torch.manual_seed(5)
-    assert same(batch, draw_batch(dataset, clips, config, 7))
-    assert same(batch, draw_batch(Dataset(prepared.data), clips, config, 7)), "the same from a folder just opened"
-    assert not same(batch, draw_batch(dataset, clips, config, 8))
-    assert not same(batch, draw_batch(dataset, clips, override(config, {"training": {"seed": 1}}), 7))
+def without(name: str) -> Callable[[Path], None]:
+    return lambda path: save_file({key: label for key, label in load_file(path).items() if key != name}, path)
 
 
-def test_a_batch_holds_what_the_clips_hold(dataset: Dataset) -> None:
-    """Each example is a frame, those before it (the identity where there is none), and that frame's sound and mouth."""
-    batch = draw_batch(dataset, dataset.split("train"), PLAIN, 0)
-    by_name = {clip.clip: clip for clip in dataset.clips}
-    at_the_start = 0
-    for i, name in enumerate(batch.clips):
-        frames, labels = dataset.frames(by_name[name]), dataset.labels(by_name[name])
-
-        def shows(picture: Tensor, frames: np.ndarray = frames) -> set[int]:
-            return set(np.flatnonzero((frames == to_uint8(picture)).all(axis=(1, 2, 3))).tolist())
-
-        # Neighbouring frames may be equal; the window of speech is not.
-        windows = window(labels["speech"], torch.arange(len(frames)), PLAIN.conditioning.audio_context)
-        (target,) = (windows == batch.audio_window[i]).all(dim=(1, 2)).nonzero()[:, 0].tolist()
-        assert target in shows(batch.target[i])
-        identity = shows(batch.identity[i])
-        assert identity, "the identity is some frame of the same clip"
-        older, newer = (shows(frame) for frame in batch.motion_frames[i])
-        assert target - 1 in newer if target >= 1 else newer == identity
-        assert target - 2 in older if target >= 2 else older == identity
-        assert torch.equal(batch.mouth_box[i], labels["mouth_box"][target])
-        assert torch.equal(batch.lip_window[i], window(centred(labels["lips"]), target, 2))
-        at_the_start += target < 2 and len(frames) > 1
-    assert at_the_start, "no example of the first frames was drawn: choose another seed"
-
-
-def test_a_batchs_shapes(dataset: Dataset) -> None:
-    config = override(PLAIN, {"conditioning": {"motion_frames": 3, "audio_context": 1, "lip_context": 0}})
-    batch = draw_batch(dataset, dataset.split("train"), config, 0)
-    assert batch.target.shape == batch.identity.shape == (64, 3, 32, 32)
-    assert batch.motion_frames.shape == (64, 3, 3, 32, 32)
-    assert batch.audio_window.shape == (64, 3, 384)
-    assert batch.lip_window.shape == (64, 1, 3)
-    assert batch.mouth_box.shape == (64, 4)
-    assert batch.target.dtype == batch.audio_window.dtype == torch.float32
-    assert -1 <= batch.target.min() < -0.5 < 0.5 < batch.target.max() <= 1
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (Path.unlink, "cannot be read"),
+        (folder, "cannot be read"),
+        (text, "cannot be read"),
+        (half, "cannot be read"),
+        (without("lips"), r"cannot be read \('lips'\)"),
+        (changed("speech", lambda x: x[:20]), r"speech is of shape \(20, 384\), for 25 frames"),
+        (changed("speech", lambda x: x[:, 0]), r"speech is of shape \(25,\), for 25 frames"),
+        (changed("landmarks", lambda x: x[:, :60]), r"landmarks is of shape \(25, 60, 2\)"),
+        (changed("mouth_box", lambda x: x[:, :3]), r"mouth_box is of shape \(25, 3\)"),
+        (changed("lips", lambda x: x[:, :, None]), r"lips is of shape \(25, 3, 1\)"),
+        (changed("speech", lambda x: x.index_fill(0, torch.tensor(3), torch.nan)), "speech holds numbers that are not"),
+        (changed("mouth_box", lambda x: x + 20), "mouth_box lies outside the picture"),
+        (changed("mouth_box", lambda x: x.flip(1)), "mouth_box lies outside the picture"),
+    ],
+)
+def test_damaged_labels_are_named(copy: Path, damage: Callable[[Path], None], reason: str) -> None:
+    dataset = Dataset(copy)
+    damage(copy / "clips" / f"{DAMAGED}.safetensors")
+    with pytest.raises(DheadsError, match=rf"grid_one\.safetensors: {reason}.*; prepare the data again"):
+        dataset.labels(named(dataset, DAMAGED))
 
 
-def test_draws_follow_the_shares(dataset: Dataset) -> None:
-    clips = dataset.split("train")
-    drawn = [name for step in range(4) for name in draw_batch(dataset, clips, PLAIN, step).clips]
-    shares = data._shares(clips, PLAIN.training.still_share, PLAIN.training.speaker_cap)
-    for clip, share in zip(clips, shares, strict=True):
-        spread = (share * (1 - share) / len(drawn)) ** 0.5
-        assert drawn.count(clip.clip) / len(drawn) == pytest.approx(share, abs=4 * spread)
-
-
-# --- Shares
-
-
-def clips_of(**counts: int) -> list[Clip]:
-    """That many clips of each speaker; speakers whose names begin with `still` have photos."""
-    return [
-        Clip(f"{speaker}/{i}", speaker, "train", 1 if speaker.startswith("still") else 75, "")
-        for speaker, count in counts.items()
-        for i in range(count)
-    ]
-
-
-def speaker_shares(clips: list[Clip], still_share: float, cap: float) -> dict[str, float]:
-    shares = data._shares(clips, still_share, cap)
-    assert shares.sum() == pytest.approx(1)
-    total: dict[str, float] = {}
-    for clip, share in zip(clips, shares, strict=True):
-        total[clip.speaker] = total.get(clip.speaker, 0) + share
-    return total
-
-
-def test_speakers_count_by_the_root_of_their_clips() -> None:
-    shares = speaker_shares(clips_of(a=9, b=4, c=1), 0.0, 1.0)
-    assert shares == pytest.approx({"a": 3 / 6, "b": 2 / 6, "c": 1 / 6})
-    each = data._shares(clips_of(a=9, b=4, c=1), 0.0, 1.0)
-    assert each[:9] == pytest.approx([3 / 6 / 9] * 9)
-
-
-def test_no_speaker_gets_more_than_the_cap() -> None:
-    assert speaker_shares(clips_of(a=144, b=4, c=1, d=1), 0.0, 0.4) == pytest.approx(
-        {"a": 0.4, "b": 0.3, "c": 0.15, "d": 0.15}
-    )
-    # What one loses may lift another over it.
-    assert speaker_shares(clips_of(a=100, b=81, c=1, d=1), 0.0, 0.3) == pytest.approx(
-        {"a": 0.3, "b": 0.3, "c": 0.2, "d": 0.2}
-    )
-    # A cap that cannot be kept gives everybody the same.
-    assert speaker_shares(clips_of(a=100, b=1), 0.0, 0.25) == pytest.approx({"a": 0.5, "b": 0.5})
-
-
-def test_stills_get_exactly_their_share() -> None:
-    stills = {f"still_{i}": 1 for i in range(5)}
-    shares = speaker_shares(clips_of(a=4, b=1, **stills), 0.1, 1.0)
-    assert shares == pytest.approx({"a": 0.6, "b": 0.3, **dict.fromkeys(stills, 0.02)})
-    assert speaker_shares(clips_of(**stills), 0.1, 0.25) == pytest.approx(dict.fromkeys(stills, 0.2))
-    assert speaker_shares(clips_of(a=4), 0.1, 0.25) == pytest.approx({"a": 1})
-    assert speaker_shares(clips_of(a=4, **stills), 0.0, 0.25) == pytest.approx({"a": 1, **dict.fromkeys(stills, 0)})
-
-
-def test_a_speaker_with_photos_and_clips_is_drawn_as_both() -> None:
-    clips = [*clips_of(a=4, b=1), Clip("a/photo", "a", "train", 1, "")]
-    assert data._shares(clips, 0.1, 1.0) == pytest.approx([0.6 / 4] * 4 + [0.3, 0.1])
-
-
-# --- Augmentation
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def boxes(count: int, x0: int, y0: int, x1: int, y1: int) -> Tensor:
-    return torch.tensor([[x0, y0, x1, y1]], dtype=torch.float32).repeat(count, 1)
-
-
-def test_all_frames_of_an_example_change_alike() -> None:
-    one = torch.rand(16, 1, 3, 32, 32, generator=generator()) * 2 - 1
-    frames, _ = augment(one.repeat(1, 4, 1, 1, 1), boxes(16, 10, 18, 22, 26), generator(1))
-    for k in range(1, 4):
-        torch.testing.assert_close(frames[:, k], frames[:, 0], rtol=0, atol=1e-6)
-    assert (frames[:, 0] - one[:, 0]).abs().mean((1, 2, 3)).min() > 0.05, "every example is changed"
-    assert frames.shape == (16, 4, 3, 32, 32)
-
-
-def test_examples_change_each_in_its_own_way() -> None:
-    one = torch.rand(1, 1, 3, 32, 32, generator=generator()) * 2 - 1
-    frames, _ = augment(one.repeat(8, 1, 1, 1, 1), boxes(8, 10, 18, 22, 26), generator(1))
-    differences = (frames[:, None, 0] - frames[None, :, 0]).abs().mean((2, 3, 4))
-    assert (differences + torch.eye(8) > 0.02).all()
-
-
-def test_values_stay_in_range_and_the_given_frames_stay_as_they_are() -> None:
-    given = torch.rand(32, 2, 3, 32, 32, generator=generator()) * 2 - 1
-    kept = given.clone()
-    frames, _ = augment(given, boxes(32, 10, 18, 22, 26), generator(2))
-    assert torch.equal(given, kept)
-    assert frames.isfinite().all()
-    assert frames.min() >= -1
-    assert frames.max() <= 1
-
-
-def test_augmentation_is_a_function_of_its_generator() -> None:
-    given, box = torch.rand(4, 2, 3, 32, 32, generator=generator()) * 2 - 1, boxes(4, 10, 18, 22, 26)
-    first, again, other = (augment(given, box, generator(seed)) for seed in (3, 3, 4))
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], other[0])
-
-
-def test_the_mouth_box_follows_the_picture() -> None:
-    """A bright spot in the box, off the middle, is in the box still, mirrored and moved as it may be."""
-    size, count = 64, 64
-    frames = torch.full((count, 1, 3, size, size), -0.9)
-    box = boxes(count, 33, 38, 51, 50)
-    frames[:, :, :, 40:48, 38:46] = 0.9  # its centre is that of the box: (42, 44)
-    changed, moved = augment(frames, box, generator(5))
-    luma = changed[:, 0].mean(1)  # (B, H, W)
-    weight = (luma - luma.amin((1, 2), keepdim=True)) / (luma.amax((1, 2)) - luma.amin((1, 2)))[:, None, None]
-    weight = weight.clamp(min=0.5) - 0.5
-    pixel = torch.arange(size) + 0.5
-    x = (weight.sum(1) * pixel).sum(1) / weight.sum((1, 2))
-    y = (weight.sum(2) * pixel).sum(1) / weight.sum((1, 2))
-    assert ((moved[:, 0] + moved[:, 2]) / 2 - x).abs().max() < 3
-    assert ((moved[:, 1] + moved[:, 3]) / 2 - y).abs().max() < 3
-    mirrored = x < size / 2
-    assert 16 < mirrored.sum() < 48
-    assert (moved[:, 2] - moved[:, 0] - 18).abs().max() <= 1, "as large as before"
-    assert (moved[:, 3] - moved[:, 1] - 12).abs().max() <= 1
-
-
-def test_drift_is_the_same_for_all_frames_of_an_example() -> None:
-    one = torch.rand(16, 1, 3, 32, 32, generator=generator()) * 2 - 1
-    frames = drift(one.repeat(1, 3, 1, 1, 1), 1.0, generator(7))
-    assert torch.equal(frames[:, 1], frames[:, 0])
-    assert torch.equal(frames[:, 2], frames[:, 0])
-    assert frames.abs().max() <= 1
-    change = (frames[:, 0] - one[:, 0]).abs().mean((1, 2, 3))
-    assert change.min() < 0.02 < 0.15 < change.max(), "many hardly, some badly"
-    assert torch.equal(drift(one, 1.0, generator(7)), drift(one, 1.0, generator(7)))
-    torch.testing.assert_close(drift(one, 0.0, generator(7)), one)
-
-
-def test_a_box_at_the_edge_stays_in_the_picture_and_is_not_empty() -> None:
-    given = torch.zeros(64, 1, 3, 32, 32)
-    _, moved = augment(given, boxes(64, 28, 29, 32, 32), generator(6))
-    assert ((moved[:, :2] >= 0) & (moved[:, 2:] <= 32) & (moved[:, 2:] > moved[:, :2])).all()
-    assert torch.equal(moved, moved.round())
+@pytest.mark.parametrize("ending", ["mp4", "safetensors"])
+def test_whatever_is_damaged_is_either_read_or_named(copy: Path, ending: str) -> None:
+    rng = random.Random(0)
+    path = copy / "clips" / f"{DAMAGED}.{ending}"
+    content = path.read_bytes()
+    messages = []
+    for _ in range(120):
+        damaged = bytearray(content)
+        for _ in range(rng.choice([1, 10, 100])):
+            damaged[rng.randrange(rng.choice([3000, len(damaged)]))] = rng.randrange(256)
+        path.write_bytes(damaged[: rng.choice([len(damaged), rng.randrange(len(damaged))])])
+        dataset = Dataset(copy)
+        clip = named(dataset, DAMAGED)
+        try:
+            (dataset.frames if ending == "mp4" else dataset.labels)(clip)
+        except DheadsError as error:
+            messages.append(str(error))
+    assert len(messages) > 60
+    assert all(f"grid_one.{ending}: " in message for message in messages)

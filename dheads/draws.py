@@ -1,0 +1,222 @@
+"""The examples of training steps: which clip, which frames, and the tensors that the network is trained on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dheads.augment import augment
+from dheads.conditioning import motion_indices, window
+from dheads.config import Config
+from dheads.data import Clip, Dataset
+from dheads.errors import DheadsError
+from dheads.video import to_unit
+
+_ORDER, _EXAMPLE, _AUGMENT = 1, 2, 3  # keep the random numbers of one purpose apart from those of another
+_MAX_FAILURES = 20  # in a row: then it is not the clips, but the folder
+
+log = logging.getLogger("dheads")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training examples; frames in [-1, 1]."""
+
+    target: Tensor  # (B, 3, H, W)
+    identity: Tensor  # (B, 3, H, W)
+    motion_frames: Tensor  # (B, M, 3, H, W)
+    audio_window: Tensor  # (B, A, D)
+    lip_window: Tensor  # (B, A', 3) centred measures
+    mouth_box: Tensor  # (B, 4) half-open px, of the target
+    clips: list[str]
+
+
+@dataclass(frozen=True)
+class _Example:
+    clip: str
+    frames: np.ndarray  # (2 + M, H, W, 3) uint8: target, identity, motion frames
+    audio: Tensor  # (A, D)
+    lips: Tensor  # (A', 3)
+    box: Tensor  # (4,)
+
+
+class Draws:
+    """Draws batches from clips; a step's batches together are `parts`, numbered from 0, each a process's or a turn's.
+
+    Example n of the run has random numbers of its own, so that a resumed run draws what the unbroken one would, and
+    the same examples make up a step however it is split into parts.
+    """
+
+    broken: dict[str, str]  # clip -> why it could not be read, in the order found
+
+    def __init__(self, dataset: Dataset, clips: list[Clip], config: Config, parts: int = 1) -> None:
+        training = config.training
+        self._dataset, self._clips, self._config, self._parts = dataset, clips, config, parts
+        self._cumulative = None  # by clip: the probability of drawing it or one before it
+        if training.balance == "speakers":
+            self._cumulative = np.cumsum(_shares(clips, training.still_share, training.speaker_cap))
+            self._cumulative /= self._cumulative[-1]
+        self._order = lru_cache(maxsize=4)(self._permutation)
+        self.broken = {}
+        self._failures = 0  # in a row
+        self._lock = threading.Lock()
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps until every clip was drawn once."""
+        return len(self._clips) / (self._parts * self._config.training.batch_size)
+
+    def clips_of(self, step: int, part: int) -> list[Clip]:
+        """The clips that a batch is drawn from, before those that cannot be read are replaced."""
+        return [self._choice(n, self._rng(_EXAMPLE, n)) for n in self._numbers(step, part)]
+
+    def draw(self, step: int, part: int) -> Batch:
+        """A pure function of the seed, the step, the part, and of which clips can be read.
+
+        A clip that cannot be read is replaced by another, kept in `broken`, and reported once in the log.
+        Raises DheadsError when none can be read any more.
+        """
+        examples = [self._example(n) for n in self._numbers(step, part)]
+        frames = to_unit(np.stack([example.frames for example in examples]))  # (B, 2 + M, 3, H, W)
+        box = torch.stack([example.box for example in examples])  # (B, 4)
+        if self._config.training.augment:
+            seed = int(self._rng(_AUGMENT, step * self._parts + part).integers(2**62))
+            frames, box = augment(frames, box, torch.Generator().manual_seed(seed))
+        return Batch(
+            target=frames[:, 0],
+            identity=frames[:, 1],
+            motion_frames=frames[:, 2:],
+            audio_window=torch.stack([example.audio for example in examples]),
+            lip_window=torch.stack([example.lips for example in examples]),
+            mouth_box=box,
+            clips=[example.clip for example in examples],
+        )
+
+    def _numbers(self, step: int, part: int) -> range:
+        size = self._config.training.batch_size
+        first = (step * self._parts + part) * size
+        return range(first, first + size)
+
+    def _rng(self, purpose: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.training.seed, purpose, number])
+
+    def _choice(self, n: int, rng: np.random.Generator) -> Clip:
+        """The clip of example n."""
+        if self._cumulative is not None:
+            return self._any(rng)
+        epoch, place = divmod(n, len(self._clips))
+        return self._clips[self._order(epoch)[place]]
+
+    def _any(self, rng: np.random.Generator) -> Clip:
+        """A clip by chance."""
+        if self._cumulative is None:
+            return self._clips[rng.integers(len(self._clips))]
+        return self._clips[np.searchsorted(self._cumulative, rng.random(), side="right")]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return self._rng(_ORDER, epoch).permutation(len(self._clips))
+
+    def _example(self, n: int) -> _Example:
+        rng = self._rng(_EXAMPLE, n)
+        clip = self._choice(n, rng)
+        while True:
+            try:
+                example = self._read(clip, rng)
+            except DheadsError as error:
+                self._note_failure(clip, error)
+                clip = self._any(rng)
+            else:
+                self._failures = 0
+                return example
+
+    def _note_failure(self, clip: Clip, error: DheadsError) -> None:
+        with self._lock:
+            if clip.clip not in self.broken:
+                self.broken[clip.clip] = str(error)
+                log.warning("%s; going on without it", error)
+            self._failures += 1
+            if self._failures >= _MAX_FAILURES:
+                raise DheadsError(
+                    f"{self._dataset.root}: {_MAX_FAILURES} clips in a row could not be read (the last: {error}); is "
+                    "the folder still there, and its disk mounted? Then give the same command to go on"
+                ) from error
+
+    def _read(self, clip: Clip, rng: np.random.Generator) -> _Example:
+        told = self._config.conditioning
+        target, identity = _frames(clip.frames, told.identity_frame == "first", rng)
+        motion = [identity if k is None else k for k in motion_indices(target, told.motion_frames)]
+        label = self._dataset.labels(clip)
+        if label["speech"].shape[1] != told.speech_dim:
+            raise DheadsError(
+                f"{clip.clip}: has {label['speech'].shape[1]} values of speech a frame instead of {told.speech_dim}; "
+                "prepare the data again"
+            )
+        return _Example(
+            clip.clip,
+            self._dataset.pictures(clip, [target, identity, *motion]),
+            window(label["speech"], target, told.audio_context),
+            window(label["centred_lips"], target, told.lip_context),
+            label["mouth_box"][target],
+        )
+
+
+def prefetch(draws: Draws, keys: Iterable[tuple[int, int]], threads: int) -> Iterator[Batch]:
+    """The batches of those (step, part), in order, made ahead by that many threads.
+
+    `keys` may be endless. What a draw raises is raised in its turn. Closing the iterator ends the threads.
+    """
+    pool = ThreadPoolExecutor(threads, "draw", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        remaining = iter(keys)
+        ahead: deque[Future[Batch]] = deque(pool.submit(draws.draw, *key) for key in islice(remaining, 2 * threads))
+        while ahead:
+            batch = ahead.popleft().result()
+            ahead.extend(pool.submit(draws.draw, *key) for key in islice(remaining, 1))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _frames(count: int, from_first: bool, rng: np.random.Generator) -> tuple[int, int]:
+    """Target and identity, never the same frame: that would teach to copy. As the released code draws them."""
+    if count == 1:
+        return 0, 0
+    identity = 0 if from_first else int(rng.integers(count))
+    return (identity + int(rng.integers(1, count))) % count, identity
+
+
+def _shares(clips: list[Clip], still_share: float, speaker_cap: float) -> np.ndarray:
+    """The probability of drawing each clip: speakers by the root of their clips' number, none above the cap."""
+    still = np.array([clip.frames == 1 for clip in clips])
+    speakers, index = np.unique([clip.speaker for clip in clips], return_inverse=True)
+    counts = np.bincount(index[~still], minlength=len(speakers))  # of clips that move
+    by_speaker = np.sqrt(counts)
+    if by_speaker.sum() > 0:
+        by_speaker = _capped(by_speaker / by_speaker.sum(), speaker_cap)
+    moving_share = 1.0 if not still.any() else 0.0 if still.all() else 1 - still_share
+    shares = moving_share * (by_speaker / np.maximum(1, counts))[index]
+    shares[still] = (1 - moving_share) / max(1, still.sum())
+    return shares / shares.sum()
+
+
+def _capped(shares: np.ndarray, cap: float) -> np.ndarray:
+    """Shares of sum 1 with none above the cap (or above an even split, where the cap is lower than that)."""
+    cap = max(cap, 1 / np.count_nonzero(shares))
+    over = np.zeros(len(shares), dtype=bool)
+    while True:
+        # What those over the cap lose goes to the others, which may lift further ones over it.
+        capped = np.where(over, cap, shares * (1 - cap * over.sum()) / shares[~over].sum())
+        still_over = over | (capped > cap + 1e-12)
+        if (still_over == over).all():
+            return capped
+        over = still_over
