@@ -1,0 +1,185 @@
+"""What a configuration costs to train, found out before it runs: nothing is computed, shapes alone are followed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dheads.conditioning import Condition, build
+from dheads.config import Config, TrainingConfig, override
+from dheads.model import Layer, UNet
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of a training run. One multiply-add is two FLOPs; a backward pass costs two forward passes."""
+
+    training: TrainingConfig
+    clips: int | None  # to train on; None: not known
+    processes: int
+    parameters: int
+    forward_flops: int  # of one example
+    state_bytes: int  # of a process: weights, gradients, Adam's two moments, EMA; float32
+    activation_bytes: int  # of a process: what a batch's forward pass keeps for the backward pass
+
+    @property
+    def effective_batch(self) -> int:
+        """Examples behind one step of the optimiser."""
+        return self.training.batch_size * self.training.accumulate * self.processes
+
+    @property
+    def step_flops(self) -> int:
+        """Of one step of the optimiser, over all processes."""
+        passes = 4 if self.training.checkpoint_activations else 3
+        return passes * self.effective_batch * self.forward_flops
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of one process, an estimate: see `plan`."""
+        return self.state_bytes + self.activation_bytes
+
+    @property
+    def steps_per_epoch(self) -> float | None:
+        """Steps until as many examples were drawn as there are clips."""
+        return None if self.clips is None else self.clips / self.effective_batch
+
+    @property
+    def epochs(self) -> float | None:
+        return self.training.steps / self.steps_per_epoch if self.steps_per_epoch else None
+
+    def lines(self) -> list[str]:
+        """For the screen."""
+        training = self.training
+        batch = f"{self.effective_batch:,} examples a step: {training.batch_size} at once"
+        if training.accumulate > 1:
+            batch += f" x {training.accumulate} accumulated"
+        if self.processes > 1:
+            batch += f" x {self.processes} processes"
+        rows = {
+            "parameters": _short(self.parameters, ""),
+            "forward pass": f"{_short(self.forward_flops, 'FLOP')} an example",
+            "step": _short(self.step_flops, "FLOP"),
+            "memory": f"about {_memory(self.memory_bytes)} a process: {_memory(self.activation_bytes)} activations, "
+            f"{_memory(self.state_bytes)} weights, gradients, Adam, EMA",
+            "batch": batch,
+            "learning rate": f"{training.learning_rate:g} ({training.lr_schedule} schedule)",
+            "steps": f"{training.steps:,}, {_short(training.steps * self.effective_batch, '')} examples",
+        }
+        if self.clips and self.steps_per_epoch and self.epochs:
+            rows["epochs"] = f"{self.epochs:,.4g} of {self.clips:,} clips, {self.steps_per_epoch:,.4g} steps each"
+        return [f"{name:<13}  {text}" for name, text in rows.items()]
+
+
+def plan(config: Config, clips: int | None, processes: int = 1) -> Plan:
+    """The size of the run that `config` describes; clips: how many there are to train on.
+
+    The memory is an estimate of what tensors take on a GPU: the state in float32, and the activations that PyTorch's
+    autograd keeps for a batch, in the types that CUDA's autocast gives them. Not in it: the workspaces of cuDNN, what
+    the allocator holds in reserve, and what torch.compile saves by fusing.
+    """
+    with FakeTensorMode():
+        # Checkpointing is reckoned here: what is kept, and by which layer, shows without it.
+        unet = UNet(override(config, {"training": {"checkpoint_activations": False}})).train()
+        parameters = sum(parameter.numel() for parameter in unet.parameters())
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            unet(*_inputs(config, 1))
+        activations = _activation_bytes(unet, config)
+    return Plan(
+        training=config.training,
+        clips=clips,
+        processes=processes,
+        parameters=parameters,
+        forward_flops=counter.get_total_flops(),
+        state_bytes=5 * 4 * parameters,
+        activation_bytes=activations,
+    )
+
+
+def _inputs(config: Config, count: int) -> tuple[Tensor, Tensor, Condition]:
+    """x_t, t and the conditioning of that many examples."""
+    told, size = config.conditioning, config.model.image_size
+    lips = torch.zeros(count, 2 * told.lip_context + 1, told.lip_dims) if told.lip_dims else None
+    condition = build(
+        config,
+        identity=torch.zeros(count, 3, size, size),
+        motion_frames=torch.zeros(count, told.motion_frames, 3, size, size),
+        audio_window=torch.zeros(count, 2 * told.audio_context + 1, told.speech_dim),
+        lip_window=lips,
+    )
+    return torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.int64), condition
+
+
+def _activation_bytes(unet: UNet, config: Config) -> int:
+    """What the forward pass of one batch leaves in memory for the backward pass."""
+    weights = {_storage(parameter) for parameter in unet.parameters()}
+    outside: dict[int, Tensor] = {}  # by storage, as many operations keep the same one
+    inside: list[dict[int, Tensor]] = []  # what each layer keeps
+    given: dict[int, Tensor] = {}  # the layers' inputs
+    kept = outside
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in weights:
+            kept[_storage(tensor)] = tensor
+        return tensor
+
+    def enter(layer: Layer, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal kept
+        given.update({_storage(tensor): tensor for tensor in inputs})
+        inside.append(kept := {})
+
+    def leave(layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal kept
+        kept = outside
+
+    for module in unet.modules():
+        if isinstance(module, Layer):
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave)
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=config.training.precision == "bf16")
+    with bf16, _LikeCuda(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        unet(*_inputs(config, config.training.batch_size))
+    if config.training.checkpoint_activations:
+        # A layer keeps its inputs alone, and the rest while it is computed anew: one layer at a time.
+        return _size(outside | given) + max(map(_size, inside))
+    return _size(outside | {key: tensor for layer in inside for key, tensor in layer.items()})
+
+
+def _size(kept: dict[int, Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class _LikeCuda(TorchFunctionMode):
+    """Makes operations on the CPU keep what they keep on CUDA, which a build of PyTorch without CUDA cannot follow."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.group_norm and torch.is_autocast_enabled("cpu"):
+            # CUDA's autocast normalises in float32.
+            return function(args[0].float(), *args[1:], **kwargs)
+        if function is F.dropout and kwargs["p"] > 0:
+            # Its mask has one byte an element there.
+            return torch.native_dropout(args[0], kwargs["p"], True)[0]
+        return function(*args, **kwargs)
+
+
+def _short(number: float, unit: str) -> str:
+    """203929094 -> 203.9 M."""
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.4g} {prefix}{unit}"
+    return f"{number:.4g} {unit}".rstrip()
+
+
+def _memory(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
