@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +15,7 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchaudio
 import torchaudio.functional as AF
 from safetensors.torch import load_file
 from torch import nn
@@ -20,6 +23,8 @@ from torch import nn
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
 from dheads.media import decoded, name_of, opened, start_seconds
+from dheads.released import load_script
+from dheads.weights import fetch, home
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
 N_FFT, HOP = 400, 160  # Whisper's spectrogram: columns of 25 ms, every 10 ms
@@ -124,11 +129,14 @@ class SpeechEncoder(nn.Module):
         raise NotImplementedError
 
 
-def load_speech_encoder(name: str, device: str | torch.device = "cpu") -> SpeechEncoder:
-    """The frozen encoder of that name. Raises DheadsError, listing the known ones."""
+def load_speech_encoder(name: str, device: str | torch.device = "cpu", progress: bool = True) -> SpeechEncoder:
+    """The frozen encoder of that name, downloaded where it is not packaged. Raises DheadsError, listing the known ones.
+
+    `progress`: whether a download shows a bar.
+    """
     if name not in _BUILDERS:
         raise DheadsError(f"unknown speech encoder {name!r}; the known ones are {', '.join(sorted(_BUILDERS))}")
-    return _BUILDERS[name]().eval().requires_grad_(False).to(device)
+    return _BUILDERS[name](torch.device(device), progress).eval().requires_grad_(False).to(device)
 
 
 class WhisperEncoder(SpeechEncoder):
@@ -234,7 +242,64 @@ def _sinusoids(length: int, dim: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def _packaged_whisper() -> SpeechEncoder:
+class ReleasedEncoder(SpeechEncoder):
+    """The authors' encoder: a recurrent network that hears 0.2 s around each frame, and remembers all before."""
+
+    name = "diffused-heads"
+    dim = 256
+    window = 3_200  # samples: a frame's 640, and 1280 before and after
+
+    def __init__(self, script: nn.Module) -> None:
+        super().__init__()
+        self.script = script
+        self.register_buffer("hidden", torch.zeros(2, 1, 256), persistent=False)  # as every recording begins
+
+    @torch.inference_mode()
+    def encode(self, waveform: torch.Tensor, frames: int | None = None) -> torch.Tensor:
+        frames = frame_count(waveform) if frames is None else frames
+        before = (self.window - SAMPLES_PER_FRAME) // 2
+        needed = (frames - 1) * SAMPLES_PER_FRAME + self.window
+        sound = F.pad(waveform.to(self.hidden), (before, max(0, needed - before - len(waveform))))
+        lengths = torch.tensor([self.window])  # on the CPU, as packing sequences demands
+        hidden = self.hidden
+        embeddings = []
+        for window in sound.unfold(0, self.window, SAMPLES_PER_FRAME)[:frames]:
+            embedding, _, hidden = self.script(window[None, None], lengths, init_state=hidden)
+            embeddings.append(embedding.flatten())
+        return torch.stack(embeddings)  # (F, 256)
+
+
+class BundleEncoder(SpeechEncoder):
+    """A transformer block's output of one of torchaudio's self-supervised models, the mean over each frame's two."""
+
+    dim = 768
+    layer = 6  # of 12: the middle knows most of what is said, the last mostly of the model's own training task
+    chunk = 250  # frames encoded at once, with `margin` more on either side for what came before and follows
+    margin = 50
+
+    def __init__(self, name: str, model: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model
+
+    @torch.inference_mode()
+    def encode(self, waveform: torch.Tensor, frames: int | None = None) -> torch.Tensor:
+        frames = frame_count(waveform) if frames is None else frames
+        # Output j sees samples 320 j to 320 j + 400. The middle of outputs 2 k and 2 k + 1, sample 640 k + 360, is to
+        # lie on the middle of the frame, sample 640 k + 320.
+        before, span = 40, 80
+        sound = waveform.to(next(self.model.parameters()))[: frames * SAMPLES_PER_FRAME + span - before]
+        sound = F.pad(sound, (before, frames * SAMPLES_PER_FRAME + span - before - len(sound)))
+        parts = []
+        for first in range(0, frames, self.chunk):
+            begin, end = max(0, first - self.margin), min(frames, first + self.chunk + self.margin)
+            heard = sound[begin * SAMPLES_PER_FRAME : end * SAMPLES_PER_FRAME + span]
+            x = self.model.extract_features(heard[None], num_layers=self.layer)[0][-1][0]  # (2 (end - begin), D)
+            parts.append(x.unflatten(0, (-1, 2)).mean(dim=1)[first - begin :][: self.chunk])
+        return torch.cat(parts)
+
+
+def _packaged_whisper(device: torch.device, progress: bool) -> SpeechEncoder:
     encoder = WhisperEncoder()
     with resources.as_file(resources.files("dheads") / "assets" / "whisper_tiny_en_encoder.safetensors") as path:
         weights = load_file(path)
@@ -242,14 +307,28 @@ def _packaged_whisper() -> SpeechEncoder:
     return encoder
 
 
-def _released_gru() -> SpeechEncoder:
-    raise DheadsError(
-        "the speech encoder 'diffused-heads' needs the file audio_encoder.pt of the released Diffused Heads models, "
-        "which this version cannot load; use a model trained with 'whisper-tiny.en'"
-    )
+def _released(device: torch.device, progress: bool) -> SpeechEncoder:
+    # Loaded onto the device, so that tensors inside its code come there too.
+    return ReleasedEncoder(load_script(fetch("diffused-heads", progress), device))
 
 
-_BUILDERS: dict[str, Callable[[], SpeechEncoder]] = {
+def _bundle(device: torch.device, progress: bool, name: str) -> SpeechEncoder:
+    # `weights_only`: torchaudio names no hash of its files, so nothing but tensors may be unpickled.
+    options = {"model_dir": str(home()), "progress": progress, "weights_only": True}
+    try:
+        model = _BUNDLES[name].get_model(dl_kwargs=options)
+    # What torch throws offline and at files that are cut off or something else.
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise DheadsError(
+            f"cannot download or read the speech encoder {name!r} ({(str(error) or repr(error)).splitlines()[0]}); "
+            f"put the file of that name in weights.toml into {home()}, or delete the one there if it is damaged"
+        ) from error
+    return BundleEncoder(name, model)
+
+
+_BUNDLES = {"hubert-base": torchaudio.pipelines.HUBERT_BASE, "wav2vec2-base": torchaudio.pipelines.WAV2VEC2_BASE}
+_BUILDERS: dict[str, Callable[[torch.device, bool], SpeechEncoder]] = {
     "whisper-tiny.en": _packaged_whisper,
-    "diffused-heads": _released_gru,
+    "diffused-heads": _released,
+    **{name: partial(_bundle, name=name) for name in _BUNDLES},
 }

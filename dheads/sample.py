@@ -58,10 +58,10 @@ def sample(
     if not output.parent.is_dir():
         raise DheadsError(f"{output}: the folder {output.parent} does not exist; create it or choose another")
     place = resolve_device(device)
-    unet, config, _ = load_model(weights, place)
+    unet, config, _ = load_model(weights, place, progress)
     photo, notes = aligned_photo(face, config)
     waveform = load_waveform(audio)
-    speech = load_speech_encoder(config.conditioning.speech_encoder, place).encode(waveform).cpu()
+    speech = load_speech_encoder(config.conditioning.speech_encoder, place, progress).encode(waveform).cpu()
     frames = generate(
         Denoiser(unet),
         photo,

@@ -1,4 +1,4 @@
-"""Weights: the list of known ones, download, hash checks, checkpoint files, and the released models' names.
+"""Weights: checkpoint files, the list of known weights, their licences, download and hash checks.
 
 A checkpoint is one safetensors file that carries its complete configuration, so loading one needs a path only and
 executes nothing. `weights.toml` lists the known sets; its hashes are checked whenever a listed file is used.
@@ -6,7 +6,6 @@ executes nothing. `weights.toml` lists the known sets; its hashes are checked wh
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import http.client
 import json
@@ -28,15 +27,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dheads import config as configuration
-from dheads.config import ConditioningConfig, Config, DiffusionConfig, ModelConfig
+from dheads.config import Config
 from dheads.errors import DheadsError
 from dheads.model import UNet
+from dheads.released import read_network, unpack
 
 FORMAT = "dheads-1"
 PACKAGE = Path(__file__).parent
 ASSETS = PACKAGE / "assets"
 
 _CHUNK = 1 << 20  # bytes read at a time
+_LARGEST_ARCHIVE = 2 << 30  # bytes; the size of an archive is the server's word only
 _TIMEOUT_SECONDS = 30
 
 
@@ -78,6 +79,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and check a checkpoint. Raises DheadsError for a file that is absent, damaged or of another kind."""
     if not path.is_file():
         raise DheadsError(f"there is no checkpoint file {path}")
+    if path.suffix.lower() in {".pt", ".pth", ".ckpt"}:
+        raise DheadsError(
+            f"{path} is no safetensors file; dheads opens no others, as they may run code "
+            "(the authors' released model is the weights 'crema')"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
@@ -121,10 +127,24 @@ def build_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> U
     return unet.eval().to(device)
 
 
-def load_model(name_or_path: str, device: torch.device | str = "cpu") -> tuple[UNet, Config, dict[str, Any]]:
+def load_model(
+    name_or_path: str, device: torch.device | str = "cpu", progress: bool = True
+) -> tuple[UNet, Config, dict[str, Any]]:
     """The network of a known name or a checkpoint file, with its configuration and its training summary."""
-    checkpoint = load_checkpoint(resolve(name_or_path))
+    checkpoint = load(name_or_path, progress)
     return build_model(checkpoint, device), checkpoint.config, checkpoint.info
+
+
+def load(name_or_path: str, progress: bool = True) -> Checkpoint:
+    """The checkpoint of a file or of a known name; the authors' released models become one too."""
+    path = resolve(name_or_path, progress)
+    entry = known().get(name_or_path, {})
+    # A file that the user names is never opened as TorchScript, whatever it is called.
+    if Path(name_or_path).is_file() or entry["kind"] != "released":
+        return load_checkpoint(path)
+    config, tensors = read_network(path, entry["network"])
+    info = {"license": entry["license"], "data": [entry["purpose"]], "page": entry["page"]}
+    return Checkpoint(config, tensors, info, path)
 
 
 def _digest(texts: dict[str, str], tensors: dict[str, Tensor]) -> str:
@@ -175,23 +195,37 @@ def known() -> dict[str, dict[str, Any]]:
 
 
 def resolve(name_or_path: str, progress: bool = True) -> Path:
-    """The checkpoint file of that path, or of that name in weights.toml: packaged, cached, or else downloaded now."""
+    """The file of that path, or of the model of that name in weights.toml: packaged, cached, or else downloaded now."""
     if Path(name_or_path).is_file():
         return Path(name_or_path)
-    models = {name: entry for name, entry in known().items() if entry["kind"] == "model"}
+    models = [name for name, entry in known().items() if entry["kind"] in {"model", "released"}]
     if name_or_path not in models:
         names = ", ".join(sorted(models))
         raise DheadsError(f"weights {name_or_path!r} are neither a file nor a known name; the known names are: {names}")
-    entry = models[name_or_path]
-    packaged = ASSETS / entry["file"]
-    if "url" not in entry:
-        if not packaged.is_file() or file_sha256(packaged) != entry["sha256"]:
+    return fetch(name_or_path, progress)
+
+
+def fetch(name: str, progress: bool = True) -> Path:
+    """The file of that name in weights.toml, its hash checked. Raises DheadsError until its licence is accepted."""
+    entry = known()[name]
+    if _asks(entry):
+        raise DheadsError(f"{_question(name, entry)}; run again with --accept-license to accept")
+    if "url" not in entry and "archive" not in entry:
+        packaged = ASSETS / entry["file"]
+        if not _is_listed(packaged, entry):
             raise DheadsError(f"the packaged weights {packaged} are missing or damaged; install dheads anew")
         return packaged
     cached = home() / entry["file"]
-    if not cached.is_file() or file_sha256(cached) != entry["sha256"]:
-        download(entry["url"], cached, entry["sha256"], entry["bytes"], progress)
+    if not _is_listed(cached, entry):
+        if "archive" in entry:
+            _fetch_archive(entry["archive"], progress)
+        else:
+            download(entry["url"], cached, entry["sha256"], entry["bytes"], progress)
     return cached
+
+
+def _is_listed(path: Path, entry: dict[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == entry["bytes"] and file_sha256(path) == entry["sha256"]
 
 
 def home() -> Path:
@@ -213,6 +247,65 @@ def file_sha256(path: Path) -> str:
         raise DheadsError(f"cannot read {path}: {error.strerror}") from error
 
 
+# --- Licences
+
+
+def consent(name: str) -> str | None:
+    """What a user must be shown before the named weights or speech encoder are used; None if nothing, or accepted.
+
+    A checkpoint's path stands for its speech encoder.
+    """
+    name = _asked_name(name)
+    entry = known().get(name, {})
+    return _question(name, entry) if _asks(entry) else None
+
+
+def accept(name: str) -> None:
+    """Remember that the user accepts the licence of the named weights, and of all others from the same page."""
+    entry = known().get(_asked_name(name), {})
+    if not _asks(entry):
+        return
+    path = home() / "accepted.json"
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps({**_accepted(), entry["page"]: entry["license"]}, indent=2), encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise DheadsError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _asks(entry: dict[str, Any]) -> bool:
+    return entry.get("ask", False) and _accepted().get(entry["page"]) != entry["license"]
+
+
+def _question(name: str, entry: dict[str, Any]) -> str:
+    return f"{name}: {entry['purpose']} Its licence is {entry['license']}: {entry['terms']} Source: {entry['page']}"
+
+
+def _asked_name(name: str) -> str:
+    return _speech_encoder_of(Path(name)) if Path(name).is_file() else name
+
+
+def _speech_encoder_of(path: Path) -> str:
+    """What a checkpoint names, read from its metadata only; nothing for what is none, which loading will say."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = json.loads((file.metadata() or {})["config"])
+        return str(values["conditioning"]["speech_encoder"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError):
+        return ""
+
+
+def _accepted() -> dict[str, str]:
+    """Licence by page."""
+    try:
+        accepted = json.loads((home() / "accepted.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return accepted if isinstance(accepted, dict) else {}
+
+
 # --- Download
 
 
@@ -220,14 +313,11 @@ def download(url: str, path: Path, sha256: str, size: int, progress: bool = True
     """Fetch `size` bytes to `path`, going on where an earlier try stopped; it appears only with the right hash."""
     unfinished = path.with_name(f"{path.name}.part")
     by_hand = f"run again to go on, or put the file there by hand: {path}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, unfinished, size, progress)
-    except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError and timeouts are OSErrors
-        raise DheadsError(f"cannot download {url} ({error}); {by_hand}") from error
-    if unfinished.stat().st_size < size:
+    if _size(unfinished) < size:
+        _receive(url, unfinished, size, by_hand, progress)
+    if _size(unfinished) < size:
         raise DheadsError(f"the download of {url} stopped early; {by_hand}")
-    if unfinished.stat().st_size > size or file_sha256(unfinished) != sha256:
+    if _size(unfinished) > size or file_sha256(unfinished) != sha256:
         unfinished.unlink()
         raise DheadsError(f"{url} is not the file that was expected (wrong size or sha256), so it was removed")
     os.replace(unfinished, path)
@@ -245,111 +335,62 @@ def _check_url(url: str) -> None:
         raise DheadsError(f"weights are downloaded over https only, not from {url}")
 
 
-def _fetch(url: str, unfinished: Path, size: int, progress: bool) -> None:
-    """Bring `unfinished` up to `size` bytes, or one more where the server has more to give."""
-    _check_url(url)
-    done = unfinished.stat().st_size if unfinished.exists() else 0
-    if done >= size:
-        return
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    with urllib.request.build_opener(_CheckedRedirects).open(request, timeout=_TIMEOUT_SECONDS) as response:
-        if response.status != http.client.PARTIAL_CONTENT:  # the server sends the whole file again
-            done = 0
-        bar = tqdm(total=size, initial=done, unit="B", unit_scale=True, desc=unfinished.stem, disable=not progress)
-        with bar, unfinished.open("ab" if done else "wb") as file:
-            while done <= size and (chunk := response.read(min(_CHUNK, size + 1 - done))):
-                file.write(chunk)
-                done += len(chunk)
-                bar.update(len(chunk))
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
-# --- The authors' released models
+def _receive(url: str, unfinished: Path, limit: int, by_hand: str, progress: bool) -> int | None:
+    """Add to `unfinished` what it lacks of `url`, but no more than one byte beyond `limit`.
 
-_RELEASED_PARTS = {
-    "in_layers.0": "in_norm",
-    "in_layers.2": "in_conv",
-    "t_emb_layers.1": "time_affine",
-    "audio_emb_layers.1": "audio_affine",
-    "out_layers.0": "out_norm",
-    "out_layers.3": "out_conv",
-    "skip_connection": "skip",
-    "norm": "norm",
-    "qkv": "qkv",
-    "proj_out": "proj",
-}
-_RELEASED_TOPS = {
-    "time_embed.fc.0": "time_embed.0",
-    "time_embed.fc.2": "time_embed.2",
-    "audio_embed.0": "audio_embed.0",
-    "audio_embed.2": "audio_embed.2",
-    "input_blocks.0.0": "stem",
-    "out.0": "out_norm",
-    "out.2": "out_conv",
-}
-_RELEASED_BLOCK = re.compile(r"(?:(input|output)_blocks\.(\d+)|(middle)_block)\.(\d+)\.(.+)")
-_TWICE = ("unet.", "diffusion.nn_backbone.")
-
-
-def from_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the released code under our names, from the plain form or the training branch's doubled one.
-
-    Raises DheadsError for an unknown name, and where the two copies of the doubled form differ.
+    Returns how long the whole is, if the server says so.
     """
-    ours: dict[str, Tensor] = {}
-    doubled = any(name.startswith(_TWICE) for name in state)
-    for released, tensor in state.items():
-        plain = released
-        if doubled:
-            prefix = next((prefix for prefix in _TWICE if released.startswith(prefix)), None)
-            if prefix is None:  # tables of the diffusion and the like, which a configuration determines
-                continue
-            plain = released.removeprefix(prefix)
-        module, _, leaf = plain.rpartition(".")
-        name = f"{_rename_released(module)}.{leaf}"
-        if name in ours and not torch.equal(ours[name], tensor):
-            raise DheadsError(f"the released checkpoint holds two different copies of {plain}")
-        ours[name] = tensor
-    return ours
+    _check_url(url)
+    done = _size(unfinished)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.build_opener(_CheckedRedirects).open(request, timeout=_TIMEOUT_SECONDS) as response:
+            if response.headers.get_content_type() == "text/html":
+                raise DheadsError(f"{url} gives a web page, not the file; {by_hand}")
+            if response.status != http.client.PARTIAL_CONTENT:  # the server sends the whole file again
+                done = 0
+            length = response.headers["Content-Length"]
+            total = None if length is None else done + int(length)
+            bar = tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=unfinished.stem, disable=not progress)
+            with bar, unfinished.open("ab" if done else "wb") as file:
+                while done <= limit and (chunk := response.read(min(_CHUNK, limit + 1 - done))):
+                    file.write(chunk)
+                    done += len(chunk)
+                    bar.update(len(chunk))
+            return total
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
+        if done and isinstance(error, urllib.error.HTTPError) and error.code == 416:
+            return _total(error.headers["Content-Range"])  # there is nothing beyond what came before
+        raise DheadsError(f"cannot download {url} ({error}); {by_hand}") from error
 
 
-def _rename_released(module: str) -> str:
-    if module in _RELEASED_TOPS:
-        return _RELEASED_TOPS[module]
-    match = _RELEASED_BLOCK.fullmatch(module)
-    if match is None or match[5] not in _RELEASED_PARTS:
-        raise DheadsError(f"{module} is no part of a released Diffused Heads network")
-    side, block, middle, position, part = match.groups()
-    is_attention = part in {"norm", "qkv", "proj_out"}
-    kind = "attn" if is_attention else "up" if side == "output" and position != "0" else "res"
-    if middle:  # residual block, attention, residual block
-        return f"middle.{int(position) // 2}.{kind}.{_RELEASED_PARTS[part]}"
-    layer = f"down.{int(block) - 1}" if side == "input" else f"up.{block}"  # input block 0 is the stem
-    return f"{layer}.{kind}.{_RELEASED_PARTS[part]}"
+def _total(content_range: str | None) -> int | None:
+    """The length in the header of an answer 416, "range not satisfiable": bytes */length."""
+    match = re.fullmatch(r"bytes \*/(\d+)", content_range or "")
+    return int(match[1]) if match else None
 
 
-def config_from_released(args: dict[str, Any], speech_dim: int = 256) -> Config:
-    """The configuration of a network given by the released code's argument names; its embeddings have 256 numbers."""
-    return Config(
-        name="released",
-        model=ModelConfig(
-            image_size=args["image_size"],
-            model_channels=args["model_channels"],
-            channel_mult=tuple(args["channel_mult"]),
-            num_res_blocks=args["num_res_blocks"],
-            attn_resolutions=tuple(args["attention_resolutions"]),
-            head_channels=args["num_head_channels"],
-            dropout=args["dropout"],
-            # exp(-ln(1e4) i / (2 C)) for i < C/2 is a period of 1e4^(1/4).
-            max_period=10.0,
-            learned_variance=args["out_channels"] == 2 * args["in_channels"],
-        ),
-        diffusion=DiffusionConfig(),
-        conditioning=ConditioningConfig(
-            motion_frames=args["n_motion_frames"],
-            audio_context=args["n_audio_motion_embs"],
-            speech_encoder="diffused-heads",
-            speech_dim=speech_dim,
-            grayscale_motion=args["grayscale_motion"],
-        ),
-        alignment=dataclasses.replace(configuration.AlignmentConfig(), landmarks="fan"),
-    )
+def _fetch_archive(url: str, progress: bool = True) -> None:
+    """Fetch and unpack an archive, and put all its listed files that are not there yet into the cache."""
+    entries = [entry for entry in known().values() if entry.get("archive") == url]
+    missing = [entry for entry in entries if not _is_listed(home() / entry["file"], entry)]
+    names = " and ".join(str(home() / entry["file"]) for entry in missing)
+    by_hand = f"get the archive at {missing[0]['page']} with a browser, unpack it and put its files there: {names}"
+    archive = (home() / entries[0]["file"]).with_suffix(".zip")
+    if not archive.is_file():
+        unfinished = archive.with_name(f"{archive.name}.part")
+        total = _receive(url, unfinished, _LARGEST_ARCHIVE, f"run again to go on, or {by_hand}", progress)
+        largest = _LARGEST_ARCHIVE if total is None else min(total, _LARGEST_ARCHIVE)
+        if total is not None and _size(unfinished) < largest:
+            raise DheadsError(f"the download of {url} stopped early; run again to go on, or {by_hand}")
+        if _size(unfinished) > largest:
+            unfinished.unlink()
+            raise DheadsError(f"{url} gives more than the archive that was expected, so it was removed; {by_hand}")
+        os.replace(unfinished, archive)
+    unpack(archive, home(), missing, by_hand)
+    archive.unlink()

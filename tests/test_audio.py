@@ -12,9 +12,18 @@ import av
 import numpy as np
 import pytest
 import torch
+import torchaudio
 import torchaudio.functional as AF
 
-from dheads.audio import WhisperEncoder, frame_count, load_speech_encoder, load_waveform
+from dheads import audio
+from dheads.audio import (
+    BundleEncoder,
+    ReleasedEncoder,
+    WhisperEncoder,
+    frame_count,
+    load_speech_encoder,
+    load_waveform,
+)
 from dheads.errors import DheadsError
 
 
@@ -253,10 +262,9 @@ def test_the_packaged_encoder_is_frozen(whisper):
 
 
 def test_an_unknown_encoder_lists_the_known_ones():
-    with pytest.raises(DheadsError, match=r"'hubert'.*diffused-heads, whisper-tiny\.en"):
+    known = r"diffused-heads, hubert-base, wav2vec2-base, whisper-tiny\.en"
+    with pytest.raises(DheadsError, match=f"'hubert'.*{known}"):
         load_speech_encoder("hubert")
-    with pytest.raises(DheadsError, match=r"audio_encoder\.pt"):
-        load_speech_encoder("diffused-heads")
 
 
 def test_mel_filters_are_slaneys(whisper):
@@ -379,3 +387,137 @@ def test_the_resampler_is_torchaudios(tmp_path):
     assert spectrum.argmax() == 440
     truth = AF.resample(torch.from_numpy(tone), 48_000, 16_000)
     assert torch.equal(load_waveform(tmp_path / "a.wav"), truth)
+
+
+# --- The authors' encoder: what it is called with
+
+
+class Told(torch.nn.Module):
+    """Gives back what it hears: first and last sample, sum, length, and how often it was called before."""
+
+    def forward(self, window, lengths, init_state):
+        assert window.shape == (1, 1, 3200)
+        assert init_state.shape == (2, 1, 256)
+        embedding = torch.zeros(1, 256)
+        told = (window[0, 0, 0], window[0, 0, -1], window.sum(), lengths[0], init_state[0, 0, 0])
+        embedding[0, :5] = torch.stack([torch.as_tensor(value).float() for value in told])
+        return embedding, lengths, init_state + 1
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(6_400, 10), (6_400 + 319, 10), (6_400 + 321, 11), (100, 1)])
+def test_the_released_encoder_hears_five_frames_around_each(samples, frames):
+    sound = torch.arange(1.0, samples + 1)
+    embeddings = ReleasedEncoder(Told()).encode(sound)
+    assert (embeddings.shape, embeddings.dtype) == ((frames, 256), torch.float32)
+    padded = torch.zeros(samples + 20_000)
+    padded[1_280 : 1_280 + samples] = sound
+    for k in range(frames):
+        window = padded[640 * k : 640 * k + 3_200]  # samples 640 k - 1280 to 640 k + 1920 of the sound
+        expected = [window[0].item(), window[-1].item(), window.sum().item(), 3_200, k]
+        assert embeddings[k, :5].tolist() == pytest.approx(expected)
+
+
+def test_the_released_encoder_gives_as_many_frames_as_asked_for():
+    encoder = ReleasedEncoder(Told())
+    own = encoder.encode(torch.ones(6_400))
+    assert torch.equal(encoder.encode(torch.ones(6_400), 7), own[:7])
+    longer = encoder.encode(torch.ones(6_400), 15)
+    assert torch.equal(longer[:10], own)
+    assert longer[13, 2] == 0  # silence after the end
+    assert torch.equal(encoder.encode(torch.ones(6_400)), own)  # nothing is left of the recording before
+
+
+# --- torchaudio's bundles, by a small stand-in of the same build
+
+
+SMALL = {
+    "extractor_mode": "group_norm",
+    "extractor_conv_layer_config": [(16, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2],
+    "extractor_conv_bias": False,
+    "encoder_embed_dim": 24,
+    "encoder_projection_dropout": 0.1,
+    "encoder_pos_conv_kernel": 16,
+    "encoder_pos_conv_groups": 4,
+    "encoder_num_layers": 7,
+    "encoder_num_heads": 2,
+    "encoder_attention_dropout": 0.1,
+    "encoder_ff_interm_features": 32,
+    "encoder_ff_interm_dropout": 0.0,
+    "encoder_dropout": 0.1,
+    "encoder_layer_norm_first": False,
+    "encoder_layer_drop": 0.05,
+    "aux_num_out": None,
+}
+
+
+@pytest.fixture
+def bundle(monkeypatch, tmp_path) -> Path:
+    """A bundle in place of HuBERT, whose file lies in the cache already."""
+    torch.manual_seed(0)
+    small = torchaudio.pipelines.Wav2Vec2Bundle("small.pth", SMALL, 16_000, False, _model_type="Wav2Vec2")
+    monkeypatch.setattr(audio, "_BUNDLES", {"hubert-base": small})
+    monkeypatch.setenv("DHEADS_HOME", str(tmp_path))
+    torch.save(torchaudio.models.wav2vec2_model(**SMALL).state_dict(), tmp_path / "small.pth")
+    return tmp_path / "small.pth"
+
+
+def test_a_bundle_gives_one_embedding_a_frame(bundle):
+    encoder = load_speech_encoder("hubert-base")
+    assert not encoder.training
+    assert encoder.name == "hubert-base"
+    sound = torch.from_numpy(speechlike(1.5))
+    embeddings = encoder.encode(sound)
+    assert (embeddings.shape, embeddings.dtype) == ((38, 24), torch.float32)
+    # The sixth block's output; two columns a frame, in step with the frame's middle.
+    columns = encoder.model.extract_features(torch.nn.functional.pad(sound, (40, 360))[None])[0][5][0]
+    torch.testing.assert_close(embeddings[:37], columns[:74].unflatten(0, (37, 2)).mean(dim=1), rtol=0, atol=2e-2)
+    assert encoder.encode(sound[:100]).shape == (1, 24)
+    assert encoder.encode(sound, frames=3).shape == (3, 24)
+    assert encoder.encode(sound, frames=50).shape == (50, 24)
+
+
+def test_a_bundles_embedding_is_centred_on_its_frame():
+    class Middle(torch.nn.Module):
+        """In place of the model: where each output's samples lie, in the sound itself."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def extract_features(self, waveforms, num_layers):
+            assert num_layers == 6
+            middles = waveforms.unfold(1, 400, 320).mean(dim=2)
+            return [middles[..., None].expand(-1, -1, 4)], None
+
+    encoder = BundleEncoder("middle", Middle())
+    sound = torch.arange(640.0 * 1_000)  # a sample's value is its place
+    embeddings = encoder.encode(sound)
+    middles = 640.0 * torch.arange(1_000) + 319.5
+    torch.testing.assert_close(embeddings[1:-1, 0], middles[1:-1], rtol=0, atol=0.5)
+
+
+def test_long_sound_is_encoded_in_overlapping_parts(bundle):
+    encoder = load_speech_encoder("hubert-base")
+    sound = torch.from_numpy(speechlike(4.0))
+    whole = encoder.encode(sound)
+    encoder.chunk, encoder.margin = 30, 20
+    parts = encoder.encode(sound)
+    assert parts.shape == whole.shape
+    assert (parts - whole).norm(dim=1).mean() < 0.2 * whole.std(dim=0).norm()
+
+
+def test_a_damaged_or_hostile_bundle(bundle):
+    class Hostile:
+        def __reduce__(self):
+            return (Path.write_text, (bundle.with_name("harm"), "done"))
+
+    contents = [b"", b"junk" * 100, bundle.read_bytes()[:-1000]]
+    torch.save({"x": Hostile()}, bundle)
+    contents.append(bundle.read_bytes())
+    for content in contents:
+        bundle.write_bytes(content)
+        with pytest.raises(DheadsError, match="cannot download or read the speech encoder 'hubert-base'") as caught:
+            load_speech_encoder("hubert-base")
+        assert str(bundle.parent) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not bundle.with_name("harm").exists()

@@ -15,7 +15,7 @@ from dheads import conditioning, diffusion
 from dheads.config import Config
 from dheads.errors import DheadsError
 from dheads.model import UNet
-from dheads.weights import config_from_released, from_released
+from dheads.released import config_from_released, from_released
 
 NETS = ["attn_low", "middle"]
 
@@ -29,7 +29,7 @@ class Golden:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
     def config(self, net: str) -> Config:
-        return config_from_released(json.loads(self.metadata[f"{net}.config"]), speech_dim=32)
+        return config_from_released(json.loads(self.metadata[f"{net}.config"]))
 
     def unet(self, net: str, state: dict[str, Tensor]) -> UNet:
         unet = UNet(self.config(net))

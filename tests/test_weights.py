@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -134,7 +135,8 @@ def test_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
 def test_pickle_is_not_executed(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save({"state_dict": {}}, path)
-    refuse(path, "is no safetensors file")
+    refuse(path, "is no safetensors file; dheads opens no others")
+    refuse(path.rename(tmp_path / "model.safetensors"), "is no safetensors file, or is cut off or altered")
 
 
 def test_safetensors_of_another_program(tmp_path: Path) -> None:
@@ -221,14 +223,16 @@ def test_the_list_is_complete() -> None:
     assert {"small", "whisper-tiny.en", "mediapipe-face-mesh", "crema"} <= set(known)
     for name, entry in known.items():
         assert {"kind", "file", "license", "purpose"} <= set(entry), name
-        assert entry["kind"] in {"model", "part", "reference"}, name
+        assert entry["kind"] in {"model", "released", "encoder", "part", "reference"}, name
+        if entry.get("ask"):
+            assert {"terms", "page"} <= set(entry), name
         if entry["kind"] != "reference":
             assert re.fullmatch("[0-9a-f]{64}", entry["sha256"]), name
 
 
 def test_packaged_files_are_the_listed_ones() -> None:
     for name, entry in weights.known().items():
-        if entry["kind"] == "reference" or "url" in entry:
+        if entry["kind"] == "reference" or "url" in entry or "archive" in entry:
             continue
         path = weights.ASSETS / entry["file"]
         assert path.stat().st_size == entry["bytes"], name
@@ -245,7 +249,9 @@ def test_list_is_found_in_a_wheel_and_in_a_checkout(monkeypatch: pytest.MonkeyPa
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(DheadsError, match="'smal' are neither a file nor a known name; the known names are: small"):
+    with pytest.raises(
+        DheadsError, match="'smal' are neither a file nor a known name; the known names are: crema, small"
+    ):
         weights.resolve("smal")
 
 
@@ -308,6 +314,8 @@ class Server:
     url: str
     asked: list[str | None] = dataclasses.field(default_factory=list)
     content: bytes = CONTENT
+    content_type: str | None = None
+    names_length: bool = True
     stop_after: int | None = None
     knows_ranges: bool = True
     redirect: str | None = None
@@ -328,10 +336,19 @@ def server() -> Iterator[Server]:
                 self.end_headers()
                 return
             start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.knows_ranges else 0
+            if asked and start >= len(state.content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(state.content)}")
+                self.end_headers()
+                return
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(state.content) - start))
+            if state.names_length:
+                self.send_header("Content-Length", str(len(state.content) - start))
+            if state.content_type:
+                self.send_header("Content-Type", state.content_type)
             self.end_headers()
-            self.wfile.write(state.content[start : state.stop_after])
+            with contextlib.suppress(ConnectionError):  # a client may have heard enough
+                self.wfile.write(state.content[start : state.stop_after])
 
         def log_message(self, *_: object) -> None:
             pass
@@ -389,10 +406,27 @@ def test_wrong_content_is_removed(server: Server, tmp_path: Path, content: bytes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_web_page_is_not_taken_for_the_file(server: Server, tmp_path: Path) -> None:
+    unfinished = tmp_path / "weights.bin.part"
+    unfinished.write_bytes(CONTENT[:1000])
+    server.content_type = "text/html; charset=utf-8"
+    with pytest.raises(DheadsError, match=r"gives a web page, not the file; run again .*weights\.bin"):
+        server.fetch(tmp_path / "weights.bin")
+    assert unfinished.read_bytes() == CONTENT[:1000]  # what came before is still good
+
+
+def test_a_file_that_is_shorter_than_listed(server: Server, tmp_path: Path) -> None:
+    server.content = CONTENT[:1000]
+    for _ in range(2):  # the second time the server has nothing beyond the first thousand bytes
+        with pytest.raises(DheadsError, match="stopped early"):
+            server.fetch(tmp_path / "weights.bin")
+    assert server.asked == [None, "bytes=1000-"]
+
+
 def test_endless_answer_is_cut_off(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT * 4
     unfinished = tmp_path / "weights.bin.part"
-    weights._fetch(f"{server.url}/weights.bin", unfinished, len(CONTENT), progress=False)
+    weights._receive(f"{server.url}/weights.bin", unfinished, len(CONTENT), "", progress=False)
     assert unfinished.stat().st_size == len(CONTENT) + 1
 
 
