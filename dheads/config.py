@@ -78,7 +78,7 @@ class PreparationConfig:
     min_face_px: float = 48.0  # from jaw to jaw in the raw picture
     max_gap: int = 5  # frames without a face that are filled in from their neighbours
     max_missing: float = 0.2  # share of a clip's frames that may be filled in
-    max_jump: float = 0.5  # how far a face may move from one frame to the next, in its widths
+    max_jump: float = 0.25  # how far a face may move from one frame to the next, in its widths
     max_skew_seconds: float = 0.25  # between the lengths of picture and sound
 
 

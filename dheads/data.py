@@ -27,7 +27,7 @@ from dheads.config import FPS, Config
 from dheads.errors import DheadsError
 from dheads.lips import MEASURES, Talk, centred
 from dheads.manifest import Clip, read_clips
-from dheads.video import _SCALER
+from dheads.video import SCALER
 
 FORMAT = 1
 # A dataset of at most so many bytes is decoded once and kept: all of CREMA-D at 128 px would be 23 GB, LRW 700 GB.
@@ -176,7 +176,7 @@ def _read_pictures(path: Path, frames: int, size: int, indices: Sequence[int], s
                     raise _damaged(path, f"frame {index} is damaged")
                 if (frame.width, frame.height) != (size, size):
                     raise _damaged(path, f"is of {frame.width} x {frame.height} px instead of {size} x {size}")
-                pictures[index] = scaler.reformat(frame, format="rgb24", interpolation=_SCALER).to_ndarray()
+                pictures[index] = scaler.reformat(frame, format="rgb24", interpolation=SCALER).to_ndarray()
     except (OSError, av.FFmpegError) as error:
         raise _damaged(path, f"cannot be read ({error})") from error
     return np.stack([pictures[index] for index in indices])

@@ -7,14 +7,16 @@ import math
 import pickle
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import groupby, islice
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from dheads.errors import DheadsError
 from dheads.faces import apply_transform, invert_transform, warp
@@ -54,16 +56,15 @@ class LandmarkBackend(ABC):
 
     def follow(self, image: np.ndarray, last: Face) -> Face | None:
         """The face of `last`, seen in an earlier frame, in this frame."""
-        near = [face for face in self.glance(image) if _same_place(face, last)]
-        return min(near, key=lambda face: math.dist(_centre(face), _centre(last)), default=None)
+        return _same_person(self.glance(image), last)
 
     def track(self, frames: Iterable[np.ndarray]) -> np.ndarray:
         """Landmarks (F, 68, 2) float32 px of one person, the largest face at first; NaN where it is not seen."""
         last: Face | None = None
         rows = []
         for frame in frames:
-            face = next(iter(self.glance(frame)), None) if last is None else self.follow(frame, last)
-            rows.append(np.full((68, 2), np.nan, np.float32) if face is None else face.landmarks)
+            face = self.follow(frame, last) if last else _same_person(self.glance(frame), None)
+            rows.append(face.landmarks if face else _UNSEEN)
             last = face or last
         return np.stack(rows) if rows else np.empty((0, 68, 2), np.float32)
 
@@ -86,6 +87,9 @@ def find_face(image: np.ndarray, backend: LandmarkBackend, name: str) -> tuple[F
             "the side, upright or tilted up to 45 degrees, with eyes and mouth in view"
         )
     return faces[0], len(faces)
+
+
+_UNSEEN = np.full((68, 2), np.nan, np.float32)
 
 
 @dataclass(frozen=True)
@@ -125,13 +129,13 @@ class MeshBackend(LandmarkBackend):
         """The faces of the first stage of the search that shows any."""
         for share in search:
             rois = [roi for view in _views(*image.shape[:2], share) for roi in self._find(image, view)]
-            faces = [face for roi in rois if (face := self._settle(image, roi)).score >= self.MIN_SCORE]
+            faces = [face for roi in rois if (face := self._settle(image, roi, 0.01)).score >= self.MIN_SCORE]
             if faces:
                 return sorted(_distinct(faces), key=_area, reverse=True)
         return []
 
     def follow(self, image: np.ndarray, last: Face) -> Face | None:
-        face = self._fit(image, self._roi(last))
+        face = self._settle(image, self._roi(last), 0.05)
         return face if face.score >= self.MIN_SCORE and _same_place(face, last) else super().follow(image, last)
 
     def _find(self, image: np.ndarray, view: _View) -> list[_View]:
@@ -163,13 +167,13 @@ class MeshBackend(LandmarkBackend):
         side = max(x1 - x0, y1 - y0) * self.ROI_SCALE
         return _View((x0 + x1) / 2, (y0 + y1) / 2, side, math.atan2(across[1], across[0]))
 
-    def _settle(self, image: np.ndarray, roi: _View) -> Face:
-        """Mesh after mesh, each in the last one's box and angle, which are better than the detector's."""
+    def _settle(self, image: np.ndarray, roi: _View, still: float) -> Face:
+        """Mesh after mesh, each in the last one's box and angle, until they move by less than `still` views' sides."""
         for _ in range(10):
             face = self._fit(image, roi)
             last, roi = roi, self._roi(face)
             moved = math.dist((last.x, last.y, last.side), (roi.x, roi.y, roi.side))
-            if face.score < self.MIN_SCORE or moved < 0.01 * roi.side:
+            if face.score < self.MIN_SCORE or moved < still * roi.side:
                 break
         return face
 
@@ -187,14 +191,18 @@ class MeshBackend(LandmarkBackend):
 class FanBackend(LandmarkBackend):
     """face-alignment's FAN (Bulat and Tzimiropoulos 2017) with its S3FD detector: the paper's landmarks."""
 
+    BATCH = 16  # frames a batch of a video has at most
+    BATCH_PX = 2**21  # pixels it has at most: S3FD takes 1.5 GB for these; larger frames are shrunk for it
+
     def __init__(self, device: str = "cpu") -> None:
         try:
             import face_alignment
-            import torch
         except ImportError:
             raise DheadsError("the landmark detector fan needs a package: pip install face-alignment") from None
         try:
-            self._net = face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=device, compile=False)
+            self._net = face_alignment.FaceAlignment(
+                face_alignment.LandmarksType.TWO_D, device=device, compile=False, max_batch_size=self.BATCH
+            )
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise DheadsError(
                 f"the landmark detector fan cannot load its weights ({error}); go online to www.adrianbulat.com, "
@@ -211,7 +219,50 @@ class FanBackend(LandmarkBackend):
                 return [_moved(face, invert_transform(matrix)) for face in faces]
         return []
 
+    def track(self, frames: Iterable[np.ndarray]) -> np.ndarray:
+        last: Face | None = None
+        rows = [np.empty((0, 68, 2), np.float32)]
+        for batch in _batches(frames, self.BATCH, self.BATCH_PX):
+            person = []
+            for faces in self._boxes(batch):
+                person.append(_same_person(faces, last))
+                last = person[-1] or last
+            rows.append(self._fit(batch, person))
+        return np.concatenate(rows)
+
+    def _boxes(self, frames: np.ndarray) -> list[list[Face]]:
+        """The faces that S3FD sees in each of (B, H, W, 3) frames, their landmarks not looked for yet."""
+        height, width = frames.shape[1:3]
+        if min(height, width) < MIN_FACE_PX:  # S3FD's maps would be empty, which it takes for an error
+            return [[] for _ in frames]
+        scale = min(1, math.sqrt(self.BATCH_PX / (height * width)))
+        if scale < 1:
+            size = round(width * scale), round(height * scale)
+            frames = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+        found = self._net.face_detector.detect_from_batch(torch.from_numpy(frames).movedim(-1, 1))
+        return [[Face(_UNSEEN, float(b[4]), tuple(float(v) / scale for v in b[:4])) for b in boxes] for boxes in found]
+
+    def _fit(self, frames: np.ndarray, person: list[Face | None]) -> np.ndarray:
+        """Landmarks (B, 68, 2) of one face in each of (B, H, W, 3) frames; NaN where there is none."""
+        landmarks = np.repeat(_UNSEEN[None], len(frames), axis=0)
+        seen = [index for index, face in enumerate(person) if face]
+        if not seen:
+            return landmarks
+        # face-alignment runs FAN on many faces at once only where they are in one picture, so the frames become one
+        # tall picture. The bands between them are black, as FAN sees what is beyond a picture's edge.
+        boxes = np.array([face.box for face in person if face])
+        band = 2 * math.ceil((boxes[:, 2:] - boxes[:, :2]).max())
+        tall = np.pad(frames[seen], ((0, 0), (band, band), (0, 0), (0, 0)))
+        offsets = np.stack([np.zeros(len(seen)), band + np.arange(len(seen)) * tall.shape[1]], axis=-1)  # (S, 2)
+        points = self._net.get_landmarks_from_image(
+            tall.reshape(-1, *tall.shape[2:]), detected_faces=list(boxes + np.tile(offsets, 2))
+        )
+        landmarks[seen] = np.stack(points) - offsets[:, None]
+        return landmarks
+
     def _detect(self, image: np.ndarray) -> list[Face]:
+        if min(image.shape[:2]) < MIN_FACE_PX:
+            return []
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No faces were detected")
             points, _, boxes = self._net.get_landmarks_from_image(image, return_bboxes=True)
@@ -222,6 +273,13 @@ class FanBackend(LandmarkBackend):
             for p, b in zip(points, boxes, strict=True)
         ]
         return sorted(faces, key=_area, reverse=True)
+
+
+def _batches(frames: Iterable[np.ndarray], count: int, pixels: int) -> Iterator[np.ndarray]:
+    """(B, H, W, 3) of up to `count` frames of one shape in a row, and of up to `pixels` each plane."""
+    for (height, width, _), group in groupby(frames, key=np.shape):
+        while batch := list(islice(group, max(1, min(count, pixels // (height * width))))):
+            yield np.stack(batch)
 
 
 def _load_net(name: str) -> Any:
@@ -276,6 +334,14 @@ def _moved(face: Face, matrix: np.ndarray) -> Face:
     landmarks = apply_transform(matrix, face.landmarks).astype(np.float32)
     box = (*landmarks.min(axis=0).tolist(), *landmarks.max(axis=0).tolist())
     return Face(landmarks, face.score, box)
+
+
+def _same_person(faces: list[Face], last: Face | None) -> Face | None:
+    """The face of `last` among those of a later frame: the nearest at the same place; at first the largest."""
+    if last is None:
+        return max(faces, key=_area, default=None)
+    near = [face for face in faces if _same_place(face, last)]
+    return min(near, key=lambda face: math.dist(_centre(face), _centre(last)), default=None)
 
 
 def _same_place(face: Face, last: Face) -> bool:

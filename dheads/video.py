@@ -14,7 +14,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from dheads import __version__
 from dheads.config import FPS, SAMPLE_RATE
@@ -30,7 +30,7 @@ _PROGRAM = f"dheads {__version__}"
 _MAX_HOLD_SECONDS = 600  # one picture on screen for longer is a damaged time stamp
 _BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and matrix
 # Without these, swscale takes the nearest chroma sample and rounds down.
-_SCALER = (
+SCALER = (
     Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 )
 
@@ -40,7 +40,8 @@ _SCALER = (
 
 def to_unit(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
     """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-1, 1]."""
-    return torch.as_tensor(frames).movedim(-1, -3).float() / 127.5 - 1
+    values = torch.as_tensor(frames).movedim(-1, -3).to(torch.float32, copy=True)
+    return values.div_(127.5).sub_(1)
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:
@@ -54,24 +55,26 @@ def to_uint8(x: torch.Tensor) -> np.ndarray:
 def read_frames(path: Path, fps: int = FPS) -> Iterator[np.ndarray]:
     """(H, W, 3) uint8 RGB frames, upright, one every 1/fps s whatever the source's own rate.
 
-    Frame k is what is on screen k/fps seconds after the container's time 0, the zero of `audio.load_waveform`; a
-    video of d seconds gives round(d fps) frames. Damaged packets are skipped.
+    Frame k is what is on screen (k + 1/2)/fps seconds after the container's time 0, the zero of `audio.load_waveform`:
+    at the middle of its own time, so that it is half a frame early or late at most, and on average neither. A video of
+    d seconds gives round(d fps) frames. Damaged packets are skipped.
     Raises DheadsError for a missing or unreadable file and for one without pictures.
     """
     shown: av.VideoFrame | None = None
     count, end = 0, 0.0
+    scaler = VideoReformatter()  # one for all frames: each would take as long to set up as to use
     for frame, begin, duration in _timed_frames(path):
         if begin + duration - end > _MAX_HOLD_SECONDS:
             raise DheadsError(f"{path} jumps from {end:.0f} s to {begin + duration:.0f} s: its time stamps are damaged")
         # Times are often rounded to milliseconds: a frame that is due within one counts as shown.
-        while shown is not None and count / fps < begin - 1e-3:
-            yield _upright_rgb(shown)
+        while shown is not None and (count + 0.5) / fps < begin - 1e-3:
+            yield _upright_rgb(shown, scaler)
             count += 1
         shown, end = frame, begin + duration
     if shown is None:
         raise DheadsError(f"{path} holds no picture that can be decoded")
     for _ in range(max(round(end * fps) - count, 1 - count)):
-        yield _upright_rgb(shown)
+        yield _upright_rgb(shown, scaler)
 
 
 def frame_at(path: Path, seconds: float = 0.0) -> np.ndarray:
@@ -98,8 +101,8 @@ def _timed_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
             yield frame, begin, duration
 
 
-def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24", interpolation=_SCALER)
+def _upright_rgb(frame: av.VideoFrame, scaler: VideoReformatter) -> np.ndarray:
+    image = scaler.reformat(frame, format="rgb24", interpolation=SCALER).to_ndarray()
     return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
 
 
@@ -191,7 +194,7 @@ def _yuv(image: np.ndarray, index: int) -> av.VideoFrame:
         dst_colorspace=Colorspace.ITU709,
         src_color_range=ColorRange.JPEG,
         dst_color_range=ColorRange.MPEG,
-        interpolation=_SCALER,
+        interpolation=SCALER,
     )
     frame.pts = index
     return frame
