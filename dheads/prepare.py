@@ -2,294 +2,327 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
+import errno
 import json
-import multiprocessing
 import os
 import re
-import uuid
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import astuple, dataclass, field
-from itertools import islice
+import tomllib
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from PIL import Image, ImageDraw, ImageFont
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from tqdm import tqdm
 
-from dheads.audio import SpeechEncoder, frame_count, load_speech_encoder, load_waveform
-from dheads.config import FPS, SAMPLE_RATE, Config
-from dheads.data import CLIP_COLUMNS, Clip, dataset_info
+from dheads.config import FPS, Config, preset
+from dheads.data import dataset_info
+from dheads.distributed import World, world
 from dheads.errors import DheadsError
-from dheads.faces import (
-    align_transforms,
-    apply_transform,
-    fill_gaps,
-    lip_thickness,
-    mouth_box,
-    mouth_opening,
-    mouth_width,
-    warp,
-)
-from dheads.landmarks import LandmarkBackend, find_face, load_backend
-from dheads.photos import PHOTOS, load_photo
-from dheads.video import VIDEOS, read_frames, write_clip
+from dheads.extraction import Detector, Extract, Importer
+from dheads.layouts import Source, find_sources
+from dheads.manifest import PART, Clip, FailedTable, Shard, complete_or_absent, shard_path, write_clips
+from dheads.video import frame_at, write_clip
+from dheads.workers import Died, run
 
-_MAX_GAP = 5  # frames without a face that are filled in from their neighbours
-_MAX_SKEW_SECONDS = 0.25  # between the lengths of picture and sound
-_SAMPLES_A_FRAME = SAMPLE_RATE // FPS
-
-
-@dataclass(frozen=True)
-class Source:
-    """One raw file and where it belongs."""
-
-    path: Path
-    clip: str  # <speaker>/<name>
-    speaker: str
-    split: str
+_IMPORTED = "released"  # the layout whose faces are aligned and whose sound is encoded already
+# By landmark detector, a GPU: FAN keeps it busy; beside the mesh, on the CPU, the speech encoder hardly does, but every
+# process takes half a gigabyte of it.
+_WORKERS_A_GPU = {"fan": 4, "mesh": 16}
+_DIED = "its worker process died (a crash of the decoder, or out of memory)"
+# A write that fails so is not the clip's fault, and the next clip's would fail too.
+_OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_SHEET_CLIPS, _SHEET_COLUMNS, _TILE_PX, _CAPTION_PX = 64, 8, 128, 12
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `prepare` did."""
+    """What is prepared now, by this run and those before it."""
 
     clips: int
     frames: int
+    seconds: float
     speakers: int
+    layout: str
+    path: Path
+    contact_sheet: Path | None  # None where there is no clip
     failed: list[tuple[str, str]] = field(default_factory=list)  # (source, reason)
+    drops: dict[str, int] = field(default_factory=dict)  # kind of reason -> number of sources, the most first
 
 
 def prepare(
-    raw: Path, out: Path, config: Config, *, split_file: Path | None = None, workers: int = 0, progress: bool = True
+    raw: Path,
+    out: Path,
+    config: Config,
+    *,
+    layout: str | None = None,
+    split_file: Path | None = None,
+    shard: Shard | None = None,
+    workers: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
 ) -> Summary:
-    """Prepare every video and photo below `raw` into `out`, in the format of dheads.data.
+    """Prepare the videos and photos below `raw` into `out`, in the format of dheads.data.
 
-    Clips that are there already are kept, so that a broken-off run goes on where it stopped. A file that cannot be
-    used is listed in failed.csv with its reason. `split_file`: a CSV with the columns clip, speaker and split (clip:
-    the path below `raw`); without it the speaker is the first folder level and splits are by speaker. `workers` 0: one
-    a core.
+    What is there already is kept, so that a run that was killed goes on where it stopped. A file that cannot be used is
+    listed in failed.csv with its reason, and not tried again while it stands there.
 
-    Raises DheadsError when nothing can be prepared at all.
+    layout, split_file: as `layouts.find_sources` takes them. shard: (3, 16) prepares the third of 16 parts; under
+    torchrun each process its own. workers: processes; 0: one a core, and not too many a GPU.
+
+    Raises DheadsError when nothing can be prepared at all, and when `out` cannot be written.
     """
-    sources = find_sources(raw, split_file)
+    here = world()
+    layout, sources = find_sources(raw, layout, split_file)
+    shard = _own_shard(shard, here)
+    if shard is not None:
+        sources = sources[shard[0] - 1 :: shard[1]]
+    _check_import(layout, config)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        _write_info(out, config, layout)
     except OSError as error:
-        raise DheadsError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from error
-    _write_info(out, config)
-    done, failed = [], []
-    for source, result in _run(sources, raw, out, config, workers or os.cpu_count() or 1, progress):
-        if isinstance(result, str):
-            failed.append((source.path.relative_to(raw).as_posix(), result))
-        else:
-            name = source.path.relative_to(raw).as_posix()
-            done.append(Clip(source.clip, source.speaker, source.split, result, name))
-    _write_csv(out / "failed.csv", ("source", "reason"), sorted(failed))
-    if not done:
-        raise DheadsError(f"{raw}: none of its {len(sources)} files could be prepared; {out / 'failed.csv'} says why")
-    done.sort(key=lambda clip: clip.clip)
-    _write_csv(out / "clips.csv", CLIP_COLUMNS, [astuple(clip) for clip in done])
-    return Summary(len(done), sum(clip.frames for clip in done), len({clip.speaker for clip in done}), sorted(failed))
+        raise DheadsError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+    failed = FailedTable(out, shard, (source.name for source in sources))
+    frames = {source.clip: count for source in sources if (count := _finished_frames(out, source.clip))}
+    todo = [source for source in sources if source.clip not in frames and source.name not in failed.reasons]
+    _sweep(out, todo)
+
+    devices = _devices(device, here)
+    start = partial(_start, raw, out, config, layout, devices, progress)
+    results = run(start, todo, workers or _worker_count(config, devices, here))
+    total, name = len(sources), f"prepare ({layout})"
+    bar = tqdm(total=total, initial=total - len(todo), desc=name, unit="clip", disable=not progress)
+    with bar, closing(results):
+        for source, result in results:
+            if isinstance(result, int):
+                frames[source.clip] = result
+            else:
+                failed.add(source.name, _DIED if result is Died else result)
+            bar.update()
+
+    failed.finish()
+    if not frames and shard is None:
+        raise DheadsError(f"{raw}: none of its {total} files could be prepared; {failed.path} says why")
+    clips = [Clip(s.clip, s.speaker, s.split, frames[s.clip], s.name) for s in sources if s.clip in frames]
+    write_clips(out, clips, shard)
+    kinds = Counter(_kind(reason) for _, reason in sorted(failed.reasons.items()))
+    return Summary(
+        clips=len(clips),
+        frames=sum(frames.values()),
+        seconds=sum(frames.values()) / FPS,
+        speakers=len({clip.speaker for clip in clips}),
+        layout=layout,
+        path=out,
+        contact_sheet=_contact_sheet(out, clips, shard_path(out, "contact-sheet.png", shard)) if clips else None,
+        failed=sorted(failed.reasons.items()),
+        drops=dict(kinds.most_common()),
+    )
 
 
-def find_sources(raw: Path, split_file: Path | None = None) -> list[Source]:
-    """Every video and photo below `raw`, with speaker and split. Raises DheadsError when there is none."""
-    if not raw.is_dir():
-        raise DheadsError(f"{raw}: is no folder; give the folder that holds the raw videos")
-    paths = sorted(path for path in raw.rglob("*") if path.suffix.lower() in VIDEOS | PHOTOS and path.is_file())
-    if not paths:
-        raise DheadsError(f"{raw}: holds no video or photo; known endings are {', '.join(sorted(VIDEOS | PHOTOS))}")
-    names = [path.relative_to(raw).as_posix() for path in paths]
-    if split_file is None:
-        speakers = [name.split("/")[0] if "/" in name else Path(name).stem for name in names]
-        splits = split_speakers(sorted(set(speakers)))
-        rows = {name: (speaker, splits[speaker]) for name, speaker in zip(names, speakers, strict=True)}
-    else:
-        rows = _read_splits(split_file)
-    sources: dict[str, Source] = {}
-    for path, name in zip(paths, names, strict=True):
-        if name not in rows:
-            continue
-        clip = f"{_safe(rows[name][0])}/{_safe(name.rpartition('.')[0])}"
-        if clip in sources:
-            raise DheadsError(f"{path}: would be the same clip, {clip}, as {sources[clip].path}; rename or remove one")
-        sources[clip] = Source(path, clip, *rows[name])
-    if not sources:
-        raise DheadsError(f"{split_file}: names no file below {raw}; its clips are paths such as {names[0]}")
-    return list(sources.values())
+# --- What is to be done, and by whom ---------------------------------------------------------------------------------
 
 
-def split_speakers(speakers: list[str]) -> dict[str, str]:
-    """Train, val and test by speaker, never by clip: a tenth each held out, in the order of the names' hashes."""
-    ordered = sorted(speakers, key=lambda speaker: hashlib.sha256(speaker.encode()).hexdigest())
-    tenth = max(1, len(speakers) // 10) if len(speakers) >= 3 else 0
-    held = dict.fromkeys(ordered[:tenth], "val") | dict.fromkeys(ordered[tenth : 2 * tenth], "test")
-    return {speaker: held.get(speaker, "train") for speaker in speakers}
+def _own_shard(shard: Shard | None, here: World) -> Shard | None:
+    if shard is None:
+        return (here.rank + 1, here.size) if here.size > 1 else None
+    if here.size > 1:
+        raise DheadsError("--shard and torchrun both part the work; use one of them")
+    if not 1 <= shard[0] <= shard[1]:
+        raise DheadsError(f"there is no shard {shard[0]}/{shard[1]}; shards count from 1")
+    return shard
 
 
-def _read_splits(path: Path) -> dict[str, tuple[str, str]]:
+def _files(out: Path, clip: str) -> tuple[Path, Path]:
+    return out / "clips" / f"{clip}.mp4", out / "clips" / f"{clip}.safetensors"
+
+
+def _finished_frames(out: Path, clip: str) -> int | None:
+    """The number of frames of a finished clip; its labels get their name last, so they tell."""
+    picture, labels = _files(out, clip)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the first column
-            rows = {row["clip"]: (row["speaker"], row["split"]) for row in csv.DictReader(file)}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DheadsError(f"{path}: cannot be read ({error}); it must be a CSV with clip, speaker, split") from error
-    except KeyError as error:
-        raise DheadsError(f"{path}: has no column {error}; it must be a CSV with clip, speaker, split") from error
-    speaker_splits: dict[str, str] = {}
-    for clip, (speaker, split) in rows.items():
-        if split not in ("train", "val", "test"):
-            raise DheadsError(f"{path}: {clip} is in split {split!r}; use train, val or test")
-        if speaker_splits.setdefault(speaker, split) != split:
-            raise DheadsError(f"{path}: speaker {speaker} is in {speaker_splits[speaker]} and in {split}; choose one")
-    return rows
+        with labels.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return int(header["speech"]["shape"][0]) if picture.exists() else None
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError):  # absent or damaged
+        return None
 
 
-def _safe(name: str) -> str:
-    """A name that is one harmless path component."""
-    return re.sub(r"[^\w.-]+", "_", name).strip(".") or "_"
+def _sweep(out: Path, todo: list[Source]) -> None:
+    """Delete what killed workers left half-written. Other shards may be writing their own clips beside."""
+    ours = {source.clip for source in todo}
+    for folder in {clip.rpartition("/")[0] for clip in ours}:
+        for path in (out / "clips" / folder).glob(".*.part"):
+            match = PART.fullmatch(path.name)
+            if match and f"{folder}/{match[1].rpartition('.')[0]}" in ours:
+                path.unlink(missing_ok=True)
 
 
-class Worker:
-    """One process's detector and speech encoder."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.backend: LandmarkBackend = load_backend(config.alignment.landmarks)
-        self.encoder: SpeechEncoder = load_speech_encoder(config.conditioning.speech_encoder)
-
-    def prepare(self, source: Source, out: Path) -> int:
-        """Write one clip, picture and labels; returns its number of frames. Raises DheadsError when it is unusable."""
-        is_photo = source.path.suffix.lower() in PHOTOS
-        landmarks, waveform = self._photo(source.path) if is_photo else self._video(source.path)
-        size, alignment = self.config.model.image_size, self.config.alignment
-        matrices = align_transforms(landmarks, alignment, size)
-        aligned = np.stack([apply_transform(m, points) for m, points in zip(matrices, landmarks, strict=True)])
-        raw_frames = iter([load_photo(source.path)]) if is_photo else islice(read_frames(source.path), len(landmarks))
-        frames = (warp(frame, m, size) for frame, m in zip(raw_frames, matrices, strict=True))
-        labels = {
-            "speech": self.encoder.encode(waveform, len(landmarks)).half(),
-            "landmarks": torch.from_numpy(aligned.astype(np.float32)),
-            "mouth_box": torch.from_numpy(mouth_box(aligned, size)).int(),
-            "lips": torch.from_numpy(lip_measures(aligned)),
-        }
-        _write_pair(out / "clips" / source.clip, frames, waveform, labels)
-        return len(landmarks)
-
-    def _photo(self, path: Path) -> tuple[np.ndarray, torch.Tensor]:
-        face, _ = find_face(load_photo(path), self.backend, str(path))
-        return face.landmarks[None], torch.zeros(_SAMPLES_A_FRAME)
-
-    def _video(self, path: Path) -> tuple[np.ndarray, torch.Tensor]:
-        """Landmarks (F, 68, 2) and the sound, F frames of each."""
-        waveform = load_waveform(path)
-        landmarks = fill_gaps(self.backend.track(read_frames(path)), _MAX_GAP)
-        count = min(len(landmarks), frame_count(waveform))
-        skew = abs(len(landmarks) - frame_count(waveform)) / FPS
-        if skew > _MAX_SKEW_SECONDS:
-            raise DheadsError(f"picture and sound differ in length by {skew:.2f} s")
-        missing = int(np.isnan(landmarks[:count]).any(axis=(1, 2)).sum())
-        if missing:
-            raise DheadsError(f"no face in {missing} of {count} frames")
-        return landmarks[:count], waveform[: count * _SAMPLES_A_FRAME]
+def _devices(device: str, here: World) -> list[str]:
+    """What workers take turns at: under torchrun this process's own GPU, else all of them."""
+    if device != "cuda":
+        return [device]
+    if here.size > 1:
+        return [str(here.device(device))]
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
-def lip_measures(landmarks: np.ndarray) -> np.ndarray:
-    """(F, 68, 2) -> (F, 3) float32: opening, width and thickness (dheads.lips.MEASURES), in eye distances."""
-    measures = [mouth_opening(landmarks), mouth_width(landmarks), lip_thickness(landmarks)]
-    return np.stack(measures, axis=-1).astype(np.float32)
+def _worker_count(config: Config, devices: list[str], here: World) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // here.local_size)
+    on_gpus = devices[0].startswith("cuda")
+    return min(cores, _WORKERS_A_GPU[config.alignment.landmarks] * len(devices)) if on_gpus else cores
 
 
-_worker: Worker | None = None
+# --- One clip, in a worker process -----------------------------------------------------------------------------------
 
 
-def _start_worker(config: Config) -> None:
+def _start(
+    raw: Path, out: Path, config: Config, layout: str, devices: list[str], progress: bool, number: int
+) -> Callable[[Source], int | str]:
     # Each process works alone on its clip; more threads would only fight for the same cores.
-    global _worker
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    _worker = Worker(config)
+    device = devices[number % len(devices)]
+    extract = Importer(config) if layout == _IMPORTED else Detector(config, device, progress)
+    return partial(_attempt, extract, raw, out)
 
 
-def _prepare_one(source: Source, out: Path) -> int | str:
-    """The number of frames, or why the file cannot be used."""
-    if _worker is None:
-        raise RuntimeError("the worker process was not started")
+def _attempt(extract: Callable[[Path, Source], Extract], raw: Path, out: Path, source: Source) -> int | str:
+    """Write one clip; returns its number of frames, or why the file cannot be used.
+
+    Raises DheadsError where the clip cannot be written, which is not its fault.
+    """
+    made = None
     try:
-        return _worker.prepare(source, out)
-    except (DheadsError, cv2.error) as error:
-        return str(error)
+        made = extract(raw, source)
+        _write(made, out, source.clip)
+        return len(made)
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        # A GPU that failed once fails everything after: this process ends, and the clip is tried again by another.
+        raise
+    except Exception as error:  # whatever a library throws at a damaged file: one must not end the run
+        if made is not None and (cause := _output_error(error)):
+            raise DheadsError(f"cannot write to {out}: {cause}; mend that and run the command again") from error
+        return _reason(error, raw, source)
 
 
-def _run(
-    sources: list[Source], raw: Path, out: Path, config: Config, workers: int, progress: bool
-) -> Iterator[tuple[Source, int | str]]:
-    todo = []
-    for source in sources:
-        frames = _done_frames(out / "clips" / source.clip)
-        if frames is None:
-            todo.append(source)
-        else:
-            yield source, frames
-    if not todo:
-        return
-    bar = tqdm(total=len(sources), initial=len(sources) - len(todo), desc="prepare", unit="clip", disable=not progress)
-    # Spawned, not forked: the libraries below hold threads, which a fork would leave in pieces.
-    context = multiprocessing.get_context("spawn")
-    with bar, ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (config,)) as pool:
-        futures: dict[Future[int | str], Source] = {pool.submit(_prepare_one, source, out): source for source in todo}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _write(made: Extract, out: Path, clip: str) -> None:
+    picture, labels = _files(out, clip)
+    labels.parent.mkdir(parents=True, exist_ok=True)
+    with complete_or_absent(labels) as part:
+        part.write_bytes(save(made.labels))
+        write_clip(picture, made.frames, made.waveform)
 
 
-def _done_frames(stem: Path) -> int | None:
-    """The number of frames of a finished clip; the labels are written last, so they tell."""
-    labels = stem.parent / f"{stem.name}.safetensors"
-    if not labels.exists():
-        return None
-    with labels.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return int(header["speech"]["shape"][0])
+def _output_error(error: BaseException | None) -> str | None:
+    """What the system says where the error, or one that it came from, means that nothing can be written any more."""
+    while error is not None:
+        if getattr(error, "errno", None) in _OUTPUT_ERRORS:
+            return os.strerror(error.errno)
+        error = error.__cause__ or error.__context__
+    return None
 
 
-def _write_pair(
-    stem: Path, frames: Iterable[np.ndarray], waveform: torch.Tensor, labels: dict[str, torch.Tensor]
-) -> None:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    write_clip(stem.parent / f"{stem.name}.mp4", frames, waveform)
-    target = stem.parent / f"{stem.name}.safetensors"
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    save_file(labels, part)
-    part.replace(target)
+def _reason(error: Exception, raw: Path, source: Source) -> str:
+    """One line that says what is wrong with a source, the same wherever the raw folder lies."""
+    known = isinstance(error, DheadsError | cv2.error)
+    text = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
+    words = {source.sound: "its sound", source.landmarks: "its landmarks", source.embeddings: "its embeddings"}
+    for name, word in {source.name: "it", **words}.items():
+        if name is not None:
+            text = text.replace(str(raw / name), word)
+    return text[:500]
 
 
-def _write_info(out: Path, config: Config) -> None:
-    info = dataset_info(config)
-    alignment = info.pop("alignment")
-    assert isinstance(alignment, dict)
-    note = "The licence of these clips is that of the recordings they were made from."
-    lines = [f"{key} = {json.dumps(value)}" for key, value in {**info, "licence_note": note}.items()]
-    lines += ["", "[alignment]", *(f"{key} = {json.dumps(value)}" for key, value in alignment.items())]
-    text = "\n".join(lines) + "\n"
+def _kind(reason: str) -> str:
+    """Reasons that differ only in their numbers, or in their advice, are of one kind."""
+    return re.sub(r"\d+(\.\d+)?", "N", reason.partition(";")[0])
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+def _check_import(layout: str, config: Config) -> None:
+    """Imported clips were aligned and encoded by the paper's authors, for which their presets stand.
+
+    So dataset.toml names that alignment and that encoder, and training with any other refuses the clips; that it was
+    the authors' own mean face they were aligned to is told by the layout.
+    """
+    theirs, told = preset("crema"), config.conditioning
+    ours = (config.alignment, told.speech_encoder, told.speech_dim)
+    if layout == _IMPORTED and ours != (
+        theirs.alignment,
+        theirs.conditioning.speech_encoder,
+        theirs.conditioning.speech_dim,
+    ):
+        raise DheadsError(
+            f"clips of the layout {layout!r} are aligned and encoded as the presets crema and lrw say; choose one of "
+            "these with --preset"
+        )
+
+
+def _write_info(out: Path, config: Config, layout: str) -> None:
+    """Write dataset.toml, or make sure that the one that is there says the same of how clips are made."""
+    info = {**dataset_info(config), "layout": layout, "preparation": asdict(config.preparation)}
     path = out / "dataset.toml"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise DheadsError(f"{out}: holds clips prepared with another configuration; choose another output folder")
-    path.write_text(text, encoding="utf-8")
+    if path.exists():
+        try:
+            there = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise DheadsError(f"{path}: cannot be read ({error}); choose another --out") from error
+        for key, value in info.items():
+            if there.get(key) != value:
+                raise DheadsError(
+                    f"{out}: holds clips prepared with {key} = {there.get(key)!r}, not {value!r}; choose another --out"
+                )
+        return
+    note = "The licence of these clips is that of the recordings they were made from."
+    info |= {"preset": config.name, "licence_note": note}
+    tables = {key: value for key, value in info.items() if isinstance(value, dict)}
+    lines = _toml_lines({key: value for key, value in info.items() if key not in tables})
+    for key, table in tables.items():
+        lines += ["", f"[{key}]", *_toml_lines(table)]
+    with complete_or_absent(path) as part:  # other shards may be writing the same
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    part.replace(path)
+def _toml_lines(values: dict[str, object]) -> list[str]:
+    # JSON's strings, numbers, lists and booleans are TOML's.
+    return [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+
+
+def _contact_sheet(out: Path, clips: list[Clip], path: Path) -> Path:
+    """Write the middle frames of up to 64 clips, evenly chosen, with their mouth boxes. Returns the path."""
+    chosen = [clips[k] for k in np.unique(np.linspace(0, len(clips) - 1, _SHEET_CLIPS).round().astype(int))]
+    width, height = _TILE_PX, _TILE_PX + _CAPTION_PX
+    rows, columns = -(-len(chosen) // _SHEET_COLUMNS), min(len(chosen), _SHEET_COLUMNS)
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    try:
+        for k, clip in enumerate(chosen):
+            row, column = divmod(k, _SHEET_COLUMNS)
+            sheet.paste(_tile(*_files(out, clip.clip), clip, (width, height)), (column * width, row * height))
+        with complete_or_absent(path) as part:
+            sheet.save(part, "PNG")
+    except (OSError, SafetensorError) as error:
+        raise DheadsError(f"cannot make {path}: {error}; the clips themselves are complete") from error
+    return path
+
+
+def _tile(picture: Path, labels: Path, clip: Clip, size: tuple[int, int]) -> Image.Image:
+    middle = clip.frames // 2
+    frame = Image.fromarray(frame_at(picture, middle / FPS))
+    x0, y0, x1, y1 = (load(labels.read_bytes())["mouth_box"][middle] * (_TILE_PX / frame.width)).tolist()
+    tile = Image.new("RGB", size)
+    tile.paste(frame.resize((_TILE_PX, _TILE_PX), Image.Resampling.LANCZOS))
+    draw = ImageDraw.Draw(tile)
+    draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline="lime")
+    draw.text((2, _TILE_PX), clip.clip.rpartition("/")[2], "white", ImageFont.load_default(9))
+    return tile

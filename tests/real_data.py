@@ -1,6 +1,6 @@
 """One small prepared dataset of real clips, made through the command line once a test run; and helpers for media.
 
-A plugin: a test module that wants the fixture says `pytest_plugins = "real_data"`. PYTEST_DONT_REWRITE: it asserts
+A plugin: a test module that wants its fixtures says `pytest_plugins = "real_data"`. PYTEST_DONT_REWRITE: it asserts
 nothing, and the modules import its helpers before pytest could rewrite it.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,11 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from dheads import cli
+from dheads import cli, prepare
 from dheads.audio import load_waveform
-from dheads.config import SAMPLE_RATE
+from dheads.config import SAMPLE_RATE, preset
+from dheads.extraction import Detector
+from dheads.layouts import Source
 from dheads.video import write_video
 
 # A clip of ours: the real one it is cut from, its number of frames, speaker and split. The third has 24 fps.
@@ -71,6 +73,32 @@ def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared
     with splits.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     return Prepared(raw, splits, root / "data", prepare_command(raw, splits, root / "data"))
+
+
+@pytest.fixture(scope="session")
+def detector() -> Detector:
+    """The networks that prepare with the tiny preset, loaded once."""
+    return Detector(preset("tiny"), "cpu")
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch, detector: Detector) -> list[str]:
+    """Lets `prepare` work in this process and with that detector; the names of the sources that it tries."""
+    return in_this_process(monkeypatch, detector)
+
+
+def in_this_process(patch: pytest.MonkeyPatch, detector: Detector) -> list[str]:
+    tried: list[str] = []
+
+    def run(start: Callable, todo: list[Source], count: int) -> Iterator[tuple[Source, int | str]]:
+        work = start(0)
+        for source in todo:
+            tried.append(source.name)
+            yield source, work(source)
+
+    patch.setattr(prepare, "run", run)
+    patch.setattr(prepare, "Detector", lambda config, device, progress: detector)
+    return tried
 
 
 def cut(source: Path, target: Path, frames: int) -> None:

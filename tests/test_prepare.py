@@ -20,13 +20,15 @@ from safetensors.torch import load_file
 from dheads import faces, prepare
 from dheads.audio import load_speech_encoder, load_waveform
 from dheads.config import preset
-from dheads.errors import DheadsError
 from dheads.landmarks import load_backend
+from dheads.video import read_frames
+from dheads.workers import Died
 
 pytest_plugins = "real_data"
 
 TINY = preset("tiny")
 DIRTY = "grid/dirty.mp4"
+DIED = "its worker process died (a crash of the decoder, or out of memory)"
 VIDEOS = {  # what clips.csv must say of each
     "s1/grid_one": ("s1", "train", 25, "grid/one.mp4"),
     "s1/grid_two": ("s1", "train", 25, "grid/two.mp4"),
@@ -54,8 +56,9 @@ def labels_of(prepared: Prepared, clip: str) -> dict[str, torch.Tensor]:
 def test_the_command_says_what_it_did(prepared: Prepared) -> None:
     assert prepared.done.exit_code == 0, prepared.done.stderr
     assert prepared.done.stdout == f"{prepared.data}\n"
-    assert "6 clips, 103 frames, 5 speakers\n" in prepared.done.stderr
+    assert "6 clips, 0.00 hours, 103 frames, 5 speakers\n" in prepared.done.stderr
     assert f"left out {DIRTY}: no face in 12 of 75 frames\n" in prepared.done.stderr
+    assert prepared.done.stderr.endswith(f"look at {prepared.data / 'contact-sheet.png'}\n")
 
 
 def test_clips_csv(prepared: Prepared) -> None:
@@ -90,13 +93,15 @@ def test_dataset_toml_tells_how_the_clips_were_made(prepared: Prepared) -> None:
     info = tomllib.loads((prepared.data / "dataset.toml").read_text(encoding="utf-8"))
     assert (info["format"], info["size"], info["fps"]) == (1, 32, 25)
     assert info["speech_encoder"] == "whisper-tiny.en"
+    assert (info["layout"], info["preset"]) == ("folder", "tiny")
     assert info["alignment"] == asdict(TINY.alignment)
+    assert info["preparation"] == asdict(TINY.preparation)
     assert "licence" in info["licence_note"]
 
 
 def test_nothing_else_is_left_behind(prepared: Prepared) -> None:
     top = {path.name for path in prepared.data.iterdir()}
-    assert top == {"clips", "clips.csv", "failed.csv", "dataset.toml"}
+    assert top == {"clips", "clips.csv", "failed.csv", "dataset.toml", "contact-sheet.png"}
     files = {path.relative_to(prepared.data / "clips").as_posix() for path in prepared.data.rglob("clips/*/*")}
     assert files == {f"{clip}.{ending}" for clip in VIDEOS | PHOTOS for ending in ("mp4", "safetensors")}
 
@@ -193,6 +198,23 @@ def test_lips_are_measured_on_the_landmarks(prepared: Prepared) -> None:
     assert (labels["lips"][:, 1:] > 0).all()
 
 
+def test_the_contact_sheet_shows_the_middle_frames(prepared: Prepared) -> None:
+    sheet = np.asarray(Image.open(prepared.data / "contact-sheet.png").convert("RGB"))
+    assert sheet.shape == (140, 6 * 128, 3), "one row of six, with their captions"
+    for k, (clip, (_, _, frames, _)) in enumerate(sorted((VIDEOS | PHOTOS).items())):
+        tile = sheet[:128, k * 128 : (k + 1) * 128]
+        frame = Image.fromarray(list(read_frames(prepared.data / "clips" / f"{clip}.mp4"))[frames // 2])
+        shown = np.asarray(frame.resize((128, 128), Image.Resampling.LANCZOS))
+        box = labels_of(prepared, clip)["mouth_box"][frames // 2]
+        x0, y0, x1, y1 = (4 * box).tolist()
+        outline = np.zeros((128, 128), bool)
+        outline[y0:y1, x0:x1] = True
+        outline[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1] = False
+        assert (tile[outline] == (0, 255, 0)).all()
+        assert (tile[~outline] == shown[~outline]).all()
+        assert sheet[128:, k * 128 : (k + 1) * 128].max() > 200, "its name"
+
+
 # --- Again
 
 
@@ -218,7 +240,7 @@ def test_a_folder_of_another_configuration_is_refused(prepared: Prepared) -> Non
     done = dheads("prepare", prepared.raw, "--out", prepared.data, "--preset", "small", "--splits", prepared.splits)
     assert done.exit_code == 1
     assert done.stderr == (
-        f"error: {prepared.data}: holds clips prepared with another configuration; choose another output folder\n"
+        f"error: {prepared.data}: holds clips prepared with size = 32, not 96; choose another --out\n"
     )
     assert "size = 32" in (prepared.data / "dataset.toml").read_text(encoding="utf-8")
 
@@ -251,143 +273,34 @@ def test_nothing_usable(shared: Path, tmp_path: Path) -> None:
     assert "not a" in reasons["text.mp4"]
 
 
-def test_sound_and_picture_of_different_lengths(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(prepare, "load_waveform", lambda path: torch.zeros(16_000))
-    worker = prepare.Worker(TINY)
-    monkeypatch.setattr(worker.backend, "track", lambda frames: np.zeros((32, 68, 2), np.float32))
-    source = prepare.Source(prepared.raw / "grid/one.mp4", "a/b", "a", "train")
-    with pytest.raises(DheadsError, match=r"picture and sound differ in length by 0\.28 s"):
-        worker.prepare(source, tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 def test_missing_raw_folder_and_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.png").touch()
     (tmp_path / "file").touch()
     done = dheads("prepare", tmp_path / "raw", "--out", tmp_path / "file", "--preset", "tiny")
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"error: cannot make the folder {tmp_path / 'file'}: ")
-
-
-# --- Speakers and splits
-
-
-def test_speakers_are_split_once_and_for_all() -> None:
-    speakers = [f"speaker{i}" for i in range(40)]
-    splits = prepare.split_speakers(speakers)
-    assert splits == prepare.split_speakers(list(reversed(speakers)))
-    counted = {name: sum(split == name for split in splits.values()) for name in ("train", "val", "test")}
-    assert counted == {"train": 32, "val": 4, "test": 4}
-    assert list(splits) == speakers
-    # One more speaker moves few: not those that come after it in the alphabet.
-    more = prepare.split_speakers([*speakers, "another"])
-    assert sum(more[speaker] != splits[speaker] for speaker in speakers) <= 2
-
-
-@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (2, 0), (3, 1), (9, 1), (19, 1), (20, 2)])
-def test_few_speakers_keep_some_to_train_on(count: int, held_out: int) -> None:
-    splits = list(prepare.split_speakers([str(i) for i in range(count)]).values())
-    assert splits.count("val") == splits.count("test") == held_out
-    assert splits.count("train") == count - 2 * held_out
-
-
-def raw_folder(tmp_path: Path, *names: str) -> Path:
-    for name in names:
-        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "raw" / name).touch()
-    return tmp_path / "raw"
-
-
-def test_without_a_csv_the_speaker_is_the_first_folder(tmp_path: Path) -> None:
-    raw = raw_folder(tmp_path, "ann/1.mp4", "ann/deep/2.MOV", "bob/1.mp4", "cy.jpg", "notes.txt", "dee/1.wav")
-    sources = prepare.find_sources(raw)
-    assert {source.clip: source.speaker for source in sources} == {
-        "ann/ann_1": "ann",
-        "ann/ann_deep_2": "ann",
-        "bob/bob_1": "bob",
-        "cy/cy": "cy",
-    }
-    assert {source.split for source in sources if source.speaker == "ann"} in ({"train"}, {"val"}, {"test"})
-    assert sorted({source.speaker: source.split for source in sources}.values()) == ["test", "train", "val"]
-
-
-def splits_csv(tmp_path: Path, *rows: str, header: str = "clip,speaker,split") -> Path:
-    path = tmp_path / "splits.csv"
-    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
-    return path
-
-
-def test_a_speaker_in_two_splits_is_refused(tmp_path: Path) -> None:
-    raw = raw_folder(tmp_path, "a.mp4", "b.mp4")
-    path = splits_csv(tmp_path, "a.mp4,ann,train", "b.mp4,ann,val")
-    done = dheads("prepare", raw, "--out", tmp_path / "data", "--preset", "tiny", "--splits", path)
-    assert done.exit_code == 1
-    assert done.stderr == f"error: {path}: speaker ann is in train and in val; choose one\n"
-    assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize(
-    ("header", "row", "message"),
-    [
-        ("clip,speaker,split", "a.mp4,ann,dev", "a.mp4 is in split 'dev'; use train, val or test"),
-        ("clip,speaker,split", "a.mp4,ann", "a.mp4 is in split None; use train, val or test"),
-        ("clip,split", "a.mp4,train", "has no column 'speaker'; it must be a CSV with clip, speaker, split"),
-        ("clip,speaker,split", "other.mp4,ann,train", "names no file below"),
-    ],
-)
-def test_splits_that_cannot_be_used(tmp_path: Path, header: str, row: str, message: str) -> None:
-    raw, path = raw_folder(tmp_path, "a.mp4"), splits_csv(tmp_path, row, header=header)
-    with pytest.raises(DheadsError) as caught:
-        prepare.find_sources(raw, path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert message in str(caught.value)
-
-
-def test_splits_that_are_no_text(tmp_path: Path) -> None:
-    raw, path = raw_folder(tmp_path, "a.mp4"), tmp_path / "splits.csv"
-    with pytest.raises(DheadsError, match=r"splits\.csv: cannot be read"):
-        prepare.find_sources(raw, path)
-    path.write_bytes(b"clip,speaker,split\n\xff\xfe,a,train\n")
-    with pytest.raises(DheadsError, match=r"splits\.csv: cannot be read"):
-        prepare.find_sources(raw, path)
-
-
-def test_names_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
-    raw = raw_folder(tmp_path, "a b/c?.mp4")
-    path = splits_csv(tmp_path, f"{'a b/c?.mp4'},../../etc,train")
-    (source,) = prepare.find_sources(raw, path)
-    assert source.clip == "_.._etc/a_b_c_"
-    assert source.speaker == "../../etc"
-    for hostile in ("..", ".", "", "/", "a/../../b", "..\\..\\x", "nul\0l"):
-        safe = prepare._safe(hostile)
-        assert safe not in ("", ".", "..")
-        assert not set(safe) & set("/\\\0")
-
-
-def test_two_files_that_would_be_one_clip_are_refused(tmp_path: Path) -> None:
-    """Such as a video and its thumbnail: their pictures and labels would overwrite each other."""
-    raw = raw_folder(tmp_path, "ann/1.mp4", "ann/1.jpg")
-    with pytest.raises(DheadsError, match=r"1\.mp4: would be the same clip, ann/ann_1, as .*1\.jpg; rename or remove"):
-        prepare.find_sources(raw)
+    assert done.stderr.startswith(f"error: cannot write {tmp_path / 'file'}: ")
 
 
 def test_the_result_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(prepare, "_run", lambda sources, *rest: ((source, 7) for source in sources))
-    raw = raw_folder(tmp_path, "ann/1.mp4", "ann/2.mp4", "bob/1.mp4")
-    done = dheads("prepare", raw, "--out", tmp_path / "data", "--preset", "tiny", "--json", "--quiet")
+    results = {"ann/1.mp4": 50, "ann/2.mp4": 25, "bob/1.mp4": "no face in 3 of 8 frames", "cy.jpg": Died}
+    monkeypatch.setattr(prepare, "run", lambda start, todo, count: ((s, results[s.name]) for s in todo))
+    monkeypatch.setattr(prepare, "_contact_sheet", lambda out, clips, path: path)
+    for name in results:
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / name).touch()
+    done = dheads("prepare", tmp_path / "raw", "--out", tmp_path / "data", "--preset", "tiny", "--json", "--quiet")
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout) == {"clips": 3, "frames": 21, "speakers": 2, "failed": []}
     assert done.stderr == ""
-    assert len(read_csv(tmp_path / "data" / "clips.csv")) == 3
-
-
-def test_a_split_file_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
-    """It begins with a byte order mark."""
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "a.mp4").touch()
-    (tmp_path / "splits.csv").write_text("clip,speaker,split\na.mp4,anna,val\n", encoding="utf-8-sig")
-    (source,) = prepare.find_sources(tmp_path / "raw", tmp_path / "splits.csv")
-    assert (source.speaker, source.split, source.clip) == ("anna", "val", "anna/a")
+    assert json.loads(done.stdout) == {
+        "clips": 2,
+        "frames": 75,
+        "seconds": 3.0,
+        "speakers": 1,
+        "layout": "folder",
+        "path": str(tmp_path / "data"),
+        "contact_sheet": str(tmp_path / "data" / "contact-sheet.png"),
+        "failed": [["bob/1.mp4", "no face in 3 of 8 frames"], ["cy.jpg", DIED]],
+        "drops": {"no face in N of N frames": 1, DIED: 1},
+    }
+    assert len(read_csv(tmp_path / "data" / "clips.csv")) == 2

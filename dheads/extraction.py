@@ -1,0 +1,158 @@
+"""One raw clip -> an aligned clip with its labels: detected and encoded, or imported from the released layout."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from dheads.audio import SAMPLES_PER_FRAME, frame_count, load_speech_encoder, load_waveform
+from dheads.config import FPS, Config
+from dheads.errors import DheadsError
+from dheads.faces import align_transforms, apply_transform, lip_thickness, mouth_box, mouth_opening, mouth_width, warp
+from dheads.landmarks import find_face, load_backend
+from dheads.layouts import Source
+from dheads.photos import PHOTOS, load_photo
+from dheads.screening import screen
+from dheads.video import read_frames
+
+
+@dataclass(frozen=True)
+class Extract:
+    """A clip of F frames, ready to be written."""
+
+    frames: Iterator[np.ndarray]  # F times (size, size, 3) uint8, made as they are asked for
+    waveform: torch.Tensor  # (N,) 16 kHz
+    labels: dict[str, torch.Tensor]  # speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3)
+
+    def __len__(self) -> int:
+        return len(self.labels["speech"])
+
+
+class Detector:
+    """Finds and aligns faces, and encodes speech."""
+
+    def __init__(self, config: Config, device: str, progress: bool = True) -> None:
+        self.config = config
+        self.backend = load_backend(config.alignment.landmarks, device)
+        self.encoder = load_speech_encoder(config.conditioning.speech_encoder, device, progress)
+
+    def __call__(self, raw: Path, source: Source) -> Extract:
+        """Raises DheadsError with the reason why a file cannot be used."""
+        path, is_photo = raw / source.name, Path(source.name).suffix.lower() in PHOTOS
+        found, waveform = self._photo(path) if is_photo else self._video(path, raw / (source.sound or source.name))
+        landmarks = screen(found, self.config.preparation)
+        size = self.config.model.image_size
+        matrices = align_transforms(landmarks, self.config.alignment, size)
+        images = iter([load_photo(path)]) if is_photo else islice(read_frames(path), len(landmarks))
+        aligned = np.stack([apply_transform(matrix, row) for matrix, row in zip(matrices, landmarks, strict=True)])
+        return Extract(
+            frames=(warp(image, matrix, size) for image, matrix in zip(images, matrices, strict=True)),
+            waveform=waveform,
+            labels=_labels(self.encoder.encode(waveform, len(landmarks)), aligned, size),
+        )
+
+    def _photo(self, path: Path) -> tuple[np.ndarray, torch.Tensor]:
+        face, _ = find_face(load_photo(path), self.backend, str(path))
+        return face.landmarks[None], torch.zeros(SAMPLES_PER_FRAME)
+
+    def _video(self, path: Path, sound: Path) -> tuple[np.ndarray, torch.Tensor]:
+        """Landmarks (F, 68, 2) px, NaN where no face is seen, and the sound, F frames of each."""
+        waveform = load_waveform(sound)
+        landmarks = self.backend.track(read_frames(path))
+        lengths = {"picture": len(landmarks), "sound": frame_count(waveform)}
+        count = _common_length(lengths, self.config.preparation.max_skew_seconds)
+        return landmarks[:count], waveform[: count * SAMPLES_PER_FRAME]
+
+
+class Importer:
+    """Takes what the released code trains on: videos of aligned faces, their landmarks, and speech embeddings."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def __call__(self, raw: Path, source: Source) -> Extract:
+        """Raises DheadsError with the reason why a file cannot be used."""
+        if source.landmarks is None or source.embeddings is None:
+            raise DheadsError("it has no landmarks or no embeddings")
+        path, limits = raw / source.name, self.config.preparation
+        waveform = load_waveform(raw / (source.sound or source.name))
+        landmarks = _load_landmarks(raw / source.landmarks)
+        speech = _load_embeddings(raw / source.embeddings, self.config.conditioning.speech_dim)
+        shapes = [image.shape for image in read_frames(path)]
+        lengths = {"picture": len(shapes), "sound": frame_count(waveform)}
+        lengths |= {"landmarks": len(landmarks), "embeddings": len(speech)}
+        count = _common_length(lengths, limits.max_skew_seconds)
+        # Pixel i reaches from i - 0.5 to i + 0.5. What is not square is stretched, as the released code does.
+        size, (height, width, _) = self.config.model.image_size, shapes[0]
+        scaled = (screen(landmarks[:count], limits) + 0.5) * np.array([size / width, size / height]) - 0.5
+        return Extract(
+            frames=(_resized(image, size) for image, _ in zip(read_frames(path), scaled, strict=False)),
+            waveform=waveform[: count * SAMPLES_PER_FRAME],
+            labels=_labels(speech[:count], scaled, size),
+        )
+
+
+def _common_length(lengths: dict[str, int], max_skew_seconds: float) -> int:
+    """The number of frames that all parts of a clip have."""
+    shortest, longest = min(lengths.values()), max(lengths.values())
+    if (longest - shortest) / FPS > max_skew_seconds:
+        *others, last = lengths
+        skew = (longest - shortest) / FPS
+        raise DheadsError(f"{', '.join(others)} and {last} differ in length by {skew:.2f} s")
+    if shortest == 0:
+        raise DheadsError("it has no frame")
+    return shortest
+
+
+def _labels(speech: torch.Tensor, landmarks: np.ndarray, size: int) -> dict[str, torch.Tensor]:
+    labels = {
+        "speech": speech.half().cpu(),
+        "landmarks": torch.from_numpy(landmarks.astype(np.float32)),
+        "mouth_box": torch.from_numpy(mouth_box(landmarks, size)).int(),
+        "lips": torch.from_numpy(lip_measures(landmarks)),
+    }
+    for name, label in labels.items():
+        if not label.isfinite().all():
+            raise DheadsError(f"not all numbers of its {name} are finite")
+    return labels
+
+
+def lip_measures(landmarks: np.ndarray) -> np.ndarray:
+    """(F, 68, 2) -> (F, 3) float32: opening, width and thickness (dheads.lips.MEASURES), in eye distances."""
+    measures = [mouth_opening(landmarks), mouth_width(landmarks), lip_thickness(landmarks)]
+    return np.stack(measures, axis=-1).astype(np.float32)
+
+
+# --- The released layout's files -------------------------------------------------------------------------------------
+
+
+def _load_landmarks(path: Path) -> np.ndarray:
+    """(F, 68, 2) px of the video."""
+    landmarks = np.load(path, allow_pickle=False)
+    if landmarks.ndim != 3 or landmarks.shape[1] != 68 or landmarks.shape[2] not in (2, 3):
+        raise DheadsError(f"{path} hold an array of {landmarks.shape} instead of (frames, 68, 2 or 3)")
+    return landmarks[..., :2].astype(np.float32)
+
+
+def _load_embeddings(path: Path, dim: int) -> torch.Tensor:
+    """(F, D) float32."""
+    try:
+        speech = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose own message tells how to run what is in the file
+        raise DheadsError(f"{path} cannot be loaded safely; save a tensor alone, by torch.save") from error
+    if not isinstance(speech, torch.Tensor) or speech.ndim != 2 or speech.shape[1] != dim:
+        kind = tuple(speech.shape) if isinstance(speech, torch.Tensor) else type(speech).__name__
+        raise DheadsError(f"{path} are {kind} instead of a tensor of (frames, {dim})")
+    return speech.detach().float()
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    shrinks = max(image.shape[:2]) > size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
