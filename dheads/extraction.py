@@ -39,9 +39,16 @@ class Detector:
     """Finds and aligns faces, and encodes speech."""
 
     def __init__(self, config: Config, device: str, progress: bool = True) -> None:
+        """Raises DheadsError where the networks cannot be had, and for an encoder of another size than configured."""
+        told = config.conditioning
         self.config = config
         self.backend = load_backend(config.alignment.landmarks, device)
-        self.encoder = load_speech_encoder(config.conditioning.speech_encoder, device, progress)
+        self.encoder = load_speech_encoder(told.speech_encoder, device, progress)
+        if self.encoder.dim != told.speech_dim:
+            raise DheadsError(
+                f"the speech encoder {told.speech_encoder!r} gives {self.encoder.dim} numbers a frame, not "
+                f"{told.speech_dim}; set conditioning.speech_dim={self.encoder.dim}"
+            )
 
     def __call__(self, raw: Path, source: Source) -> Extract:
         """Raises DheadsError with the reason why a file cannot be used."""

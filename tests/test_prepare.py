@@ -273,6 +273,16 @@ def test_nothing_usable(shared: Path, tmp_path: Path) -> None:
     assert "not a" in reasons["text.mp4"]
 
 
+def test_an_encoder_of_another_size_than_configured(prepared: Prepared, tmp_path: Path) -> None:
+    changes = ["--preset", "tiny", "--set", "conditioning.speech_dim=256", "--workers", 1, "--quiet"]
+    done = dheads("prepare", prepared.raw, "--out", tmp_path / "data", *changes)
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "error: the speech encoder 'whisper-tiny.en' gives 384 numbers a frame, not 256; "
+        "set conditioning.speech_dim=384\n"
+    )
+
+
 def test_missing_raw_folder_and_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.png").touch()
