@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,15 +21,19 @@ def training_schedule(config: DiffusionConfig) -> Schedule:
 class Denoiser:
     """Runs the network, in bf16 where told to, and turns what it predicts into x_0 in float32."""
 
-    def __init__(self, unet: UNet, precision: str = "fp32") -> None:
+    def __init__(
+        self, unet: UNet, precision: str = "fp32", network: Callable[[Tensor, Tensor, Condition], Output] | None = None
+    ) -> None:
+        """network: what computes the output in place of `unet` itself, such as its DistributedDataParallel."""
         self.unet = unet
+        self._network = network or unet
         self.schedule = training_schedule(unet.config.diffusion)
         self._bf16 = precision == "bf16"
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Denoised, Output]:
         """x_t (B, 3, H, W) at original timesteps t (B,) -> x_0, unclamped, and the network's own words."""
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self._bf16):
-            output = self.unet(x_t, t, condition)
+            output = self._network(x_t, t, condition)
         prediction = output.prediction.float()
         x_0 = x_0_from(self.schedule, x_t, t, prediction, self.unet.config.diffusion.prediction)
         if output.gates is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dheads.conditioning import Condition, input_channels, network_input
 from dheads.config import Config
@@ -108,7 +109,10 @@ class Layer(nn.Module):
         super().__init__()
         self.res, self.attn, self.up = res, attn, up
 
-    def forward(self, h: Tensor, time_emb: Tensor, audio_emb: Tensor) -> Tensor:
+    def forward(self, h: Tensor, time_emb: Tensor, audio_emb: Tensor, skip: Tensor | None = None) -> Tensor:
+        """h (B, C, H, W); skip (B, C', H, W): what the way down kept for the way up."""
+        if skip is not None:
+            h = torch.cat([h, skip], dim=1)
         h = self.res(h, time_emb, audio_emb)
         if self.attn is not None:
             h = self.attn(h)
@@ -184,6 +188,12 @@ class UNet(nn.Module):
             audio_emb = audio_emb + self.lip_embed(condition.lip_window.flatten(1))
         return F.silu(time_emb), F.silu(audio_emb)
 
+    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.training and self.config.training.checkpoint_activations:
+            # Only the layer's inputs are kept; the backward pass computes the rest once more, with the same dropout.
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Output:
         """x_t (B, 3, H, W), t (B,) original timesteps."""
         patch = self.config.model.patch_size
@@ -191,12 +201,12 @@ class UNet(nn.Module):
         h = self.stem(F.pixel_unshuffle(network_input(self.config, x_t, condition), patch))
         skips = [h]
         for layer in self.down:
-            h = layer(h, *emb)
+            h = self._run(layer, h, *emb)
             skips.append(h)
         for layer in self.middle:
-            h = layer(h, *emb)
+            h = self._run(layer, h, *emb)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), *emb)
+            h = self._run(layer, h, *emb, skips.pop())
         h = F.pixel_shuffle(self.out_conv(F.silu(self.out_norm(h))), patch)  # (B, 3 + 3 + 2, H, W)
         prediction, var_frac, gates = h.split(self._splits, dim=1)
         return Output(prediction, var_frac if self._splits[1] else None, gates if self._splits[2] else None)

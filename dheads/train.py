@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import json
-import math
+import io
+import logging
 import os
-import pickle
-from concurrent.futures import ThreadPoolExecutor
+import time
+import wave
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from dheads import losses
-from dheads.augment import drift
-from dheads.conditioning import Condition, build
-from dheads.config import FPS, Config, to_dict
-from dheads.data import Batch, Clip, Dataset, draw_batch
+from dheads.audio import load_waveform
+from dheads.config import FPS, SAMPLE_RATE, Config, to_toml
+from dheads.data import Clip, Dataset
 from dheads.denoiser import Denoiser
-from dheads.diffusion import q_sample, v_target
+from dheads.distributed import Ending, joined
+from dheads.draws import Draws, prefetch
 from dheads.errors import DheadsError
+from dheads.journal import Journal
 from dheads.model import UNet
+from dheads.objective import TALLIED, tally, training_loss
 from dheads.sample import generate
+from dheads.state import TrainingState, check_start, learning_rate, numbered, prune, publish
 from dheads.video import write_video
-from dheads.weights import load_checkpoint, save_checkpoint
+from dheads.weights import load_model, save_checkpoint
 
-_VALIDATION_BATCHES = 4
+_VALIDATION_STEP = 2**40  # beyond any training step: these draws are never trained on
+_VALIDATION_EXAMPLES = 64
 _SAMPLE_FRAMES = 3 * FPS
+_MAX_BAD_STEPS = 20  # in a row
+
+log = logging.getLogger("dheads")
 
 
 def train(
@@ -37,258 +44,252 @@ def train(
     run: Path,
     *,
     device: str = "cpu",
-    init: Path | None = None,
+    init: str | None = None,
     progress: bool = True,
 ) -> Path:
     """Train on a prepared dataset; returns the path of the EMA weights, `run`/weights.safetensors.
 
-    `run` also gets config.json, metrics.jsonl, sample videos, and state.pt, from which a killed run goes on exactly
-    where it was. `init`: a checkpoint whose weights to start from.
+    `run` also gets config.toml, the last weights and the best, metrics.jsonl, events.jsonl, sample videos, and
+    state.pt, from which a killed run goes on exactly where it was. `init`: weights to start from, by name or path.
+    Under torchrun every process calls this and computes its share of each step; `run` must lie where all see it.
 
-    Raises DheadsError when the data does not fit the configuration, or `run` holds another configuration's state.
+    Raises DheadsError when the data does not fit the configuration, when `run` holds another configuration's state,
+    and when a gradient is bad and training.bad_steps says to stop, or too many in a row are.
     """
-    # Data and folder.
-    dataset = Dataset(data)
-    dataset.check(config)
-    clips, held_out = dataset.split("train"), dataset.split("val")
-    if not clips:
-        raise DheadsError(f"{data}: has no clip in its train split; check clips.csv or the splits given to prepare")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DheadsError(f"cannot make the folder {run}: {error.strerror}; choose another --out") from error
+    training = config.training
+    with ExitStack() as stack:
+        # Data, processes, folder.
+        dataset = Dataset(data)
+        dataset.check(config)
+        clips = dataset.split("train")
+        if not clips:
+            raise DheadsError(f"{data}: has no clip in its train split; check clips.csv or the splits given to prepare")
+        here = stack.enter_context(joined(device))
+        place = here.device(device)
+        parts = training.accumulate * here.size  # batches a step
+        own = range(here.rank * training.accumulate, (here.rank + 1) * training.accumulate)
+        draws = Draws(dataset, clips, config, parts)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DheadsError(f"cannot make the folder {run}: {error.strerror}; choose another --out") from error
 
-    # Network, its average, optimiser.
-    torch.manual_seed(config.training.seed)
-    unet = UNet(config)
-    if init is not None:
-        _start_from(unet, init)
-    if unet.lips is not None:
-        talks = dataset.talks("train")
-        if not talks:
-            raise DheadsError(
-                f"{data}: has no video to train on, which the lip code needs; set conditioning.lip_dims=0"
-            )
-        unet.lips.fit(talks)
-    unet = unet.to(device, memory_format=torch.channels_last)
-    state = TrainingState(unet, config)
-    state.resume(run / "state.pt")
-    (run / "config.json").write_text(json.dumps(to_dict(config), indent=2), encoding="utf-8")
-    denoiser = Denoiser(unet, config.training.precision)
-    averaged = Denoiser(state.ema, config.training.precision)
+        # Network, its average, optimiser. The arithmetic of fp32 is PyTorch's default: exact matrix products, and on
+        # GPUs that have it TF32 in convolutions.
+        torch.backends.cudnn.benchmark = True  # shapes never change: trying every algorithm pays
+        torch.manual_seed(training.seed)
+        unet = UNet(config)
+        if here.is_main and not (run / "state.pt").exists():
+            _begin(unet, dataset, init)
+        here.share(unet.to(place).state_dict().values())
+        unet = unet.to(memory_format=torch.channels_last).train()
+        state = TrainingState(unet, config, parts)
+        state.resume(run / "state.pt")
+        if len(set(here.gather(state.step))) > 1:
+            raise DheadsError(f"{run}: not all processes see its state.pt; choose an --out that all machines share")
+        if training.compile:
+            unet.compile()  # in place: the names of the weights stay
+        network = here.parallel(unet)
+        denoiser = Denoiser(unet, training.precision, network)
 
-    # Steps.
-    steps = config.training.steps
-    recent: list[dict[str, float]] = []
-    bar = tqdm(total=steps, initial=state.step, desc="train", unit="step", disable=not progress)
-    # The next batch is made beside the step, by one thread: its small operations gain nothing from more.
-    with bar, ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as loader:
-        upcoming = loader.submit(draw_batch, dataset, clips, config, state.step)
-        while state.step < steps:
-            batch = upcoming.result()
-            upcoming = loader.submit(draw_batch, dataset, clips, config, state.step + 1)
-            unet.train()
-            terms = training_loss(denoiser, batch, config, state.step)
-            try:
-                grad_norm = state.update(terms["loss"].mean(), learning_rate(config, state.step))
-            except FloatingPointError as error:
-                raise DheadsError(
-                    f"{run}: {error} at step {state.step} (clips {', '.join(batch.clips)}); "
-                    "lower training.learning_rate and train into another folder"
-                ) from error
-            recent.append(
-                {name: float(value.detach().mean()) for name, value in terms.items()} | {"grad_norm": grad_norm}
-            )
+        # What is told and written.
+        log.info(
+            "effective batch %d: %d x %d accumulated x %d processes; learning rate %g; %.4g steps an epoch",
+            *(parts * training.batch_size, training.batch_size, training.accumulate, here.size),
+            *(training.learning_rate, draws.steps_per_epoch),
+        )
+        ending = stack.enter_context(Ending())
+        records = stack.enter_context(closing(_Records(run, dataset, state))) if here.is_main else None
+        hidden = not (progress and here.is_main)
+        bar = tqdm(total=training.steps, initial=state.step, desc="train", unit="step", disable=hidden)
+        stack.enter_context(bar)
+
+        # Steps. On a CPU they want the cores themselves.
+        threads = min(8, max(1, (os.cpu_count() or 1) // here.local_size)) if place.type == "cuda" else 1
+        keys = ((step, part) for step in range(state.step, training.steps) for part in own)
+        batches = stack.enter_context(closing(prefetch(draws, keys, threads)))
+        logged, worked, waited = state.step, 0.0, 0.0  # the step of the last row, seconds since then
+        ended, last_words = False, None
+        while state.step < training.steps and not ended:
+            step, began = state.step, time.perf_counter()
+            state.optimizer.zero_grad(set_to_none=True)
+            sums = torch.zeros(len(TALLIED), 2, device=place)
+            for part in own:
+                asked_at = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - asked_at
+                # Processes exchange gradients once a step.
+                with here.apart(network) if part != own[-1] else nullcontext():
+                    terms = training_loss(denoiser, batch, config, step, part)
+                    (terms["loss"].mean() / training.accumulate).backward()
+                sums += tally(terms, config.diffusion.num_steps)
+            # Sums and counts over all processes, so that all decide by the same numbers.
+            told = torch.cat([sums, sums.new_tensor([[float(state.clip_gradient()), 1], [ending.asked, 1]])])
+            totals = dict(zip((*TALLIED, "grad_norm", "asked"), here.total(told).tolist(), strict=True))
+            ended = totals.pop("asked")[0] > 0
+            loss, norm = (totals[name][0] / totals[name][1] for name in ("loss", "grad_norm"))
+            trouble = state.advance(loss, norm, learning_rate(config, step))
+            worked += time.perf_counter() - began
+            if trouble is None:
+                for name, total in totals.items():
+                    state.note(name, *total)
+            else:
+                names = [clip.clip for index in range(parts) for clip in draws.clips_of(step, index)]
+                if records:
+                    records.journal.event(state.step, "bad_step", trouble, loss=loss, norm=norm, clips=names)
+                if state.bad_in_a_row == _MAX_BAD_STEPS:
+                    raise DheadsError(
+                        f"{run}: {trouble}, as at each of the last {_MAX_BAD_STEPS} steps; lower "
+                        "training.learning_rate, and go on from good weights by --init in another --out"
+                    )
+                if training.bad_steps == "stop":
+                    ended, last_words = True, f"{trouble} (clips {', '.join(names)})"
             bar.update()
-            if _due(state.step, config.training.log_every, steps):
-                metrics = {name: float(np.mean([row[name] for row in recent])) for name in recent[0]}
-                if held_out:
-                    metrics |= validate(averaged, dataset, held_out, config)
-                bar.set_postfix(loss=f"{metrics['loss']:.4f}")
-                _append(run / "metrics.jsonl", {"step": state.step, "lr": learning_rate(config, state.step), **metrics})
-                recent.clear()
-            if _due(state.step, config.training.checkpoint_every, steps):
-                state.save(run / "state.pt")
-                _save_weights(run / "weights.safetensors", state, dataset)
-            if _due(state.step, config.training.sample_every, steps):
-                _sample_video(run / f"sample-{state.step:07d}.mp4", averaged, dataset, held_out or clips, config)
+
+            # Every now and then.
+            log_due, save_due, sample_due = (
+                state.step % every == 0 or state.step == training.steps
+                for every in (training.log_every, training.checkpoint_every, training.sample_every)
+            )
+            validation = records.validate() if records and (log_due or save_due) else {}
+            if log_due:
+                row = state.finish_row() | {"lr": learning_rate(config, state.step)}
+                row["examples_per_second"] = (state.step - logged) * parts * training.batch_size / worked
+                row["waiting"] = waited / worked
+                logged, worked, waited = state.step, 0.0, 0.0
+                broken = {name for found in here.gather(list(draws.broken)) for name in found}
+                if records:
+                    records.log(row | validation, broken)
+                    bar.set_postfix_str(f"{row['examples_per_second']:.3g} examples/s, loss {loss:.4f}")
+            if records and save_due:
+                records.save_weights(validation.get("val_loss"), last=state.step == training.steps)
+            if records and (save_due or ended):
+                records.save_state()
+            if records and sample_due:
+                records.show()
+        if last_words is not None:
+            raise DheadsError(f"{run}: {last_words}; the same command goes on after that step")
     return run / "weights.safetensors"
 
 
-def _start_from(unet: UNet, path: Path) -> None:
-    try:
-        unet.load_state_dict(load_checkpoint(path).tensors)
-    except RuntimeError as error:
-        raise DheadsError(f"{path}: its weights are of another network than the configuration's") from error
+def _begin(unet: UNet, dataset: Dataset, init: str | None) -> None:
+    """Take the weights of `init`, its lip code with them; or fit the lip code to the data."""
+    if init is not None:
+        start, theirs, _ = load_model(init)
+        check_start(unet.config, theirs, init)
+        unet.load_state_dict(start.state_dict())
+    elif unet.lips is not None:
+        talks = dataset.talks("train")
+        if not talks:
+            raise DheadsError(
+                f"{dataset.root}: has no video to train on, which the lip code needs; set conditioning.lip_dims=0"
+            )
+        unet.lips.fit(talks)
 
 
-class TrainingState:
-    """All that changes from step to step, so that it can be saved and resumed."""
+class _Records:
+    """What the main process writes of the run. A full disk or a lost clip is told, and the run goes on."""
 
-    def __init__(self, unet: UNet, config: Config) -> None:
-        training = config.training
-        self.unet, self.step, self._training = unet, 0, training
-        self.ema = UNet(config).to(next(unet.parameters()).device).eval().requires_grad_(False)
-        self.ema.load_state_dict(unet.state_dict())
-        # With no weight decay AdamW is the paper's Adam.
-        self.optimizer = torch.optim.AdamW(
-            unet.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
+    def __init__(self, run: Path, dataset: Dataset, state: TrainingState) -> None:
+        config = state.config
+        self._run, self._dataset, self._state = run, dataset, state
+        self._denoiser = Denoiser(state.ema, config.training.precision)
+        self._held_out = dataset.split("val")
+        self._draws = Draws(dataset, self._held_out, config) if self._held_out else None
+        self._broken: set[str] = set()
+        self.journal = Journal(run, state.step)
+        with self._going_on("config.toml is not written"):
+            (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
 
-    def update(self, loss: Tensor, learning_rate: float) -> float:
-        """One optimiser step and one step of the average; returns the gradient's norm before clipping.
+    def close(self) -> None:
+        self.journal.close()
 
-        Raises FloatingPointError, with nothing changed, when the loss or its gradient is not finite.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self._training.grad_clip)
-        if not torch.isfinite(loss.detach() + norm):
-            raise FloatingPointError("the loss or its gradient is not finite")
-        self.optimizer.step()
-        self.step += 1
-        # A short memory at first: the average of a young network is worse than the network.
-        decay = min(self._training.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.unet.parameters()), 1 - decay)
-        return float(norm)
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean losses on held-out speakers: the same examples, times and noise every time."""
+        if self._draws is None:
+            return {}
+        config = self._state.config
+        batches = -(-_VALIDATION_EXAMPLES // config.training.batch_size)
+        with self._going_on("validation failed"):
+            rows = [
+                training_loss(self._denoiser, self._draws.draw(step, 0), config, step)
+                for step in range(_VALIDATION_STEP, _VALIDATION_STEP + batches)
+            ]
+            names = ("loss", "simple", "lip")
+            return {f"val_{name}": float(torch.stack([row[name] for row in rows]).mean()) for name in names}
+        return {}
 
-    def save(self, path: Path) -> None:
-        state = {
-            "config": json.dumps(to_dict(self.unet.config)),
-            "step": self.step,
-            "unet": self.unet.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+    def log(self, row: dict[str, float], broken: set[str]) -> None:
+        """One row of metrics; `broken`: the clips to train on that could not be read so far."""
+        broken = broken | (self._draws.broken.keys() if self._draws else set())
+        if new := sorted(broken - self._broken):
+            message = f"{len(new)} clips cannot be read and are replaced by others: {', '.join(new)}"
+            self.journal.event(self._state.step, "broken_clips", message, clips=new)
+            self._broken |= broken
+        counts = {"broken_clips": len(broken), "bad_steps": self._state.bad_steps}
+        self.journal.log(self._state.step, row | counts)
+
+    def save_weights(self, val_loss: float | None, last: bool) -> None:
+        """The averaged weights under the step's name; as the newest; and as the best if the loss is lowest so far."""
+        run, state = self._run, self._state
+        training = state.config.training
+        summary = {
+            "steps": state.step,
+            "examples": state.step * training.batch_size * state.parts,
+            "clips": len(self._dataset.split("train")),
         }
-        part = path.with_name(f".{path.name}.part")
-        torch.save(state, part)
-        os.replace(part, path)
+        info = {"training": summary, "license": self._dataset.info.get("licence_note")}
+        with self._going_on("the weights are not saved", fatal=last):
+            save_checkpoint(numbered(run, state.step), state.ema.state_dict(), state.config, info)
+            publish(numbered(run, state.step), run / "weights.safetensors")
+            if val_loss is not None and val_loss < state.best:
+                publish(numbered(run, state.step), run / "best.safetensors")
+                state.best = val_loss
+            prune(run, state.step, training.keep)
 
-    def resume(self, path: Path) -> None:
-        """Go on from `path` where it exists. Raises DheadsError when it belongs to another network or is damaged."""
-        if not path.exists():
-            return
+    def save_state(self) -> None:
+        with self._going_on("the training state is not saved"):
+            self._state.save(self._run / "state.pt")
+
+    def show(self) -> None:
+        """A video of each of some held-out clips from its first frame and its sound, beside the truth."""
+        config, folder = self._state.config, self._run / "samples"
+        for clip in _spread(self._held_out or self._dataset.split("train"), config.training.sample_clips):
+            with self._going_on(f"no sample video of {clip.clip}"):
+                folder.mkdir(exist_ok=True)
+                truth = self._dataset.frames(clip)[:_SAMPLE_FRAMES]
+                speech = self._dataset.labels(clip)["speech"][: len(truth)]
+                sampling = config.sampling
+                ours = generate(self._denoiser, truth[0], speech, steps=sampling.steps, solver=sampling.solver)
+                pairs = (np.concatenate(pair, axis=1) for pair in zip(ours, truth, strict=True))
+                sound = _sound(self._dataset.root / "clips" / f"{clip.clip}.mp4", len(truth))
+                write_video(folder / f"{self._state.step:07d}-{clip.clip.replace('/', '-')}.mp4", pairs, sound)
+
+    @contextmanager
+    def _going_on(self, what: str, fatal: bool = False) -> Iterator[None]:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            config = json.loads(state["config"])
-            if config != json.loads(json.dumps(to_dict(self.unet.config))):
-                raise DheadsError(
-                    f"{path}: belongs to another configuration; choose another --out or that configuration"
-                )
-            self.unet.load_state_dict(state["unet"])
-            self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
-        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise DheadsError(f"{path}: cannot be read; delete it to start anew ({error})") from error
+            yield
+        except (DheadsError, OSError, torch.OutOfMemoryError) as error:
+            if fatal:
+                raise
+            self.journal.event(self._state.step, "failed", f"step {self._state.step}: {what}: {error}")
 
 
-def learning_rate(config: Config, step: int) -> float:
-    """The paper's x 0.8 every 1/18 of the steps (section 4.1), or constant with a linear end; after a warm-up."""
-    training = config.training
-    share = step / training.steps
-    if training.lr_schedule == "paper":
-        factor = 0.8 ** math.floor(18 * share)
-    else:
-        factor = min(1.0, max(0.02, (1 - share) / 0.3))
-    return training.learning_rate * factor * min(1.0, (step + 1) / max(1, training.warmup_steps))
+def _spread(clips: list[Clip], count: int) -> list[Clip]:
+    """That many clips from all over the list: ones that move, where there are any, of as many speakers as possible."""
+    moving = [clip for clip in clips if clip.frames > 1] or clips
+    firsts = list({clip.speaker: clip for clip in reversed(moving)}.values())[::-1]
+    pool = firsts if len(firsts) >= count else moving
+    count = min(count, len(pool))
+    return [pool[index * len(pool) // count] for index in range(count)]
 
 
-def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int) -> dict[str, Tensor]:
-    """The loss and its terms for each example, (B,): L = L_simple + lambda_vlb L_vlb + lambda_ls L_ls (paper eq. 9).
-
-    All randomness comes from the seed and the step.
-    """
-    training, schedule = config.training, denoiser.schedule
-    generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
-    device = next(denoiser.unet.parameters()).device
-    x_0 = batch.target.to(device)
-    t = torch.randint(schedule.num_steps, (len(x_0),), generator=generator).to(device)
-    eps = torch.randn(x_0.shape, generator=generator).to(device)
-    condition = training_condition(denoiser.unet, batch, config, generator)
-    # Dropout draws from the global generator.
-    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-    x_t = q_sample(schedule, x_0, t, eps)
-    denoised, output = denoiser(x_t, t, condition)
-    if training.snr_clip is None:
-        # The paper: squared errors of the network's output.
-        targets = {"eps": eps, "v": v_target(schedule, x_0, eps, t), "x_0": x_0}
-        error = (output.prediction - targets[config.diffusion.prediction]).square()
-    else:
-        weight = losses.snr_weight(schedule, t, training.snr_clip)[:, None, None, None]
-        error = weight * (denoised.x_0 - x_0).square()
-    simple = error.flatten(1).mean(1)
-    lip = losses.lip(error, batch.mouth_box.to(device))
-    vlb = torch.zeros_like(simple)
-    if denoised.var_frac is not None:
-        vlb = losses.vlb(schedule, x_0, x_t, t, denoised.x_0, denoised.var_frac)
-    loss = losses.total(simple, vlb, lip, training.lambda_vlb, training.lambda_lip)
-    return {"loss": loss, "simple": simple, "vlb": vlb, "lip": lip}
-
-
-def training_condition(unet: UNet, batch: Batch, config: Config, generator: torch.Generator) -> Condition:
-    """Conditioning with what training alone does: noise on motion frames and lip codes, sound taken away at times."""
-    told, training = config.conditioning, config.training
-    device = next(unet.parameters()).device
-    count = len(batch.target)
-    motion_frames = batch.motion_frames
-    if training.motion_drift > 0:
-        motion_frames = drift(motion_frames, training.motion_drift, generator)
-    level = noise = None
-    if told.motion_noise > 0:
-        level = told.motion_noise * torch.rand(count, generator=generator)
-        noise = torch.randn(batch.motion_frames.shape, generator=generator).to(device)
-    lips = None
-    if unet.lips is not None:
-        lips = unet.lips.normalise(batch.lip_window.to(device))
-        lips = lips + training.lip_noise * torch.randn(lips.shape, generator=generator).to(device)
-    heard = (torch.rand(count, generator=generator) >= training.audio_dropout).to(device)[:, None, None]
-    return build(
-        config,
-        batch.identity.to(device),
-        motion_frames.to(device),
-        batch.audio_window.to(device) * heard,
-        lips,
-        None if level is None else level.to(device),
-        noise,
-    )
-
-
-@torch.no_grad()
-def validate(denoiser: Denoiser, dataset: Dataset, clips: list[Clip], config: Config) -> dict[str, float]:
-    """Mean losses on held-out speakers: the same examples, times and noise every time."""
-    rows = []
-    for index in range(_VALIDATION_BATCHES):
-        step = 2**40 + index  # beyond any training step: these draws are never trained on
-        rows.append(training_loss(denoiser, draw_batch(dataset, clips, config, step), config, step))
-    return {f"val_{name}": float(torch.stack([row[name] for row in rows]).mean()) for name in ("simple", "lip")}
-
-
-def _sample_video(path: Path, denoiser: Denoiser, dataset: Dataset, clips: list[Clip], config: Config) -> None:
-    """The first moving held-out clip from its first frame and its sound, beside the truth."""
-    clip = next((clip for clip in clips if clip.frames > 1), clips[0])
-    truth = dataset.frames(clip)[:_SAMPLE_FRAMES]
-    speech = dataset.labels(clip)["speech"][:_SAMPLE_FRAMES]
-    frames = generate(denoiser, truth[0], speech, steps=config.sampling.steps, solver=config.sampling.solver)
-    pairs = (np.concatenate([ours, real], axis=1) for ours, real in zip(frames, truth, strict=True))
-    write_video(path, pairs, dataset.root / "clips" / f"{clip.clip}.mp4")
-
-
-def _save_weights(path: Path, state: TrainingState, dataset: Dataset) -> None:
-    config = state.unet.config
-    examples = state.step * config.training.batch_size
-    summary = {"steps": state.step, "examples": examples, "clips": len(dataset.split("train"))}
-    info = {"training": summary, "license": dataset.info.get("licence_note")}
-    save_checkpoint(path, state.ema.state_dict(), config, info)
-
-
-def _due(step: int, every: int, steps: int) -> bool:
-    return step % every == 0 or step == steps
-
-
-def _append(path: Path, row: dict[str, float]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({name: float(f"{value:.6g}") for name, value in row.items()}) + "\n")
+def _sound(path: Path, frames: int) -> io.BytesIO:
+    """The sound of a clip's first frames, as a WAV file."""
+    waveform = load_waveform(path)[: frames * SAMPLE_RATE // FPS]
+    target = io.BytesIO()
+    with wave.open(target, "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes((waveform * 32767).round().clamp(-32768, 32767).short().numpy().tobytes())
+    return target

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,15 @@ def shared() -> Path:
 def examples() -> Path:
     """The photo and the recording that ship with the project."""
     return ROOT / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _silent_log() -> Iterator[None]:
+    """The command line sets up the log of its process, which other tests share."""
+    log = logging.getLogger("dheads")
+    handlers, level = log.handlers, log.level
+    yield
+    log.handlers, log.level = handlers, level
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,100 @@
+"""What training minimises: the loss of a batch, with the noise and the conditioning that training adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dheads import losses
+from dheads.augment import drift
+from dheads.conditioning import Condition, build
+from dheads.config import Config
+from dheads.denoiser import Denoiser
+from dheads.diffusion import q_sample, v_target
+from dheads.draws import Batch
+from dheads.model import UNet
+
+TALLIED = ("loss", "simple", "vlb", "lip", "simple_q1", "simple_q2", "simple_q3", "simple_q4")
+
+
+def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, part: int = 0) -> dict[str, Tensor]:
+    """The loss and its terms for each example, (B,): L = L_simple + lambda_vlb L_vlb + lambda_ls L_ls (paper eq. 9).
+
+    Also `t` (B,), the timesteps. All randomness comes from the seed, the step and the part of its batch.
+    """
+    training, schedule = config.training, denoiser.schedule
+    entropy = np.random.SeedSequence([training.seed, step, part]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(entropy[0] >> 1))
+    device = next(denoiser.unet.parameters()).device
+    x_0 = batch.target.to(device)
+    t = torch.randint(schedule.num_steps, (len(x_0),), generator=generator).to(device)
+    eps = _noise(x_0.shape, device, generator)
+    condition = training_condition(denoiser.unet, batch, config, generator)
+    torch.manual_seed(_seed(generator))  # dropout draws from the global generator
+    x_t = q_sample(schedule, x_0, t, eps)
+    denoised, output = denoiser(x_t, t, condition)
+    if training.snr_clip is None:
+        # The paper: squared errors of the network's output.
+        targets = {"eps": eps, "v": v_target(schedule, x_0, eps, t), "x_0": x_0}
+        error = (output.prediction - targets[config.diffusion.prediction]).square()
+    else:
+        weight = losses.snr_weight(schedule, t, training.snr_clip)[:, None, None, None]
+        error = weight * (denoised.x_0 - x_0).square()
+    simple = error.flatten(1).mean(1)
+    lip = losses.lip(error, batch.mouth_box.to(device))
+    vlb = torch.zeros_like(simple)
+    if denoised.var_frac is not None:
+        vlb = losses.vlb(schedule, x_0, x_t, t, denoised.x_0, denoised.var_frac)
+    loss = losses.total(simple, vlb, lip, training.lambda_vlb, training.lambda_lip)
+    return {"loss": loss, "simple": simple, "vlb": vlb, "lip": lip, "t": t}
+
+
+def training_condition(unet: UNet, batch: Batch, config: Config, generator: torch.Generator) -> Condition:
+    """Conditioning with what training alone does: noise on motion frames and lip codes, sound taken away at times."""
+    told, training = config.conditioning, config.training
+    device = next(unet.parameters()).device
+    count = len(batch.target)
+    motion_frames = batch.motion_frames
+    if training.motion_drift > 0:
+        motion_frames = drift(motion_frames, training.motion_drift, generator)
+    level = noise = None
+    if told.motion_noise > 0:
+        level = told.motion_noise * torch.rand(count, generator=generator).to(device)
+        noise = _noise(motion_frames.shape, device, generator)
+    lips = None
+    if unet.lips is not None:
+        lips = unet.lips.normalise(batch.lip_window.to(device))
+        lips = lips + training.lip_noise * _noise(lips.shape, device, generator)
+    heard = (torch.rand(count, generator=generator) >= training.audio_dropout).to(device)[:, None, None]
+    return build(
+        config,
+        batch.identity.to(device),
+        motion_frames.to(device),
+        batch.audio_window.to(device) * heard,
+        lips,
+        level,
+        noise,
+    )
+
+
+def tally(terms: dict[str, Tensor], num_steps: int) -> Tensor:
+    """Sums and counts (8, 2) over a batch of what TALLIED names: the losses, and the simple one by quartile of t."""
+    simple = terms["simple"]
+    quartile = F.one_hot(terms["t"] * 4 // num_steps, 4).to(simple)  # (B, 4)
+    means = torch.stack([terms[name].detach() for name in TALLIED[:4]])  # (4, B)
+    sums = torch.cat([means.sum(1), simple.detach() @ quartile])
+    return torch.stack([sums, torch.cat([sums.new_full((4,), len(simple)), quartile.sum(0)])], dim=1)
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+def _noise(shape: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers made where they are needed: on the CPU, a GPU would wait for them."""
+    there = torch.Generator(device).manual_seed(_seed(generator))
+    return torch.randn(shape, generator=there, device=device)
