@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import time
 import wave
@@ -34,8 +33,6 @@ _VALIDATION_STEP = 2**40  # beyond any training step: these draws are never trai
 _VALIDATION_EXAMPLES = 64
 _SAMPLE_FRAMES = 3 * FPS
 _MAX_BAD_STEPS = 20  # in a row
-
-log = logging.getLogger("dheads")
 
 
 def train(
@@ -92,12 +89,7 @@ def train(
         network = here.parallel(unet)
         denoiser = Denoiser(unet, training.precision, network)
 
-        # What is told and written.
-        log.info(
-            "effective batch %d: %d x %d accumulated x %d processes; learning rate %g; %.4g steps an epoch",
-            *(parts * training.batch_size, training.batch_size, training.accumulate, here.size),
-            *(training.learning_rate, draws.steps_per_epoch),
-        )
+        # What is shown and written.
         ending = stack.enter_context(Ending())
         records = stack.enter_context(closing(_Records(run, dataset, state))) if here.is_main else None
         hidden = not (progress and here.is_main)

@@ -164,8 +164,8 @@ def test_two_processes_learn_what_one_with_two_batches_learns(prepared: Prepared
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "4 x 1 accumulated x 2 processes" in done.stderr
-    assert done.stderr.count("effective batch") == 1, "the main process speaks alone"
+    assert "8 examples a step: 4 at once x 2 processes" in done.stderr
+    assert done.stderr.count(" examples a step: ") == 1, "the main process speaks alone"
 
     ours, theirs = rows(two), rows(one)
     assert [row["step"] for row in ours] == [1, 2, 3, 4, 5, 6]
