@@ -7,6 +7,7 @@ Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -34,7 +35,8 @@ class _Messages(logging.Handler):
         from tqdm import tqdm
 
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a log on a full disk ends no work
+            tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)
 
 
 class _Group(TyperGroup):

@@ -126,7 +126,8 @@ def joined(device: str) -> Iterator[World]:
 class Ending:
     """Notes the first SIGTERM or Ctrl-C within its block, so that what is under way can be finished and saved.
 
-    The signal takes effect when the block ends, a second one at once.
+    The signal takes effect when the block ends, a second one at once. One that is ignored, as in a shell's background,
+    stays so.
     """
 
     def __init__(self) -> None:
@@ -137,7 +138,8 @@ class Ending:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only there can signals be handled
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -24,8 +23,6 @@ from dheads.video import to_unit
 
 _ORDER, _EXAMPLE, _AUGMENT = 1, 2, 3  # keep the random numbers of one purpose apart from those of another
 _MAX_FAILURES = 20  # in a row: then it is not the clips, but the folder
-
-log = logging.getLogger("dheads")
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class Draws:
     def draw(self, step: int, part: int) -> Batch:
         """A pure function of the seed, the step, the part, and of which clips can be read.
 
-        A clip that cannot be read is replaced by another, kept in `broken`, and reported once in the log.
+        A clip that cannot be read is replaced by another and noted in `broken`, for the caller to tell.
         Raises DheadsError when none can be read any more.
         """
         examples = [self._example(n) for n in self._numbers(step, part)]
@@ -143,7 +140,6 @@ class Draws:
         with self._lock:
             if clip.clip not in self.broken:
                 self.broken[clip.clip] = str(error)
-                log.warning("%s; going on without it", error)
             self._failures += 1
             if self._failures >= _MAX_FAILURES:
                 raise DheadsError(

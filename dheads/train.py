@@ -149,7 +149,7 @@ def train(
                 row["examples_per_second"] = (state.step - logged) * parts * training.batch_size / worked
                 row["waiting"] = waited / worked
                 logged, worked, waited = state.step, 0.0, 0.0
-                broken = {name for found in here.gather(list(draws.broken)) for name in found}
+                broken = {clip: why for found in here.gather(dict(draws.broken)) for clip, why in found.items()}
                 if records:
                     records.log(row | validation, broken)
                     bar.set_postfix_str(f"{row['examples_per_second']:.3g} examples/s, loss {loss:.4f}")
@@ -188,7 +188,7 @@ class _Records:
         self._denoiser = Denoiser(state.ema, config.training.precision)
         self._held_out = dataset.split("val")
         self._draws = Draws(dataset, self._held_out, config) if self._held_out else None
-        self._broken: set[str] = set()
+        self._broken: dict[str, str] = {}
         self.journal = Journal(run, state.step)
         with self._going_on("config.toml is not written"):
             (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
@@ -212,13 +212,13 @@ class _Records:
             return {f"val_{name}": float(torch.stack([row[name] for row in rows]).mean()) for name in names}
         return {}
 
-    def log(self, row: dict[str, float], broken: set[str]) -> None:
-        """One row of metrics; `broken`: the clips to train on that could not be read so far."""
-        broken = broken | (self._draws.broken.keys() if self._draws else set())
-        if new := sorted(broken - self._broken):
-            message = f"{len(new)} clips cannot be read and are replaced by others: {', '.join(new)}"
+    def log(self, row: dict[str, float], broken: dict[str, str]) -> None:
+        """One row of metrics; `broken`: the clips to train on that could not be read so far, and why."""
+        broken = broken | (self._draws.broken if self._draws else {})
+        if new := {clip: broken[clip] for clip in sorted(broken.keys() - self._broken.keys())}:
+            message = f"{len(new)} clips cannot be read and are replaced by others: {' | '.join(new.values())}"
             self.journal.event(self._state.step, "broken_clips", message, clips=new)
-            self._broken |= broken
+            self._broken |= new
         counts = {"broken_clips": len(broken), "bad_steps": self._state.bad_steps}
         self.journal.log(self._state.step, row | counts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The networks of the tests are so small that more threads would only wait for each other.
 torch.set_num_threads(1)
+# In a shell's background Ctrl-C is ignored, and its programs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +33,11 @@ def examples() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _silent_log() -> Iterator[None]:
-    """The command line sets up the log of its process, which other tests share."""
+def _silent_log() -> None:
+    """The command line sets up the log of its process, which all tests share."""
     log = logging.getLogger("dheads")
-    handlers, level = log.handlers, log.level
-    yield
-    log.handlers, log.level = handlers, level
+    log.handlers = []
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

@@ -99,6 +99,17 @@ def test_a_signal_waits_for_the_end_of_the_block() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Ending() as ending:
+            signal.raise_signal(signal.SIGINT)
+            assert not ending.asked
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_signal_does_not_wait() -> None:
     reached = []
     with pytest.raises(KeyboardInterrupt), Ending():  # noqa: PT012

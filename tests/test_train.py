@@ -461,7 +461,9 @@ def test_lost_clips_do_not_end_a_run(prepared: Prepared, tmp_path: Path) -> None
     assert "val_loss" not in row
     failed, video = "step 6: validation failed: ", "step 6: no sample video of other/grid_other: "
     broken, *events = sorted(rows(run, "events"), key=lambda event: event["kind"])
-    assert (broken["kind"], broken["clips"]) == ("broken_clips", ["other/grid_other", "s1/grid_two"])
+    assert (broken["kind"], list(broken["clips"])) == ("broken_clips", ["other/grid_other", "s1/grid_two"])
+    assert broken["clips"]["s1/grid_two"].startswith(f"{lost}: ")
+    assert broken["message"].startswith(f"2 clips cannot be read and are replaced by others: {held_out}: ")
     assert [event["message"].startswith(begin) for event, begin in zip(events, (failed, video), strict=True)]
 
 
