@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dheads.audio import load_speech_encoder, load_waveform
 from dheads.config import FPS, SAMPLE_RATE, Config
 from dheads.data import Clip, Dataset
-from dheads.denoiser import Denoiser
+from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.evaluate import Footage, compare, correlation, describe, mean_values, watch
 from dheads.landmarks import LandmarkBackend, load_backend
@@ -57,14 +57,13 @@ DRIFT_PEOPLE = 2
 class Talker:
     """Weights with everything that stays the same from clip to clip."""
 
-    denoiser: Denoiser
-    steps: int
+    engine: Engine
     solver: str
     seed: int
 
     def say(self, name: str, photo: np.ndarray, speech: Tensor, lips: Tensor | None = None) -> np.ndarray:
         """(F, H, W, 3) uint8."""
-        frames = generate(self.denoiser, photo, speech, steps=self.steps, solver=self.solver, seed=self.seed, lips=lips)
+        frames = generate(self.engine, photo, speech, solver=self.solver, seed=self.seed, lips=lips)
         bar = tqdm(frames, total=len(speech), desc=name, unit="frame", leave=False)
         return np.stack(list(bar))
 
@@ -104,7 +103,7 @@ def main(
     dataset.check(config)
     takes = read_takes(dataset, split, limit, frames)
     recommended = config.sampling
-    talker = Talker(Denoiser(unet), steps or recommended.steps, solver or recommended.solver, seed)
+    talker = Talker(Engine(unet, steps or recommended.steps), solver or recommended.solver, seed)
     backend = load_backend("mesh")
 
     results, made = [], {}
@@ -124,7 +123,7 @@ def main(
         "weights": weights,
         "training": info.get("training"),
         "split": split,
-        "steps": talker.steps,
+        "steps": talker.engine.schedule.num_steps,
         "solver": talker.solver,
         "seed": seed,
         "mean": {name: mean_values(row[name] for row in results) for name in results[0] if name != "clip"},
@@ -185,7 +184,7 @@ def repeated(speech: Tensor, count: int) -> Tensor:
 
 def speak(talker: Talker, take: Take, other: Tensor | None) -> dict[str, np.ndarray]:
     """The clip made anew: with its own sound, another's, and with its true lip code."""
-    name, photo, lips = take.clip.clip, take.truth[0], talker.denoiser.unet.lips
+    name, photo, lips = take.clip.clip, take.truth[0], talker.engine.unet.lips
     variants = {"own": talker.say(name, photo, take.speech)}
     if other is not None:
         variants["control"] = talker.say(f"{name}, control", photo, other)

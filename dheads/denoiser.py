@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dheads.conditioning import Condition, blend_copies
-from dheads.config import DiffusionConfig
+from dheads.config import Config, DiffusionConfig
 from dheads.diffusion import Denoised, Schedule, cosine_schedule, x_0_from
 from dheads.model import Output, UNet
 
@@ -16,6 +16,14 @@ from dheads.model import Output, UNet
 def training_schedule(config: DiffusionConfig) -> Schedule:
     """The schedule of all T steps that the network is trained with."""
     return cosine_schedule(config.num_steps, config.cosine_s, config.beta_max)
+
+
+def denoised(config: Config, schedule: Schedule, x_t: Tensor, t: Tensor, output: Output, told: Condition) -> Denoised:
+    """What the network says of x_t (B, 3, H, W) at original timesteps t (B,), as x_0 in float32, unclamped."""
+    x_0 = x_0_from(schedule, x_t, t, output.prediction.float(), config.diffusion.prediction)
+    if output.gates is not None:
+        x_0 = blend_copies(x_0, output.gates.float(), told)
+    return Denoised(x_0, None if output.var_frac is None else output.var_frac.float())
 
 
 class Denoiser:
@@ -34,9 +42,5 @@ class Denoiser:
         """x_t (B, 3, H, W) at original timesteps t (B,) -> x_0, unclamped, and the network's own words."""
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self._bf16):
             output = self._network(x_t, t, condition)
-        prediction = output.prediction.float()
-        x_0 = x_0_from(self.schedule, x_t, t, prediction, self.unet.config.diffusion.prediction)
-        if output.gates is not None:
-            x_0 = blend_copies(x_0, output.gates.float(), condition)
-        var_frac = None if output.var_frac is None else output.var_frac.float()
-        return Denoised(x_0, var_frac), Output(prediction, var_frac, output.gates)
+        x_0 = denoised(self.unet.config, self.schedule, x_t, t, output, condition)
+        return x_0, Output(output.prediction.float(), x_0.var_frac, output.gates)

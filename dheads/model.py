@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,10 +48,12 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
 
 
-def scale_shift(h: Tensor, affine: Tensor) -> Tensor:
-    """h (1 + scale) + shift; h (B, C, H, W), affine (B, 2C)."""
-    scale, shift = affine[:, :, None, None].chunk(2, dim=1)
-    return torch.addcmul(shift, h, 1 + scale)
+def modulation(time: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift, (B, C) each, from what time and audio say, (B, 2C) each: 1 + scale, then shift."""
+    t_s, t_b = time.chunk(2, dim=1)
+    y_s, y_b = audio.chunk(2, dim=1)
+    # y_s (t_s h + t_b) + y_b = (y_s t_s) h + (y_s t_b + y_b)
+    return (1 + y_s) * (1 + t_s), torch.addcmul(y_b, 1 + y_s, t_b)
 
 
 class ResBlock(nn.Module):
@@ -75,12 +78,11 @@ class ResBlock(nn.Module):
             return F.interpolate(x, scale_factor=2, mode="nearest")
         return x
 
-    def forward(self, x: Tensor, time_emb: Tensor, audio_emb: Tensor) -> Tensor:
-        """x (B, C, H, W), time_emb and audio_emb (B, E), both after their SiLU."""
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """x (B, C, H, W); scale and shift (B, C'), by time and audio."""
         h = self.in_conv(self._resample(F.silu(self.in_norm(x))))  # (B, C', H', W')
         # h' = y_s (t_s GN(h) + t_b) + y_b
-        h = scale_shift(self.out_norm(h), self.time_affine(time_emb))
-        h = scale_shift(h, self.audio_affine(audio_emb))
+        h = torch.addcmul(shift[:, :, None, None], self.out_norm(h), scale[:, :, None, None])
         return self.skip(self._resample(x)) + self.out_conv(self.dropout(F.silu(h)))
 
 
@@ -109,14 +111,17 @@ class Layer(nn.Module):
         super().__init__()
         self.res, self.attn, self.up = res, attn, up
 
-    def forward(self, h: Tensor, time_emb: Tensor, audio_emb: Tensor, skip: Tensor | None = None) -> Tensor:
-        """h (B, C, H, W); skip (B, C', H, W): what the way down kept for the way up."""
+    def blocks(self) -> list[ResBlock]:
+        return [self.res] if self.up is None else [self.res, self.up]
+
+    def forward(self, h: Tensor, *modulations: Tensor, skip: Tensor | None = None) -> Tensor:
+        """h (B, C, H, W); modulations: each block's scale and shift; skip (B, C', H, W): what the way down kept."""
         if skip is not None:
             h = torch.cat([h, skip], dim=1)
-        h = self.res(h, time_emb, audio_emb)
+        h = self.res(h, *modulations[:2])
         if self.attn is not None:
             h = self.attn(h)
-        return h if self.up is None else self.up(h, time_emb, audio_emb)
+        return h if self.up is None else self.up(h, *modulations[2:])
 
 
 class UNet(nn.Module):
@@ -175,38 +180,56 @@ class UNet(nn.Module):
         self._splits = [3, 3 if net.learned_variance else 0, 2 if net.copy_gates else 0]
         self.out_conv = zero_init(nn.Conv2d(channels, sum(self._splits) * area, 3, padding=1))
 
-    def embed(self, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """psi(t) and y_Motion through their MLPs: (B, E) each, after the SiLU that every block applies first."""
+    def embed_time(self, t: Tensor, motion_noise: Tensor | None) -> Tensor:
+        """psi(t) (B,) through its MLP: (B, E), after the SiLU that every block applies first."""
         net = self.config.model
         time_emb = self.time_embed(timestep_embedding(t, net.model_channels, net.max_period))
-        audio_emb = self.audio_embed(condition.audio_window.flatten(1))
-        if self.noise_embed is not None and condition.motion_noise is not None:
+        if self.noise_embed is not None and motion_noise is not None:
             # The level is scaled to the range of timesteps, so that the same cosines resolve it.
-            level = timestep_embedding(1000 * condition.motion_noise, net.model_channels, net.max_period)
+            level = timestep_embedding(1000 * motion_noise, net.model_channels, net.max_period)
             time_emb = time_emb + self.noise_embed(level)
+        return F.silu(time_emb)
+
+    def embed_audio(self, condition: Condition) -> Tensor:
+        """y_Motion through its MLP: (B, E), after the SiLU that every block applies first."""
+        audio_emb = self.audio_embed(condition.audio_window.flatten(1))
         if self.lip_embed is not None and condition.lip_window is not None:
             audio_emb = audio_emb + self.lip_embed(condition.lip_window.flatten(1))
-        return F.silu(time_emb), F.silu(audio_emb)
+        return F.silu(audio_emb)
 
-    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
+    def layers(self) -> list[Layer]:
+        """In the order of computation."""
+        return [*self.down, *self.middle, *self.up]
+
+    def _run(self, layer: nn.Module, *inputs: Tensor, skip: Tensor | None = None) -> Tensor:
         if self.training and self.config.training.checkpoint_activations:
             # Only the layer's inputs are kept; the backward pass computes the rest once more, with the same dropout.
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
+            return checkpoint(layer, *inputs, skip=skip, use_reentrant=False)
+        return layer(*inputs, skip=skip)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Output:
         """x_t (B, 3, H, W), t (B,) original timesteps."""
-        patch = self.config.model.patch_size
-        emb = self.embed(t, condition)
-        h = self.stem(F.pixel_unshuffle(network_input(self.config, x_t, condition), patch))
+        time_emb, audio_emb = self.embed_time(t, condition.motion_noise), self.embed_audio(condition)
+        modulations = [
+            [part for b in layer.blocks() for part in modulation(b.time_affine(time_emb), b.audio_affine(audio_emb))]
+            for layer in self.layers()
+        ]
+        patches = F.pixel_unshuffle(network_input(self.config, x_t, condition), self.config.model.patch_size)
+        return self.denoise(self.stem(patches), modulations)
+
+    def denoise(self, h: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Output:
+        """From the stem's output (B, C, H, W) and each layer's scales and shifts to the network's words."""
+        told = iter(modulations)
         skips = [h]
         for layer in self.down:
-            h = self._run(layer, h, *emb)
+            h = self._run(layer, h, *next(told))
             skips.append(h)
         for layer in self.middle:
-            h = self._run(layer, h, *emb)
+            h = self._run(layer, h, *next(told))
         for layer in self.up:
-            h = self._run(layer, h, *emb, skips.pop())
-        h = F.pixel_shuffle(self.out_conv(F.silu(self.out_norm(h))), patch)  # (B, 3 + 3 + 2, H, W)
+            h = self._run(layer, h, *next(told), skip=skips.pop())
+        h = F.pixel_shuffle(
+            self.out_conv(F.silu(self.out_norm(h))), self.config.model.patch_size
+        )  # (B, 3 + 3 + 2, H, W)
         prediction, var_frac, gates = h.split(self._splits, dim=1)
         return Output(prediction, var_frac if self._splits[1] else None, gates if self._splits[2] else None)

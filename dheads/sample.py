@@ -16,8 +16,8 @@ from tqdm import tqdm
 from dheads.audio import load_speech_encoder, load_waveform
 from dheads.conditioning import MotionBuffer, build, window
 from dheads.config import FPS, Config
-from dheads.denoiser import Denoiser
-from dheads.diffusion import SOLVERS, Denoised, respaced
+from dheads.diffusion import SOLVERS
+from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.faces import align_transforms, warp
 from dheads.landmarks import find_face, load_backend
@@ -63,10 +63,9 @@ def sample(
     waveform = load_waveform(audio)
     speech = load_speech_encoder(config.conditioning.speech_encoder, place, progress).encode(waveform).cpu()
     frames = generate(
-        Denoiser(unet),
+        Engine(unet, steps or config.sampling.steps),
         photo,
         speech,
-        steps=steps or config.sampling.steps,
         solver=solver or config.sampling.solver,
         seed=seed,
     )
@@ -79,11 +78,10 @@ def sample(
 
 @torch.inference_mode()
 def generate(
-    denoiser: Denoiser,
+    engine: Engine,
     photo: np.ndarray,
     speech: Tensor,
     *,
-    steps: int,
     solver: str,
     seed: int = 0,
     lips: Tensor | None = None,
@@ -92,9 +90,7 @@ def generate(
 
     `lips`: normalised lip codes (F, L) in place of those predicted from the speech.
     """
-    unet, told = denoiser.unet, denoiser.unet.config.conditioning
-    device = next(unet.parameters()).device
-    schedule = respaced(denoiser.schedule, steps)
+    unet, device, told = engine.unet, engine.device, engine.config.conditioning
     # The generator lives on the CPU, so that a seed means the same noise on every device.
     generator = torch.Generator().manual_seed(seed)
     identity = to_unit(photo)[None].to(device)  # (1, 3, H, W)
@@ -117,11 +113,7 @@ def generate(
             level,
             None if level is None else torch.randn(motion_frames.shape, generator=generator).to(device),
         )
-
-        def denoise(x_t: Tensor, t: Tensor, condition=condition) -> Denoised:  # type: ignore[no-untyped-def]
-            return denoiser(x_t, t, condition)[0]
-
-        x_0 = SOLVERS[solver](denoise, schedule, noise(), noise).clamp(-1, 1)
+        x_0 = SOLVERS[solver](engine.frame(condition), engine.schedule, noise(), noise).clamp(-1, 1)
         buffer.push(x_0)
         yield to_uint8(x_0[0])
 

@@ -20,6 +20,7 @@ from dheads.data import Clip, Dataset
 from dheads.denoiser import Denoiser
 from dheads.distributed import Ending, joined
 from dheads.draws import Draws, prefetch
+from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.journal import Journal
 from dheads.model import UNet
@@ -252,8 +253,8 @@ class _Records:
                 folder.mkdir(exist_ok=True)
                 truth = self._dataset.frames(clip)[:_SAMPLE_FRAMES]
                 speech = self._dataset.labels(clip)["speech"][: len(truth)]
-                sampling = config.sampling
-                ours = generate(self._denoiser, truth[0], speech, steps=sampling.steps, solver=sampling.solver)
+                engine = Engine(self._state.ema, config.sampling.steps)
+                ours = generate(engine, truth[0], speech, solver=config.sampling.solver)
                 pairs = (np.concatenate(pair, axis=1) for pair in zip(ours, truth, strict=True))
                 sound = _sound(self._dataset.root / "clips" / f"{clip.clip}.mp4", len(truth))
                 write_video(folder / f"{self._state.step:07d}-{clip.clip.replace('/', '-')}.mp4", pairs, sound)

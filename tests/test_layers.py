@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 BASE = {"errors", "config"}
-LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "augment", "lips"}
+LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "engine", "augment", "lips"}
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights"}
 LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
 LIBRARY |= {"distributed", "objective", "state", "journal", "plan"}
@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diffusion": set(),
     "losses": {"diffusion"},
     "denoiser": {"config", "conditioning", "model", "diffusion"},
+    "engine": {"config", "conditioning", "model", "diffusion", "denoiser"},
     "augment": set(),
     "media": {"errors"},
     "video": BASE | {"media"},

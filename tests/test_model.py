@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dheads.conditioning import Condition, build
 from dheads.config import Config, override, preset
-from dheads.model import AttentionBlock, Output, ResBlock, UNet, scale_shift, timestep_embedding
+from dheads.model import AttentionBlock, Output, ResBlock, UNet, modulation, timestep_embedding
 
 TINY = preset("tiny")
 
@@ -119,11 +119,11 @@ def test_timestep_embedding(max_period: float) -> None:
         assert row == pytest.approx([*map(math.cos, angles), *map(math.sin, angles)], abs=2e-4)
 
 
-def test_scale_shift() -> None:
-    h, affine = torch.randn(2, 3, 4, 4), torch.randn(2, 6)
-    for b in range(2):
-        for c in range(3):
-            torch.testing.assert_close(scale_shift(h, affine)[b, c], h[b, c] * (1 + affine[b, c]) + affine[b, 3 + c])
+def test_modulation_is_time_first_then_audio() -> None:
+    time, audio, h = torch.randn(2, 6), torch.randn(2, 6), torch.randn(2, 3)
+    scale, shift = modulation(time, audio)
+    (t_s, t_b), (y_s, y_b) = time.chunk(2, 1), audio.chunk(2, 1)
+    torch.testing.assert_close(scale * h + shift, (1 + y_s) * ((1 + t_s) * h + t_b) + y_b)
 
 
 def shrink(x: Tensor) -> Tensor:
@@ -160,7 +160,8 @@ def test_residual_block(resample: str | None, resized: object, outputs: int) -> 
     skip = resized(x)
     if outputs != 32:
         skip = torch.einsum("oi,bihw->bohw", block.skip.weight[:, :, 0, 0], skip) + block.skip.bias[:, None, None]
-    torch.testing.assert_close(block(x, time_emb, audio_emb), skip + h, rtol=1e-4, atol=1e-4)
+    given = modulation(block.time_affine(time_emb), block.audio_affine(audio_emb))
+    torch.testing.assert_close(block(x, *given), skip + h, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_is_softmax_of_scaled_products() -> None:
@@ -179,8 +180,8 @@ def test_attention_is_softmax_of_scaled_products() -> None:
 
 
 def test_a_new_residual_branch_is_the_identity() -> None:
-    x, emb = torch.randn(2, 32, 8, 8), torch.randn(2, 16)
-    assert torch.equal(ResBlock(32, 32, 16, 0.0)(x, emb, emb), x)
+    x, told = torch.randn(2, 32, 8, 8), torch.randn(2, 32)
+    assert torch.equal(ResBlock(32, 32, 16, 0.0)(x, told, told), x)
     assert torch.equal(AttentionBlock(32, 8)(x), x)
 
 

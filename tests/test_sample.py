@@ -21,11 +21,11 @@ from dheads import sample as verb
 from dheads.audio import load_waveform
 from dheads.conditioning import Condition
 from dheads.config import Config, override, preset
-from dheads.denoiser import Denoiser
-from dheads.diffusion import Denoised
+from dheads.diffusion import Denoise, Denoised
+from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.landmarks import find_face, load_backend
-from dheads.model import Output, UNet
+from dheads.model import UNet
 from dheads.video import to_uint8, to_unit
 from dheads.weights import save_checkpoint
 
@@ -117,8 +117,8 @@ def test_steps_and_solver_are_the_weights_own_unless_given(
 ) -> None:
     told: list[dict[str, object]] = []
 
-    def fake(denoiser: Denoiser, photo: np.ndarray, speech: Tensor, **options: object) -> Iterator[np.ndarray]:
-        told.append(options)
+    def fake(engine: Engine, photo: np.ndarray, speech: Tensor, **options: object) -> Iterator[np.ndarray]:
+        told.append({"steps": engine.schedule.num_steps, **options})
         assert speech.shape == (FRAMES, 384)
         return itertools.repeat(photo, len(speech))
 
@@ -142,7 +142,7 @@ def test_several_faces_are_noted(folder: Path, face: Path, tmp_path: Path) -> No
 def test_an_interrupt_leaves_nothing_behind(
     folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(denoiser: Denoiser, photo: np.ndarray, *rest: object, **options: object) -> Iterator[np.ndarray]:
+    def interrupted(engine: Engine, photo: np.ndarray, *rest: object, **options: object) -> Iterator[np.ndarray]:
         yield photo
         yield photo
         raise KeyboardInterrupt
@@ -169,16 +169,21 @@ def test_an_odd_size_is_refused_in_a_line_of_its_own(folder: Path, face: Path, t
 # --- Frame by frame
 
 
-class Recorder(Denoiser):
+class Recorder(Engine):
     """Remembers what it was told."""
 
-    def __init__(self, unet: UNet) -> None:
-        super().__init__(unet)
+    def __init__(self, unet: UNet, steps: int) -> None:
+        super().__init__(unet, steps)
         self.told: list[tuple[int, Condition]] = []
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Denoised, Output]:
-        self.told.append((int(t), condition))
-        return super().__call__(x_t, t, condition)
+    def frame(self, condition: Condition) -> Denoise:
+        denoise = super().frame(condition)
+
+        def recorded(x_t: Tensor, t: Tensor) -> Denoised:
+            self.told.append((int(t), condition))
+            return denoise(x_t, t)
+
+        return recorded
 
 
 @pytest.fixture
@@ -187,28 +192,28 @@ def photo() -> np.ndarray:
 
 
 def test_frames_come_one_by_one(photo: np.ndarray) -> None:
-    denoiser = Recorder(untrained(TINY))
-    frames = verb.generate(denoiser, photo, torch.randn(1000, 384), steps=3, solver="ddim")
-    assert denoiser.told == [], "nothing is computed before it is asked for"
+    engine = Recorder(untrained(TINY), 3)
+    frames = verb.generate(engine, photo, torch.randn(1000, 384), solver="ddim")
+    assert engine.told == [], "nothing is computed before it is asked for"
     first = next(frames)
     assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
-    assert [t for t, _ in denoiser.told] == [999, 500, 0]
+    assert [t for t, _ in engine.told] == [999, 500, 0]
     next(frames)
-    assert len(denoiser.told) == 6
+    assert len(engine.told) == 6
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm++2m"])
 def test_each_frame_is_told_of_those_before_and_of_its_sound(photo: np.ndarray, solver: str) -> None:
     config = override(TINY, {"conditioning": {"hide_motion_mouth": False}})
     unet = untrained(config)
-    denoiser = Recorder(unet)
+    engine = Recorder(unet, 2)
     speech = torch.randn(5, 384)
-    frames = list(verb.generate(denoiser, photo, speech, steps=2, solver=solver))
+    frames = list(verb.generate(engine, photo, speech, solver=solver))
     assert len(frames) == 5
     identity = to_unit(photo)[None]
     lips = unet.lips.predict(speech)
     shown: list[np.ndarray] = [photo, photo, *frames]
-    for k, (_, condition) in enumerate(denoiser.told[::2]):
+    for k, (_, condition) in enumerate(engine.told[::2]):
         assert torch.equal(condition.identity, identity)
         before = [to_uint8(condition.motion_frames[0, i]) for i in range(2)]
         assert np.array_equal(before[0], shown[k])
@@ -223,10 +228,10 @@ def test_noise_on_motion_frames_that_the_weights_ask_for(photo: np.ndarray) -> N
     """Each frame's motion frames are noised anew, at the level told, and only as the network sees them."""
     told = {"hide_motion_mouth": False, "motion_noise": 0.3}
     config = override(TINY, {"conditioning": told, "sampling": {"motion_noise": 0.1}})
-    denoiser = Recorder(untrained(config))
-    frames = list(verb.generate(denoiser, photo, torch.randn(3, 384), steps=2, solver="ddim"))
+    engine = Recorder(untrained(config), 2)
+    frames = list(verb.generate(engine, photo, torch.randn(3, 384), solver="ddim"))
     shown = [to_unit(frame) for frame in (photo, photo, *frames)]
-    for k, (_, condition) in enumerate(denoiser.told[::2]):
+    for k, (_, condition) in enumerate(engine.told[::2]):
         assert condition.motion_noise.tolist() == pytest.approx([0.1])
         noise = condition.motion_frames[0] - torch.stack(shown[k : k + 2])
         assert float(noise.std()) == pytest.approx(0.1, rel=0.1)
@@ -234,18 +239,18 @@ def test_noise_on_motion_frames_that_the_weights_ask_for(photo: np.ndarray) -> N
 
 
 def test_given_lips_take_the_place_of_those_heard(photo: np.ndarray) -> None:
-    denoiser = Recorder(untrained(TINY))
+    engine = Recorder(untrained(TINY), 1)
     lips = torch.randn(3, 3)
-    list(verb.generate(denoiser, photo, torch.randn(3, 384), steps=1, solver="ddim", lips=lips))
-    for k, (_, condition) in enumerate(denoiser.told):
+    list(verb.generate(engine, photo, torch.randn(3, 384), solver="ddim", lips=lips))
+    for k, (_, condition) in enumerate(engine.told):
         assert torch.equal(condition.lip_window[0], conditioning.window(lips, k, 2))
 
 
 def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
-    denoiser, speech = Denoiser(untrained(TINY)), torch.randn(3, 384)
+    engine, speech = Engine(untrained(TINY), 2), torch.randn(3, 384)
 
     def frames(seed: int) -> np.ndarray:
-        return np.stack(list(verb.generate(denoiser, photo, speech, steps=2, solver="ddpm", seed=seed)))
+        return np.stack(list(verb.generate(engine, photo, speech, solver="ddpm", seed=seed)))
 
     first = frames(1)
     torch.manual_seed(9)
@@ -265,7 +270,7 @@ def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
         },
     )
     for config in (plain, override(plain, {"conditioning": {"motion_frames": 0}})):
-        frames = list(verb.generate(Denoiser(untrained(config)), photo, torch.randn(3, 384), steps=3, solver="ddpm"))
+        frames = list(verb.generate(Engine(untrained(config), 3), photo, torch.randn(3, 384), solver="ddpm"))
         assert np.stack(frames).shape == (3, 32, 32, 3)
         assert not np.array_equal(frames[0], frames[1])
 

@@ -31,6 +31,7 @@ from dheads.config import Config, from_dict, override, preset, to_dict
 from dheads.data import Dataset
 from dheads.denoiser import Denoiser
 from dheads.draws import Batch
+from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.sample import generate
 from dheads.state import TrainingState, learning_rate
@@ -580,8 +581,8 @@ def test_a_tiny_model_learns_one_clip_until_its_mouth_follows_the_sound(
         return (mouth(frames) - mean) @ main
 
     def spoken(speech: Tensor) -> np.ndarray:
-        sampling = config.sampling
-        return np.stack(list(generate(Denoiser(unet), truth[0], speech, steps=sampling.steps, solver=sampling.solver)))
+        engine = Engine(unet, config.sampling.steps)
+        return np.stack(list(generate(engine, truth[0], speech, solver=config.sampling.solver)))
 
     count = other.frames
     own, foreign = spoken(labels["speech"]), spoken(others.labels(other)["speech"])
