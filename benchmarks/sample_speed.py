@@ -42,7 +42,7 @@ class Plain:
     def __init__(self, unet: UNet, steps: int) -> None:
         self.unet, self.config, self.device = unet, unet.config, next(unet.parameters()).device
         self._denoiser = Denoiser(unet)
-        self.schedule = respaced(self._denoiser.schedule, steps)
+        self.schedule = respaced(self._denoiser.schedule, steps, self.config.sampling.spacing)
 
     def frame(self, condition: Condition) -> Denoise:
         return lambda x_t, t: self._denoiser(x_t, t, condition)[0]

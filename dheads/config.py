@@ -88,6 +88,8 @@ class SamplingConfig:
 
     steps: int = 100
     solver: Literal["ddpm", "ddim", "dpm++2m"] = "ddpm"
+    # Beyond the paper: where the steps lie; quadratic has more of them at little noise, where detail is made.
+    spacing: Literal["uniform", "quadratic"] = "uniform"
     # Beyond the paper: noise on the network's own last frames, told as in training, so that errors do not pile up.
     motion_noise: float = 0.0
     # Beyond the paper: each finished frame becomes a motion frame with this share of the identity blended in.
@@ -169,6 +171,11 @@ class Config:
             value = getattr(getattr(self, section), name)
             if value < least:
                 raise DheadsError(f"configuration: {key} is {value}, but must be {least} or more")
+        if self.sampling.steps > self.diffusion.num_steps:
+            raise DheadsError(
+                f"configuration: sampling.steps is {self.sampling.steps}, but diffusion.num_steps only "
+                f"{self.diffusion.num_steps}"
+            )
         coarsest = self.model.patch_size * 2 ** (len(self.model.channel_mult) - 1)
         if coarsest < 1 or self.model.image_size % coarsest:
             raise DheadsError(
@@ -289,7 +296,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
         "diffusion": {"prediction": "x_0"},
         "conditioning": {"motion_noise": 0.25, "hide_motion_mouth": True, "lip_dims": 3},
         "alignment": {"eye_distance": 0.30, "eye_y": 0.38},
-        "sampling": {"steps": 6, "solver": "dpm++2m", "identity_anchor": 0.25},
+        "sampling": {"steps": 6, "solver": "dpm++2m", "spacing": "quadratic", "identity_anchor": 0.25},
         "training": {
             "steps": 5_600,
             "batch_size": 16,

@@ -43,15 +43,19 @@ def cosine_schedule(num_steps: int = 1000, s: float = 0.008, beta_max: float = 0
     return _schedule(torch.cumprod(1 - beta, dim=0), torch.arange(num_steps))
 
 
-def respaced(schedule: Schedule, n: int) -> Schedule:
-    """A new schedule of n of the steps, evenly spread from the first to the last (n = 1: the last alone).
+def respaced(schedule: Schedule, n: int, spacing: str = "uniform") -> Schedule:
+    """A new schedule of n of the steps, spread from the first to the last (n = 1: the last alone).
 
+    spacing: uniform, as the released code has it; or quadratic, with more of them where little noise is left.
     Raises ValueError unless 1 <= n <= schedule.num_steps.
     """
     if not 1 <= n <= schedule.num_steps:
         raise ValueError(f"steps must be between 1 and {schedule.num_steps}, not {n}")
     last = schedule.num_steps - 1
-    index = torch.tensor([round(i * last / (n - 1)) for i in range(n)] if n > 1 else [last])
+    power = {"uniform": 1, "quadratic": 2}[spacing]
+    # Many quadratic steps would meet near 0: none comes twice.
+    steps = [max(i, round(last * i**power / (n - 1) ** power)) for i in range(n)] if n > 1 else [last]
+    index = torch.tensor(steps)
     return _schedule(schedule.alpha_bar[index], schedule.timestep_map[index])
 
 

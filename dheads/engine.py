@@ -28,7 +28,7 @@ class Engine:
         self.device = next(unet.parameters()).device
         self.dtype = dtype or best_dtype(self.device)
         self._full = training_schedule(self.config.diffusion)
-        self.schedule = respaced(self._full, steps)
+        self.schedule = respaced(self._full, steps, self.config.sampling.spacing)
         # Embeddings, scales and shifts are a trifle to compute: they stay float32.
         self._network = copy.deepcopy(unet).eval().to(self.dtype, memory_format=torch.channels_last)
         self._blocks = [[(b.time_affine, b.audio_affine) for b in layer.blocks()] for layer in unet.layers()]

@@ -59,11 +59,14 @@ def sample(
         raise DheadsError(f"{output}: the folder {output.parent} does not exist; create it or choose another")
     place = resolve_device(device)
     unet, config, _ = load_model(weights, place, progress)
+    steps, most = steps or config.sampling.steps, config.diffusion.num_steps
+    if steps > most:
+        raise DheadsError(f"{weights}: was trained with {most} timesteps, which cannot be walked in {steps} steps")
     photo, notes = aligned_photo(face, config)
     waveform = load_waveform(audio)
     speech = load_speech_encoder(config.conditioning.speech_encoder, place, progress).encode(waveform).cpu()
     frames = generate(
-        Engine(unet, steps or config.sampling.steps),
+        Engine(unet, steps),
         photo,
         speech,
         solver=solver or config.sampling.solver,

@@ -30,6 +30,11 @@ def test_numbers_that_are_too_small_are_refused(key: str) -> None:
         override(preset("tiny"), {"training": {key: -1}})
 
 
+def test_more_steps_than_timesteps_are_refused() -> None:
+    with pytest.raises(DheadsError, match=r"sampling\.steps is 4, but diffusion\.num_steps only 3"):
+        override(preset("tiny"), {"diffusion": {"num_steps": 3}})
+
+
 def test_the_papers_presets_are_the_paper() -> None:
     for name, grayscale in (("crema", False), ("lrw", True)):
         config = preset(name)

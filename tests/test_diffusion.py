@@ -85,6 +85,21 @@ def test_respacing(schedule: diffusion.Schedule, n: int, timesteps: list[int]) -
     assert all(torch.isfinite(table).all() for table in vars(few).values())
 
 
+@pytest.mark.parametrize(
+    ("n", "timesteps"), [(1, [999]), (2, [0, 999]), (4, [0, 111, 444, 999]), (6, [0, 40, 160, 360, 639, 999])]
+)
+def test_quadratic_respacing(schedule: diffusion.Schedule, n: int, timesteps: list[int]) -> None:
+    assert diffusion.respaced(schedule, n, "quadratic").timestep_map.tolist() == timesteps
+
+
+@pytest.mark.parametrize("n", [3, 50, 100, 700, 999, 1000])
+def test_quadratic_steps_never_meet(schedule: diffusion.Schedule, n: int) -> None:
+    few = diffusion.respaced(schedule, n, "quadratic")
+    assert few.timestep_map[[0, -1]].tolist() == [0, 999]
+    assert (few.timestep_map.diff() > 0).all()
+    assert all(torch.isfinite(table).all() for table in vars(few).values())
+
+
 def test_respacing_is_a_new_object(schedule: diffusion.Schedule) -> None:
     whole = diffusion.respaced(schedule, 1000)
     assert whole is not schedule

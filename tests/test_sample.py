@@ -166,6 +166,13 @@ def test_an_odd_size_is_refused_in_a_line_of_its_own(folder: Path, face: Path, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_more_steps_than_there_are(folder: Path, face: Path, tmp_path: Path) -> None:
+    done = command(folder, face, tmp_path / "out.mp4", "--steps", 1001)
+    assert done.exit_code == 1
+    assert "was trained with 1000 timesteps, which cannot be walked in 1001 steps" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- Frame by frame
 
 
