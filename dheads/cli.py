@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import functools
 import json
 import logging
 import re
@@ -175,7 +174,7 @@ def prepare(
 ) -> None:
     """Turn the videos in RAW into a dataset of aligned faces and speech embeddings."""
     part = _parse_shard(shard)
-    chosen = _lay_over(configuration.preset(preset), _read_changes(config, changes))
+    chosen = configuration.override(configuration.preset(preset), *_read_changes(config, changes))
     from dheads import prepare as verb
     from dheads.sample import resolve_device
 
@@ -225,7 +224,7 @@ def train(
     if not main:
         _be_quiet(True)
     laid_over = _read_changes(config, changes)
-    chosen = _lay_over(_starting_point(preset, init, data), laid_over)
+    chosen = configuration.override(_starting_point(preset, init, data), *laid_over)
     costs = _costs(chosen, data, world().size)
     if dry_run:
         typer.echo("\n".join(costs)) if main else None
@@ -308,10 +307,6 @@ def _costs(chosen: Config, data: Path, processes: int) -> list[str]:
 def _read_changes(file: Path | None, changes: list[str] | None) -> list[dict[str, Any]]:
     """What is laid over the preset, in order: the TOML file, then each --set."""
     return [*([_read_toml(file)] if file else []), *(_parse_change(change) for change in changes or [])]
-
-
-def _lay_over(start: Config, changes: list[dict[str, Any]]) -> Config:
-    return functools.reduce(configuration.override, changes, start)
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

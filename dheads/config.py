@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
@@ -217,9 +218,9 @@ def _toml_lines(values: dict[str, typing.Any]) -> list[str]:
     return [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
 
 
-def override(config: Config, values: dict[str, typing.Any]) -> Config:
-    """`config` with the given (possibly partial, nested) values in place of its own."""
-    return from_dict(_merge(to_dict(config), values))
+def override(config: Config, *changes: dict[str, typing.Any]) -> Config:
+    """`config` with the given (possibly partial, nested) values in place of its own; checked when all are in place."""
+    return from_dict(functools.reduce(_merge, changes, to_dict(config)))
 
 
 def _merge(base: dict[str, typing.Any], top: dict[str, typing.Any]) -> dict[str, typing.Any]:
