@@ -23,6 +23,7 @@ import torch
 import typer
 from torch import Tensor
 from tqdm import tqdm
+from train_speed import machine
 
 from dheads.conditioning import Condition
 from dheads.config import preset
@@ -71,9 +72,9 @@ def main(
     first = time.perf_counter() - start
     plain, released = Plain(unet, steps), Plain(unet, RELEASED_STEPS)
     ways = {
-        "ours": (engine, solver, speech),
-        "plain": (plain, solver, speech),
-        "released": (released, "ddpm", speech[: max(1, frames // 10)]),
+        "ours": (engine, solver, photo, speech),
+        "plain": (plain, solver, photo, speech),
+        "released": (released, "ddpm", photo, speech[: max(1, frames // 10)]),
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     pictures: dict[str, np.ndarray] = {}
@@ -84,7 +85,7 @@ def main(
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     difference = np.abs(pictures["ours"].astype(int) - pictures["plain"])
     report = {
-        "machine": torch.cuda.get_device_name() if place.type == "cuda" else f"{torch.get_num_threads()} threads",
+        "machine": f"{machine(place)}; torch {torch.__version__}, {torch.get_num_threads()} threads",
         "network": f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters, {size} px",
         "steps": f"{steps} of {solver}, {engine.dtype}",
         "frames_per_second": medians["ours"],
@@ -103,10 +104,8 @@ def main(
         print("\n".join(f"{k:<27} {v:.4g}" if isinstance(v, float) else f"{k:<27} {v}" for k, v in report.items()))
 
 
-def turn(engine: Engine, solver: str, speech: Tensor) -> tuple[float, np.ndarray]:
+def turn(engine: Engine, solver: str, photo: np.ndarray, speech: Tensor) -> tuple[float, np.ndarray]:
     """Frames a second, and the frames."""
-    size = engine.config.model.image_size
-    photo = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     start = time.perf_counter()
     frames = np.stack(list(generate(engine, photo, speech, solver=solver)))  # on the CPU, so all work is done
     return len(frames) / (time.perf_counter() - start), frames

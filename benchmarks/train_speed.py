@@ -36,11 +36,11 @@ import typer
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from dheads.config import FPS, SAMPLE_RATE, Config, override, preset
+from dheads.config import FPS, SAMPLE_RATE, Config, override, preset, toml_text
 from dheads.data import Dataset, dataset_info
 from dheads.denoiser import Denoiser
 from dheads.draws import Draws, prefetch
-from dheads.manifest import Clip, write_clips
+from dheads.manifest import Clip, clip_path, write_clips
 from dheads.model import UNet
 from dheads.objective import TALLIED, tally, training_loss
 from dheads.plan import plan
@@ -313,7 +313,7 @@ def random_dataset(root: Path, config: Config) -> Path:
         Clip(f"speaker{k % 8}/clip{k:02}", f"speaker{k % 8}", "train", CLIP_FRAMES, "random") for k in range(CLIPS)
     ]
     for clip in tqdm(clips, desc="random pictures", disable=not sys.stderr.isatty()):
-        path = root / "clips" / f"{clip.clip}.mp4"
+        path = clip_path(root, clip.clip, "mp4")
         path.parent.mkdir(parents=True, exist_ok=True)
         sound = rng.normal(0, 0.1, SAMPLE_RATE * CLIP_FRAMES // FPS)
         write_clip(path, random_frames(rng, size), torch.from_numpy(sound).float())
@@ -326,11 +326,7 @@ def random_dataset(root: Path, config: Config) -> Path:
         }
         save_file(labels, path.with_suffix(".safetensors"))
     write_clips(root, clips)
-    info = dataset_info(config)
-    alignment = info.pop("alignment")
-    rows = [f"{key} = {json.dumps(value)}" for key, value in info.items()] + ["[alignment]"]
-    rows += [f"{key} = {json.dumps(value)}" for key, value in alignment.items()]
-    (root / "dataset.toml").write_text("\n".join(rows), encoding="utf-8")
+    (root / "dataset.toml").write_text(toml_text(dataset_info(config)), encoding="utf-8")
     return root
 
 

@@ -31,6 +31,7 @@ from dheads.errors import DheadsError
 from dheads.evaluate import Footage, compare, correlation, describe, mean_values, watch
 from dheads.landmarks import LandmarkBackend, load_backend
 from dheads.lips import LipPredictor, centred
+from dheads.manifest import clip_path
 from dheads.sample import generate, resolve_device
 from dheads.video import write_video
 from dheads.weights import load_model
@@ -162,7 +163,7 @@ def read_takes(dataset: Dataset, split: str, limit: int | None, frames: int | No
                 dataset.frames(clip)[:frames],
                 label["speech"][:frames],
                 centred(label["lips"])[:frames],
-                dataset.root / "clips" / f"{clip.clip}.mp4",
+                clip_path(dataset.root, clip.clip, "mp4"),
             )
         )
     return takes

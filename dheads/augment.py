@@ -23,6 +23,8 @@ def drift(frames: Tensor, size: float, generator: torch.Generator) -> Tensor:
     frames (B, M, 3, H, W), the same for all M of an example; size 0 .. 1.
     """
     batch, count, _, height, width = frames.shape
+    if count == 0:  # a network that is told no motion frames
+        return frames
     strength = size * _uniform(batch, 0, 1, generator).square()[:, None, None, None]  # many hardly, some badly
     gain = torch.exp(strength * _normal((batch, 1, 1, 1), 0.4, generator))
     tint = _normal((batch, 3, 1, 1), 0.2, generator) + _normal((batch, 3, 6, 6), 0.3, generator)

@@ -225,12 +225,12 @@ def train(
         _be_quiet(True)
     laid_over = _read_changes(config, changes)
     chosen = configuration.override(_starting_point(preset, init, data), *laid_over)
-    costs = _costs(chosen, data, world().size)
+    if main and dry_run:
+        typer.echo(_costs(chosen, data, world().size))
+    elif main and not quiet:
+        typer.echo(f"{configuration.to_toml(chosen)}\n{_costs(chosen, data, world().size)}", err=True)
     if dry_run:
-        typer.echo("\n".join(costs)) if main else None
         return
-    if main and not quiet:
-        typer.echo("\n".join([configuration.to_toml(chosen), *costs]), err=True)
     from dheads import train as verb
     from dheads.sample import resolve_device
 
@@ -297,11 +297,11 @@ def _starting_point(preset: str | None, init: str | None, data: Path) -> Config:
     return configuration.preset(str(Dataset(data).info.get("preset", "small")))
 
 
-def _costs(chosen: Config, data: Path, processes: int) -> list[str]:
+def _costs(chosen: Config, data: Path, processes: int) -> str:
     from dheads.data import Dataset
     from dheads.plan import plan
 
-    return plan(chosen, len(Dataset(data).split("train")), processes).lines()
+    return "\n".join(plan(chosen, len(Dataset(data).split("train")), processes).lines())
 
 
 def _read_changes(file: Path | None, changes: list[str] | None) -> list[dict[str, Any]]:

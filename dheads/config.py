@@ -204,8 +204,13 @@ def from_dict(values: dict[str, typing.Any]) -> Config:
 
 def to_toml(config: Config) -> str:
     """The configuration as a TOML file that `from_dict` takes back; keys that are None are left out."""
+    return toml_text(to_dict(config))
+
+
+def toml_text(values: dict[str, typing.Any]) -> str:
+    """Scalars, lists of them, and tables of both as a TOML file."""
     top, tables = [], []
-    for name, value in to_dict(config).items():
+    for name, value in values.items():
         if isinstance(value, dict):
             tables += ["", f"[{name}]", *_toml_lines(value)]
         else:

@@ -26,7 +26,7 @@ from torch import Tensor
 from dheads.config import FPS, Config
 from dheads.errors import DheadsError
 from dheads.lips import MEASURES, Talk, centred
-from dheads.manifest import Clip, read_clips
+from dheads.manifest import Clip, clip_path, read_clips
 from dheads.video import SCALER
 
 FORMAT = 1
@@ -77,7 +77,7 @@ class Dataset:
         """
         labels = self._labels.get(clip.clip)
         if labels is None:
-            labels = _read_labels(self._path(clip, "safetensors"), clip.frames, self._size)
+            labels = _read_labels(clip_path(self.root, clip.clip, "safetensors"), clip.frames, self._size)
             if self._keep:
                 self._labels[clip.clip] = labels
         return labels
@@ -113,13 +113,12 @@ class Dataset:
             talks.append(Talk(moving[index].speaker, labels["speech"], labels["centred_lips"]))
         return talks
 
-    def _path(self, clip: Clip, ending: str) -> Path:
-        return self.root / "clips" / f"{clip.clip}.{ending}"
-
     def _read_pictures(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
         if not hasattr(self._local, "scaler"):
             self._local.scaler = VideoReformatter()  # its tables cost more than a picture; one belongs to one thread
-        return _read_pictures(self._path(clip, "mp4"), clip.frames, self._size, indices, self._local.scaler)
+        return _read_pictures(
+            clip_path(self.root, clip.clip, "mp4"), clip.frames, self._size, indices, self._local.scaler
+        )
 
 
 def dataset_info(config: Config) -> dict[str, object]:

@@ -45,21 +45,15 @@ class Engine:
         kernel = stem.weight[:, :channels]
         audio_emb = self.unet.embed_audio(condition)
         audio = [[affine(audio_emb) for _, affine in layer] for layer in self._blocks]  # (B, 2C) each
-        modulations = [
-            [
-                [
-                    part.to(self.dtype)
-                    for t, y in zip(times, audios, strict=True)
-                    for part in modulation(t[step, None], y)
-                ]
-                for times, audios in zip(self._time_affines(condition.motion_noise), audio, strict=True)
-            ]
-            for step in range(self.schedule.num_steps)
+        modulations = [  # (steps, B, C) each
+            [part.to(self.dtype) for t, y in zip(times, audios, strict=True) for part in modulation(t[:, None], y)]
+            for times, audios in zip(self._time_affines(condition.motion_noise), audio, strict=True)
         ]
 
         def denoise(x_t: Tensor, t: Tensor) -> Denoised:
             h = F.conv2d(F.pixel_unshuffle(x_t, patch).to(still), kernel, padding=1) + still
-            output = self._network.denoise(h, modulations[self._steps[int(t[0])]])
+            step = self._steps[int(t[0])]
+            output = self._network.denoise(h, [[part[step] for part in layer] for layer in modulations])
             return denoised(self.config, self._full, x_t, t, output, condition)
 
         return denoise

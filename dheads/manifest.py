@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-import secrets
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dheads.errors import DheadsError
+from dheads.files import complete_or_absent
 
 CLIP_COLUMNS = ("clip", "speaker", "split", "frames", "source")
 FAILED_COLUMNS = ("source", "reason")
 Shard = tuple[int, int]  # which of how many, from 1
-PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)  # the name of a file that is not complete yet
 
 _TABLE_OF_CLIPS = re.compile(r"clips(?:\.(\d+)-of-(\d+))?\.csv")
 
@@ -44,6 +41,11 @@ def shard_path(root: Path, name: str, shard: Shard | None) -> Path:
     """`root`/clips.csv or, of a shard, `root`/clips.3-of-16.csv."""
     stem, _, ending = name.rpartition(".")
     return root / (name if shard is None else f"{stem}.{shard[0]}-of-{shard[1]}.{ending}")
+
+
+def clip_path(root: Path, clip: str, ending: str) -> Path:
+    """A clip's picture with its sound (mp4), or its labels (safetensors)."""
+    return root / "clips" / f"{clip}.{ending}"
 
 
 # --- Clips -----------------------------------------------------------------------------------------------------------
@@ -141,20 +143,6 @@ class FailedTable:
             return []
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DheadsError(f"{self.path}: cannot be read ({error}); delete it to try its files again") from error
-
-
-# --- Whole files or none ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def complete_or_absent(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name if the block ends well, and vanishes if not."""
-    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:

@@ -49,9 +49,9 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def modulation(time: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift, (B, C) each, from what time and audio say, (B, 2C) each: 1 + scale, then shift."""
-    t_s, t_b = time.chunk(2, dim=1)
-    y_s, y_b = audio.chunk(2, dim=1)
+    """Scale and shift, (..., C) each, from what time and audio say, (..., 2C) each: 1 + scale, then shift."""
+    t_s, t_b = time.chunk(2, dim=-1)
+    y_s, y_b = audio.chunk(2, dim=-1)
     # y_s (t_s h + t_b) + y_b = (y_s t_s) h + (y_s t_b + y_b)
     return (1 + y_s) * (1 + t_s), torch.addcmul(y_b, 1 + y_s, t_b)
 

@@ -59,7 +59,7 @@ def training_condition(unet: UNet, batch: Batch, config: Config, generator: torc
     device = next(unet.parameters()).device
     count = len(batch.target)
     motion_frames = batch.motion_frames
-    if training.motion_drift > 0 and told.motion_frames > 0:
+    if training.motion_drift > 0:
         motion_frames = drift(motion_frames, training.motion_drift, generator)
     level = noise = None
     if told.motion_noise > 0:

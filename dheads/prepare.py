@@ -22,13 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from tqdm import tqdm
 
-from dheads.config import FPS, Config, preset
+from dheads.config import FPS, Config, preset, toml_text
 from dheads.data import dataset_info
 from dheads.distributed import World, world
 from dheads.errors import DheadsError
 from dheads.extraction import Detector, Extract, Importer
+from dheads.files import PART, complete_or_absent
 from dheads.layouts import Source, find_sources
-from dheads.manifest import PART, Clip, FailedTable, Shard, complete_or_absent, shard_path, write_clips
+from dheads.manifest import Clip, FailedTable, Shard, clip_path, shard_path, write_clips
 from dheads.video import frame_at, write_clip
 from dheads.workers import Died, run
 
@@ -141,7 +142,7 @@ def _own_shard(shard: Shard | None, here: World) -> Shard | None:
 
 
 def _files(out: Path, clip: str) -> tuple[Path, Path]:
-    return out / "clips" / f"{clip}.mp4", out / "clips" / f"{clip}.safetensors"
+    return clip_path(out, clip, "mp4"), clip_path(out, clip, "safetensors")
 
 
 def _finished_frames(out: Path, clip: str) -> int | None:
@@ -286,17 +287,8 @@ def _write_info(out: Path, config: Config, layout: str) -> None:
         return
     note = "The licence of these clips is that of the recordings they were made from."
     info |= {"preset": config.name, "licence_note": note}
-    tables = {key: value for key, value in info.items() if isinstance(value, dict)}
-    lines = _toml_lines({key: value for key, value in info.items() if key not in tables})
-    for key, table in tables.items():
-        lines += ["", f"[{key}]", *_toml_lines(table)]
     with complete_or_absent(path) as part:  # other shards may be writing the same
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _toml_lines(values: dict[str, object]) -> list[str]:
-    # JSON's strings, numbers, lists and booleans are TOML's.
-    return [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+        part.write_text(toml_text(info), encoding="utf-8")
 
 
 def _contact_sheet(out: Path, clips: list[Clip], path: Path) -> Path:

@@ -23,6 +23,7 @@ from dheads.draws import Draws, prefetch
 from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.journal import Journal
+from dheads.manifest import clip_path
 from dheads.model import UNet
 from dheads.objective import TALLIED, tally, training_loss
 from dheads.sample import generate
@@ -256,7 +257,7 @@ class _Records:
                 engine = Engine(self._state.ema, config.sampling.steps)
                 ours = generate(engine, truth[0], speech, solver=config.sampling.solver)
                 pairs = (np.concatenate(pair, axis=1) for pair in zip(ours, truth, strict=True))
-                sound = _sound(self._dataset.root / "clips" / f"{clip.clip}.mp4", len(truth))
+                sound = _sound(clip_path(self._dataset.root, clip.clip, "mp4"), len(truth))
                 write_video(folder / f"{self._state.step:07d}-{clip.clip.replace('/', '-')}.mp4", pairs, sound)
 
     @contextmanager

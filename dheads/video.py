@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -19,6 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from dheads import __version__
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
+from dheads.files import part_of
 from dheads.media import decoded, name_of, opened, packets, start_seconds
 
 VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".m4v"})  # file endings
@@ -203,7 +203,7 @@ def _yuv(image: np.ndarray, index: int) -> av.VideoFrame:
 @contextmanager
 def _complete_or_absent(target: Path) -> Iterator[Path]:
     """A temporary file beside `target` that takes its name if the block ends well, and vanishes if not."""
-    part = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    part = part_of(target)
     if target.is_dir():
         raise DheadsError(f"cannot write {target}: it is a folder; give the name of a file")
     try:

@@ -237,7 +237,7 @@ def test_prepare_counts_what_failed_often(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Verb:
     """A stand-in for training on data that need not be there."""
-    monkeypatch.setattr(cli, "_costs", lambda config, data, processes: ["6.9 M parameters"])
+    monkeypatch.setattr(cli, "_costs", lambda config, data, processes: "6.9 M parameters")
     return Verb("train", monkeypatch, Path("run/weights.safetensors"))
 
 

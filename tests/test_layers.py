@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-BASE = {"errors", "config"}
+BASE = {"errors", "files", "config"}
 LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "engine", "augment", "lips"}
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights"}
 LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
@@ -18,6 +18,7 @@ VERBS = {"prepare", "train", "sample", "evaluate"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
+    "files": set(),
     "config": {"errors"},
     "conditioning": {"config"},
     "lips": {"config", "conditioning"},

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dheads.errors import DheadsError
-from dheads.manifest import PART, Clip, FailedTable, complete_or_absent, read_clips, shard_path, write_clips
+from dheads.files import PART, complete_or_absent
+from dheads.manifest import Clip, FailedTable, read_clips, shard_path, write_clips
 
 CLIPS = [Clip(f"s{k % 3}/{k}", f"s{k % 3}", "train", k + 1, f"s{k % 3}/{k}.mp4") for k in range(7)]
 BY_NAME = sorted(CLIPS, key=lambda clip: clip.clip)
