@@ -1,13 +1,17 @@
 """How fast sampling is: the engine against the plain way of the same network, in one run.
 
     python benchmarks/sample_speed.py
-    python benchmarks/sample_speed.py --preset crema --device cuda --steps 8    # the paper's network on a GPU
+    python benchmarks/sample_speed.py --clips 8      # also as many videos in lock-step
+    python benchmarks/sample_speed.py --minutes 10   # also a long one: does it slow down, or fill the memory?
+    python benchmarks/sample_speed.py --preset crema --device cuda --steps 8 --clips 16 --compile  # paper-size
 
 The plain way is float32 as PyTorch comes, eager, contiguous, with all conditioning computed anew at every step. Two
 comparisons: at equal steps and the same solver, with the largest difference of a pixel; and of the engine's default
 against ancestral sampling in 100 steps, as the released code does it. Turns alternate; medians are told. Without
 --preset it is the packaged network; with it random weights of that preset, which are as fast as trained ones.
-Seconds to the first frame are those from a loaded network to its first picture, the first time in this process.
+Seconds to the first frame are those from a loaded network to its first picture, the first time in this process. The
+peak of memory is the engine's, taken before the plain way is built; for CUDA that of tensors. The share of the peak
+counts the network's own operations.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
@@ -23,58 +28,84 @@ import torch
 import typer
 from torch import Tensor
 from tqdm import tqdm
-from train_speed import machine
+from train_speed import machine, peak_flops_per_second
 
 from dheads.conditioning import Condition
-from dheads.config import preset
+from dheads.config import FPS, SamplingConfig, preset
 from dheads.denoiser import Denoiser
-from dheads.diffusion import Denoise, respaced
+from dheads.diffusion import Denoise, Denoised
 from dheads.engine import Engine
+from dheads.lockstep import Talk, perform
 from dheads.model import UNet
-from dheads.sample import generate, resolve_device
+from dheads.plan import plan
+from dheads.sample import chosen, resolve_device
 from dheads.weights import load_model
 
-RELEASED_STEPS = 100
+RELEASED = SamplingConfig(steps=100, solver="ddpm")
 
 
-class Plain:
+class Plain(Engine):
     """The engine's interface to the network as it is."""
 
-    def __init__(self, unet: UNet, steps: int) -> None:
-        self.unet, self.config, self.device = unet, unet.config, next(unet.parameters()).device
+    def __init__(self, unet: UNet, sampling: SamplingConfig) -> None:
+        super().__init__(unet, sampling, torch.float32)
+        self.records = False
         self._denoiser = Denoiser(unet)
-        self.schedule = respaced(self._denoiser.schedule, steps, self.config.sampling.spacing)
 
     def frame(self, condition: Condition) -> Denoise:
-        return lambda x_t, t: self._denoiser(x_t, t, condition)[0]
+        def denoise(x_t: Tensor, t: int) -> Denoised:
+            return self._denoiser(x_t, torch.full((len(x_t),), t, device=x_t.device), condition)[0]
+
+        return denoise
 
 
 def main(
     preset_name: Annotated[str | None, typer.Option("--preset", help="Random weights of this preset.")] = None,
     weights: Annotated[str, typer.Option(help="Else these.")] = "small",
-    steps: Annotated[int | None, typer.Option(help="The weights' own by default.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="The weights' own by default; with --preset of DPM-Solver++ 2M.")
+    ] = None,
     frames: Annotated[int, typer.Option(help="Of a turn; the plain way's 100 steps get a tenth of them.")] = 20,
     rounds: int = 3,
+    clips: Annotated[int, typer.Option(help="Also so many videos in lock-step.")] = 1,
+    minutes: Annotated[float, typer.Option(help="Also one video of that length.")] = 0,
+    compiled: Annotated[bool, typer.Option("--compile", help="The engine's network by torch.compile.")] = False,
     device: str = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one line of JSON.")] = False,
 ) -> None:
     """Measure the speed of sampling."""
     place = resolve_device(device)
     unet = random_network(preset_name).to(place) if preset_name else load_model(weights, place)[0]
-    steps, solver = steps or unet.config.sampling.steps, unet.config.sampling.solver
-    size, told = unet.config.model.image_size, unet.config.conditioning
-    photo = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    speech = torch.randn(frames, told.speech_dim, generator=torch.Generator().manual_seed(0))
+    sampling = chosen(unet.config.sampling, steps=steps, solver="dpm++2m" if preset_name else None)
 
     start = time.perf_counter()
-    engine = Engine(unet, steps)
-    next(generate(engine, photo, speech, solver=solver))
+    engine = Engine(unet, sampling, compiled=compiled)
+    next(perform(engine, [talk(unet, 1)]))
     first = time.perf_counter() - start
-    plain, released = Plain(unet, steps), Plain(unet, RELEASED_STEPS)
+    turn(engine, frames)
+    report = {
+        "machine": f"{machine(place)}; torch {torch.__version__}, {torch.get_num_threads()} threads",
+        "network": f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M, {unet.config.model.image_size} px",
+        "steps": f"{sampling.steps} of {sampling.solver}, {engine.dtype}{', compiled' if compiled else ''}",
+        "seconds_to_first_frame": first,
+        "peak_memory_mib": peak_memory(place),
+        **against_the_plain_way(engine, frames, rounds),
+    }
+    if clips > 1:
+        report |= together(engine, frames, rounds, clips)
+    if minutes:
+        report |= long_recording(engine, minutes)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        print("\n".join(f"{k:<30} {v:.4g}" if isinstance(v, float) else f"{k:<30} {v}" for k, v in report.items()))
+
+
+def against_the_plain_way(engine: Engine, frames: int, rounds: int) -> dict[str, float]:
     ways = {
-        "ours": (engine, solver, photo, speech),
-        "plain": (plain, solver, photo, speech),
-        "released": (released, "ddpm", photo, speech[: max(1, frames // 10)]),
+        "ours": (engine, frames),
+        "plain": (Plain(engine.unet, engine.sampling), frames),
+        "released": (Plain(engine.unet, RELEASED), max(1, frames // 10)),
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     pictures: dict[str, np.ndarray] = {}
@@ -82,33 +113,66 @@ def main(
         for name, way in ways.items():
             speed, pictures[name] = turn(*way)
             speeds[name].append(speed)
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    ours, plain, released = (statistics.median(values) for values in speeds.values())
     difference = np.abs(pictures["ours"].astype(int) - pictures["plain"])
-    report = {
-        "machine": f"{machine(place)}; torch {torch.__version__}, {torch.get_num_threads()} threads",
-        "network": f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters, {size} px",
-        "steps": f"{steps} of {solver}, {engine.dtype}",
-        "frames_per_second": medians["ours"],
-        "plain_frames_per_second": medians["plain"],
-        "released_frames_per_second": medians["released"],
-        "ratio_at_equal_steps": medians["ours"] / medians["plain"],
+    return {
+        "frames_per_second": ours,
+        "plain_frames_per_second": plain,
+        "released_frames_per_second": released,
+        "ratio_at_equal_steps": ours / plain,
+        "ratio_to_the_released_way": ours / released,
         "largest_difference_of_255": int(difference.max()),
         "mean_difference_of_255": float(difference.mean()),
-        "ratio_to_the_released_way": medians["ours"] / medians["released"],
-        "seconds_to_first_frame": first,
-        "peak_memory_mib": peak_memory(place),
     }
-    if as_json:
-        print(json.dumps(report | {"turns": speeds}))
-    else:
-        print("\n".join(f"{k:<27} {v:.4g}" if isinstance(v, float) else f"{k:<27} {v}" for k, v in report.items()))
 
 
-def turn(engine: Engine, solver: str, photo: np.ndarray, speech: Tensor) -> tuple[float, np.ndarray]:
-    """Frames a second, and the frames."""
+def together(engine: Engine, frames: int, rounds: int, clips: int) -> dict[str, float]:
+    """Videos in lock-step against one after the other."""
+    turn(engine, 2, clips)  # warms up
+    one, many = zip(*((turn(engine, frames)[0], turn(engine, frames, clips)[0]) for _ in range(rounds)), strict=True)
+    speed, device = statistics.median(many), engine.device
+    flops = speed * engine.sampling.steps * plan(engine.config, None).forward_flops
+    return {
+        f"frames_per_second_of_{clips}": speed,
+        f"ratio_of_{clips}_to_one": speed / statistics.median(one),
+        f"share_of_bf16_peak_of_{clips}": flops / peak_flops_per_second(device),
+        f"peak_memory_mib_of_{clips}": peak_memory(device),
+    }
+
+
+def long_recording(engine: Engine, minutes: float) -> dict[str, float]:
+    """Speed and memory at the beginning and at the end of one long video; its frames are dropped."""
+    count = round(minutes * 60 * FPS)
+    said, part = perform(engine, [talk(engine.unet, count)]), max(1, count // 10)
+    speeds, memories = [], []
+    for _ in tqdm(range(10), desc=f"{minutes:g} minutes", disable=not sys.stderr.isatty()):
+        start = time.perf_counter()
+        for _ in range(part):
+            next(said, None)
+        speeds.append(part / (time.perf_counter() - start))
+        memories.append(memory_now(engine.device))
+    return {
+        "long_minutes": minutes,
+        "frames_per_second_first_tenth": speeds[0],
+        "frames_per_second_last_tenth": speeds[-1],
+        "memory_mib_after_first_tenth": memories[0],
+        "memory_mib_at_the_end": memories[-1],
+    }
+
+
+def talk(unet: UNet, frames: int, seed: int = 0) -> Talk:
+    size = unet.config.model.image_size
+    photo = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    return Talk(photo, torch.randn(frames, unet.config.conditioning.speech_dim, generator=generator), seed)
+
+
+def turn(engine: Engine, frames: int, clips: int = 1) -> tuple[float, np.ndarray]:
+    """Frames a second, and the frames: on the CPU, so all work is done."""
+    talks: Iterator[Talk] = (talk(engine.unet, frames, seed) for seed in range(clips))
     start = time.perf_counter()
-    frames = np.stack(list(generate(engine, photo, speech, solver=solver)))  # on the CPU, so all work is done
-    return len(frames) / (time.perf_counter() - start), frames
+    made = np.stack([frame for _, frame in perform(engine, talks, clips)])
+    return len(made) / (time.perf_counter() - start), made
 
 
 def random_network(name: str) -> UNet:
@@ -123,6 +187,14 @@ def peak_memory(device: torch.device) -> float:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def memory_now(device: torch.device) -> float:
+    """MiB in use: of the tensors on a GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated() / 2**20
+    with open("/proc/self/statm", encoding="ascii") as file:  # Linux
+        return int(file.read().split()[1]) * 4096 / 2**20
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ predicted one. Then two people speak for 20 seconds, to see what drifts. The res
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from dheads.evaluate import Footage, compare, correlation, describe, mean_values
 from dheads.landmarks import LandmarkBackend, load_backend
 from dheads.lips import LipPredictor, centred
 from dheads.manifest import clip_path
-from dheads.sample import generate, resolve_device
+from dheads.sample import chosen, generate, resolve_device
 from dheads.video import write_video
 from dheads.weights import load_model
 
@@ -59,12 +60,11 @@ class Talker:
     """Weights with everything that stays the same from clip to clip."""
 
     engine: Engine
-    solver: str
     seed: int
 
     def say(self, name: str, photo: np.ndarray, speech: Tensor, lips: Tensor | None = None) -> np.ndarray:
         """(F, H, W, 3) uint8."""
-        frames = generate(self.engine, photo, speech, solver=self.solver, seed=self.seed, lips=lips)
+        frames = generate(self.engine, photo, speech, seed=self.seed, lips=lips)
         bar = tqdm(frames, total=len(speech), desc=name, unit="frame", leave=False)
         return np.stack(list(bar))
 
@@ -103,8 +103,7 @@ def main(
     dataset = Dataset(data)
     dataset.check(config)
     takes = read_takes(dataset, split, limit, frames)
-    recommended = config.sampling
-    talker = Talker(Engine(unet, steps or recommended.steps), solver or recommended.solver, seed)
+    talker = Talker(Engine(unet, chosen(config.sampling, steps=steps, solver=solver)), seed)
     backend = load_backend("mesh")
 
     results, made = [], {}
@@ -124,8 +123,7 @@ def main(
         "weights": weights,
         "training": info.get("training"),
         "split": split,
-        "steps": talker.engine.schedule.num_steps,
-        "solver": talker.solver,
+        "sampling": dataclasses.asdict(talker.engine.sampling),
         "seed": seed,
         "mean": {name: mean_values(row[name] for row in results) for name in results[0] if name != "clip"},
         "clips": results,

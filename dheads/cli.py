@@ -118,6 +118,9 @@ def sample(
         int | None,
         typer.Option(min=16, max=4096, help="Side of the video in px.", show_default="the weights' own"),
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="A minute of torch.compile first; for hours of video.")
+    ] = False,
     accept_license: AcceptLicense = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -136,6 +139,7 @@ def sample(
         seed=seed,
         device=device,
         size=size,
+        compiled=compiled,
         progress=not quiet,
     )
     if not quiet:

@@ -31,6 +31,21 @@ class Condition:
         lips = None if self.lip_window is None else torch.zeros_like(self.lip_window)
         return replace(self, audio_window=torch.zeros_like(self.audio_window), lip_window=lips)
 
+    def joined(self, other: Condition) -> Condition:
+        """Both in one batch. The mouth mask is the same for all."""
+
+        def cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            return None if a is None or b is None else torch.cat([a, b])
+
+        return Condition(
+            torch.cat([self.identity, other.identity]),
+            torch.cat([self.motion_frames, other.motion_frames]),
+            torch.cat([self.audio_window, other.audio_window]),
+            cat(self.lip_window, other.lip_window),
+            cat(self.motion_noise, other.motion_noise),
+            self.mouth_mask,
+        )
+
 
 def build(
     config: Config,
@@ -40,16 +55,16 @@ def build(
     lip_window: Tensor | None = None,
     motion_noise: Tensor | None = None,
     noise: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Condition:
     """Conditioning from clean frames in [-1, 1]: noises the motion frames, then hides their mouths.
 
     identity (B, 3, H, W), motion_frames (B, M, 3, H, W), audio_window (B, A, D), lip_window (B, A', L),
-    motion_noise (B,) and noise like motion_frames (standard normal).
+    motion_noise (B,) and noise like motion_frames (standard normal). mask: what `mouth_mask_for` made, where it is kept.
     """
     told = config.conditioning
-    mask = None
-    if told.hide_motion_mouth or config.model.copy_gates:
-        mask = mouth_mask(config.alignment, identity.shape[-1]).to(identity)
+    if mask is None:
+        mask = mouth_mask_for(config, identity)
     if motion_noise is not None and noise is not None:
         motion_frames = motion_frames + motion_noise[:, None, None, None, None] * noise
     if told.hide_motion_mouth and mask is not None:
@@ -57,6 +72,13 @@ def build(
     if told.motion_noise > 0 and motion_noise is None:
         motion_noise = identity.new_zeros(identity.shape[0])
     return Condition(identity, motion_frames, audio_window, lip_window, motion_noise, mask)
+
+
+def mouth_mask_for(config: Config, like: Tensor) -> Tensor | None:
+    """The mask (1, 1, H, W) for pictures like these (..., H, W), where the model uses one."""
+    if config.conditioning.hide_motion_mouth or config.model.copy_gates:
+        return mouth_mask(config.alignment, like.shape[-1]).to(like)
+    return None
 
 
 def mouth_mask(alignment: AlignmentConfig, size: int) -> Tensor:
@@ -103,8 +125,8 @@ class MotionBuffer:
 
 def grayscale(frames: Tensor) -> Tensor:
     """(..., 3, H, W) -> (..., 1, H, W), ITU-R 601 luma."""
-    weights = torch.tensor([0.299, 0.587, 0.114]).to(frames)
-    return (frames * weights[:, None, None]).sum(dim=-3, keepdim=True)
+    red, green, blue = frames.split(1, dim=-3)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def network_input(config: Config, x_t: Tensor, condition: Condition) -> Tensor:

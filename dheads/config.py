@@ -90,7 +90,12 @@ class SamplingConfig:
     steps: int = 100
     solver: Literal["ddpm", "ddim", "dpm++2m"] = "ddpm"
     # Beyond the paper: where the steps lie; quadratic has more of them at little noise, where detail is made.
-    spacing: Literal["uniform", "quadratic"] = "uniform"
+    spacing: Literal["uniform", "quadratic", "logsnr"] = "uniform"
+    # Beyond the paper: frames after the first start from the last one, noised, at this many steps from the end; 0: all
+    # start from noise alone.
+    warm_steps: int = 0
+    # Beyond the paper: how far beyond what is drawn without sound; 1: what the network says. Wants audio dropout in training.
+    guidance: float = 1.0
     # Beyond the paper: noise on the network's own last frames, told as in training, so that errors do not pile up.
     motion_noise: float = 0.0
     # Beyond the paper: each finished frame becomes a motion frame with this share of the identity blended in.
@@ -140,6 +145,7 @@ _LEAST = {
     "conditioning.audio_context": 0,
     "conditioning.lip_context": 0,
     "sampling.steps": 1,
+    "sampling.warm_steps": 0,
     "training.steps": 1,
     "training.batch_size": 1,
     "training.accumulate": 1,

@@ -18,8 +18,10 @@ def training_schedule(config: DiffusionConfig) -> Schedule:
     return cosine_schedule(config.num_steps, config.cosine_s, config.beta_max)
 
 
-def denoised(config: Config, schedule: Schedule, x_t: Tensor, t: Tensor, output: Output, told: Condition) -> Denoised:
-    """What the network says of x_t (B, 3, H, W) at original timesteps t (B,), as x_0 in float32, unclamped."""
+def denoised(
+    config: Config, schedule: Schedule, x_t: Tensor, t: Tensor | int, output: Output, told: Condition
+) -> Denoised:
+    """What the network says of x_t (B, 3, H, W) at original timesteps t, as x_0 in float32, unclamped."""
     x_0 = x_0_from(schedule, x_t, t, output.prediction.float(), config.diffusion.prediction)
     if output.gates is not None:
         x_0 = blend_copies(x_0, output.gates.float(), told)

@@ -46,17 +46,40 @@ def cosine_schedule(num_steps: int = 1000, s: float = 0.008, beta_max: float = 0
 def respaced(schedule: Schedule, n: int, spacing: str = "uniform") -> Schedule:
     """A new schedule of n of the steps, spread from the first to the last (n = 1: the last alone).
 
-    spacing: uniform, as the released code has it; or quadratic, with more of them where little noise is left.
+    spacing: uniform in t, as the released code has it; quadratic, with more of them where little noise is left; or
+    logsnr, uniform in the logarithm of the signal-to-noise ratio.
     Raises ValueError unless 1 <= n <= schedule.num_steps.
     """
     if not 1 <= n <= schedule.num_steps:
         raise ValueError(f"steps must be between 1 and {schedule.num_steps}, not {n}")
     last = schedule.num_steps - 1
-    power = {"uniform": 1, "quadratic": 2}[spacing]
-    # Many quadratic steps would meet near 0: none comes twice.
-    steps = [max(i, round(last * i**power / (n - 1) ** power)) for i in range(n)] if n > 1 else [last]
+    if n == 1:
+        steps = [last]
+    elif spacing == "logsnr":
+        steps = _even_in_log_snr(schedule, n)
+    else:
+        power = {"uniform": 1, "quadratic": 2}[spacing]
+        # Many quadratic steps would meet near 0: none comes twice.
+        steps = [max(i, round(last * i**power / (n - 1) ** power)) for i in range(n)]
     index = torch.tensor(steps)
     return _schedule(schedule.alpha_bar[index], schedule.timestep_map[index])
+
+
+def _even_in_log_snr(schedule: Schedule, n: int) -> list[int]:
+    """n steps whose log signal-to-noise ratios are as evenly spread as distinct steps can be."""
+    log_snr = torch.logit(schedule.alpha_bar)  # log ab / (1 - ab), falls with t
+    wanted = torch.linspace(float(log_snr[0]), float(log_snr[-1]), n, dtype=log_snr.dtype)
+    steps = (log_snr - wanted[:, None]).abs().argmin(dim=1).tolist()
+    for i in range(1, n):  # none comes twice
+        steps[i] = max(steps[i], steps[i - 1] + 1)
+    for i in reversed(range(n)):
+        steps[i] = min(steps[i], schedule.num_steps - n + i)
+    return steps
+
+
+def shortened(schedule: Schedule, n: int) -> Schedule:
+    """A new schedule of the n steps with the least noise."""
+    return _schedule(schedule.alpha_bar[:n], schedule.timestep_map[:n])
 
 
 def _schedule(alpha_bar: Tensor, timestep_map: Tensor) -> Schedule:
@@ -80,15 +103,21 @@ def _schedule(alpha_bar: Tensor, timestep_map: Tensor) -> Schedule:
     )
 
 
-def extract(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """Per-sample values of a table, float32 on the device of `like`, shaped (B, 1, ..., 1) to broadcast against it."""
-    # float32 first: some devices have no float64.
-    values = table.to(torch.float32).to(like.device)[index.to(like.device)]
+def extract(table: Tensor, index: Tensor | int, like: Tensor) -> Tensor:
+    """Values of a table in float32 that broadcast against `like` (B, ...).
+
+    index (B,): each sample's own, (B, 1, ..., 1) on the device of `like`. An int: one number for all, which stays on
+    the CPU, so that no device is waited for.
+    """
+    values = table.to(torch.float32)  # some devices have no float64
+    if isinstance(index, int):
+        return values[index]
+    values = values.to(like.device)[index.to(like.device)]
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def q_sample(schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """A sample of q(x_t | x_0) with the given noise; (B, ...) each, t (B,)."""
+def q_sample(schedule: Schedule, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
+    """A sample of q(x_t | x_0) with the given noise; (B, ...) each, t (B,) or one for all."""
     # x_t = sqrt(ab) x_0 + sqrt(1 - ab) eps
     return _signal(schedule, t, x_0) * x_0 + _noise(schedule, t, x_0) * eps
 
@@ -99,7 +128,7 @@ def v_target(schedule: Schedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     return _signal(schedule, t, x_0) * eps - _noise(schedule, t, x_0) * x_0
 
 
-def x_0_from(schedule: Schedule, x_t: Tensor, t: Tensor, output: Tensor, prediction: str) -> Tensor:
+def x_0_from(schedule: Schedule, x_t: Tensor, t: Tensor | int, output: Tensor, prediction: str) -> Tensor:
     """x_0, unclamped, as implied by a network's output that predicts "eps", "v" or "x_0"."""
     if prediction == "eps":
         # x_0 = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
@@ -112,20 +141,20 @@ def x_0_from(schedule: Schedule, x_t: Tensor, t: Tensor, output: Tensor, predict
     raise ValueError(f"prediction must be 'eps', 'v' or 'x_0', not {prediction!r}")
 
 
-def eps_from_x_0(schedule: Schedule, x_t: Tensor, t: Tensor, x_0: Tensor) -> Tensor:
+def eps_from_x_0(schedule: Schedule, x_t: Tensor, t: Tensor | int, x_0: Tensor) -> Tensor:
     """The noise that leads from x_0 to x_t."""
     # eps = (x_t - sqrt(ab) x_0) / sqrt(1 - ab)
     return (x_t - _signal(schedule, t, x_t) * x_0) / _noise(schedule, t, x_t)
 
 
-def q_posterior(schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, ...) and clipped log-variance (B, 1, ..., 1) of q(x_{t-1} | x_t, x_0)."""
+def q_posterior(schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Mean (B, ...) and clipped log-variance, as `extract` shapes it, of q(x_{t-1} | x_t, x_0)."""
     mean = extract(schedule.posterior_mean_x_0, t, x_t) * x_0 + extract(schedule.posterior_mean_x_t, t, x_t) * x_t
     return mean, extract(schedule.posterior_log_var, t, x_t)
 
 
 def p_mean_log_var(
-    schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor, var_frac: Tensor | None, *, clamp: bool = True
+    schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor | int, var_frac: Tensor | None, *, clamp: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Mean and log-variance of the model's p(x_{t-1} | x_t), given its x_0.
 
@@ -139,11 +168,11 @@ def p_mean_log_var(
     return mean, log_var + (var_frac + 1) / 2 * (extract(schedule.beta.log(), t, x_t) - log_var)
 
 
-def _signal(schedule: Schedule, t: Tensor, like: Tensor) -> Tensor:
+def _signal(schedule: Schedule, t: Tensor | int, like: Tensor) -> Tensor:
     return extract(schedule.alpha_bar.sqrt(), t, like)
 
 
-def _noise(schedule: Schedule, t: Tensor, like: Tensor) -> Tensor:
+def _noise(schedule: Schedule, t: Tensor | int, like: Tensor) -> Tensor:
     return extract((1 - schedule.alpha_bar).sqrt(), t, like)
 
 
@@ -154,8 +183,8 @@ class Denoised(NamedTuple):
     var_frac: Tensor | None
 
 
-# (x_t, the original timestep of each sample (B,) int64) -> Denoised
-Denoise = Callable[[Tensor, Tensor], Denoised]
+# (x_t, the original timestep, the same for all samples) -> Denoised
+Denoise = Callable[[Tensor, int], Denoised]
 # () -> a fresh standard normal sample of the shape of x_T
 Noise = Callable[[], Tensor]
 Solver = Callable[[Denoise, Schedule, Tensor, Noise], Tensor]
@@ -165,8 +194,8 @@ def sample_ddpm(denoise: Denoise, schedule: Schedule, x_T: Tensor, noise: Noise)
     """Ancestral sampling (Ho et al. 2020) from x_T (B, ...) to x_0; noise is drawn once a step, none at step 0."""
     x_t = x_T
     for step in reversed(range(schedule.num_steps)):
-        x_0, var_frac = denoise(x_t, _told(schedule, step, x_t))
-        mean, log_var = p_mean_log_var(schedule, x_0, x_t, _index(step, x_t), var_frac)
+        x_0, var_frac = denoise(x_t, _told(schedule, step))
+        mean, log_var = p_mean_log_var(schedule, x_0, x_t, step, var_frac)
         # x_{t-1} = mean + sigma z
         x_t = mean + (0.5 * log_var).exp() * noise() if step > 0 else mean
     return x_t
@@ -176,8 +205,8 @@ def sample_ddim(denoise: Denoise, schedule: Schedule, x_T: Tensor, noise: Noise)
     """Deterministic DDIM, eta = 0 (Song et al. 2021), from x_T (B, ...) to x_0; draws no noise."""
     x_t = x_T
     for step in reversed(range(schedule.num_steps)):
-        x_0 = denoise(x_t, _told(schedule, step, x_t)).x_0.clamp(-1, 1)
-        eps = eps_from_x_0(schedule, x_t, _index(step, x_t), x_0)
+        x_0 = denoise(x_t, _told(schedule, step)).x_0.clamp(-1, 1)
+        eps = eps_from_x_0(schedule, x_t, step, x_0)
         # x_{t-1} = sqrt(ab_prev) x_0 + sqrt(1 - ab_prev) eps
         before = schedule.alpha_bar_prev[step].item()
         x_t = math.sqrt(before) * x_0 + math.sqrt(1 - before) * eps
@@ -196,7 +225,7 @@ def sample_dpmpp_2m(denoise: Denoise, schedule: Schedule, x_T: Tensor, noise: No
     lam = [math.log(a / s) for a, s in zip(alpha, sigma, strict=True)]  # half the log signal-to-noise ratio
     x_t, x_0_last = x_T, None
     for step in reversed(range(1, schedule.num_steps)):
-        x_0 = denoise(x_t, _told(schedule, step, x_t)).x_0.clamp(-1, 1)
+        x_0 = denoise(x_t, _told(schedule, step)).x_0.clamp(-1, 1)
         h = lam[step - 1] - lam[step]
         ahead = x_0
         if x_0_last is not None:
@@ -206,15 +235,11 @@ def sample_dpmpp_2m(denoise: Denoise, schedule: Schedule, x_T: Tensor, noise: No
         # x_{t-1} = sigma_{t-1} / sigma_t x_t - alpha_{t-1} (e^-h - 1) D
         x_t = sigma[step - 1] / sigma[step] * x_t - alpha[step - 1] * math.expm1(-h) * ahead
         x_0_last = x_0
-    return denoise(x_t, _told(schedule, 0, x_t)).x_0.clamp(-1, 1)
+    return denoise(x_t, _told(schedule, 0)).x_0.clamp(-1, 1)
 
 
-def _index(step: int, like: Tensor) -> Tensor:
-    return torch.full((len(like),), step, device=like.device)  # (B,) int64
-
-
-def _told(schedule: Schedule, step: int, like: Tensor) -> Tensor:
-    return _index(int(schedule.timestep_map[step]), like)
+def _told(schedule: Schedule, step: int) -> int:
+    return int(schedule.timestep_map[step])
 
 
 SOLVERS: dict[str, Solver] = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpm++2m": sample_dpmpp_2m}

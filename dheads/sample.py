@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,15 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dheads.audio import load_speech_encoder, load_waveform
-from dheads.conditioning import MotionBuffer, build, window
-from dheads.config import FPS, Config
-from dheads.diffusion import SOLVERS
+from dheads.config import FPS, Config, SamplingConfig
 from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.faces import align_transforms, warp
 from dheads.landmarks import find_face, load_backend
+from dheads.lockstep import Talk, perform
 from dheads.photos import load_photo
-from dheads.video import to_uint8, to_unit, write_video
+from dheads.video import write_video
 from dheads.weights import load_model
 
 
@@ -48,77 +49,64 @@ def sample(
     seed: int = 0,
     device: str = "auto",
     size: int | None = None,
+    compiled: bool = False,
     progress: bool = True,
 ) -> Result:
     """Write to `output` an MP4 in which the person of the photo `face` speaks the recording `audio`.
 
     `steps` and `solver` default to what the weights recommend, `size` (px, even) to the weights' own. The same seed on
-    the same device gives the same video. Raises DheadsError for input that cannot be used; then nothing is written.
+    the same device gives the same video. `compiled`: by torch.compile, which takes a minute before it is faster.
+    Raises DheadsError for input that cannot be used; then nothing is written.
     """
     if not output.parent.is_dir():
         raise DheadsError(f"{output}: the folder {output.parent} does not exist; create it or choose another")
     place = resolve_device(device)
     unet, config, _ = load_model(weights, place, progress)
-    steps, most = steps or config.sampling.steps, config.diffusion.num_steps
-    if steps > most:
-        raise DheadsError(f"{weights}: was trained with {most} timesteps, which cannot be walked in {steps} steps")
+    sampling = chosen(config.sampling, steps=steps, solver=solver)
+    if sampling.steps > config.diffusion.num_steps:
+        raise DheadsError(
+            f"{weights}: was trained with {config.diffusion.num_steps} timesteps, which cannot be walked in "
+            f"{sampling.steps} steps"
+        )
     photo, notes = aligned_photo(face, config)
     waveform = load_waveform(audio)
     speech = load_speech_encoder(config.conditioning.speech_encoder, place, progress).encode(waveform).cpu()
-    frames = generate(
-        Engine(unet, steps),
-        photo,
-        speech,
-        solver=solver or config.sampling.solver,
-        seed=seed,
-    )
+    frames = generate(Engine(unet, sampling, compiled=compiled), photo, speech, seed=seed)
     start = time.monotonic()
     # Closed also when writing fails, so that the error begins a line of its own.
     with tqdm(frames, total=len(speech), desc="sample", unit="frame", disable=not progress) as bar:
-        count = write_video(output, (enlarge(frame, size) for frame in bar), audio)
+        try:
+            count = write_video(output, (enlarge(frame, size) for frame in bar), audio)
+        except _compile_errors(compiled) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DheadsError(
+                f"torch.compile fails here ({reason}); install a C++ compiler, or do not compile"
+            ) from error
     return Result(output, count, count / FPS, time.monotonic() - start, notes)
 
 
-@torch.inference_mode()
 def generate(
-    engine: Engine,
-    photo: np.ndarray,
-    speech: Tensor,
-    *,
-    solver: str,
-    seed: int = 0,
-    lips: Tensor | None = None,
+    engine: Engine, photo: np.ndarray, speech: Tensor, *, seed: int = 0, lips: Tensor | None = None
 ) -> Iterator[np.ndarray]:
     """Yield the frames, (H, W, 3) uint8, of the aligned `photo` (H, W, 3) speaking `speech` (F, D) (paper section 3.5).
 
     `lips`: normalised lip codes (F, L) in place of those predicted from the speech.
     """
-    unet, device, told = engine.unet, engine.device, engine.config.conditioning
-    # The generator lives on the CPU, so that a seed means the same noise on every device.
-    generator = torch.Generator().manual_seed(seed)
-    identity = to_unit(photo)[None].to(device)  # (1, 3, H, W)
-    buffer = MotionBuffer(identity, told.motion_frames, unet.config.sampling.identity_anchor)
-    if unet.lips is not None and lips is None:
-        lips = unet.lips.predict(speech.to(device)).cpu()
+    for _, frame in perform(engine, [Talk(photo, speech, seed, lips)]):
+        yield frame
 
-    def noise() -> Tensor:
-        return torch.randn(identity.shape, generator=generator).to(device)
 
-    level = identity.new_full((1,), unet.config.sampling.motion_noise) if told.motion_noise else None
-    for frame in range(len(speech)):
-        motion_frames = buffer.stacked()  # (1, M, 3, H, W)
-        condition = build(
-            unet.config,
-            identity,
-            motion_frames,
-            window(speech, frame, told.audio_context)[None].to(device),
-            None if lips is None else window(lips, frame, told.lip_context)[None].to(device),
-            level,
-            None if level is None else torch.randn(motion_frames.shape, generator=generator).to(device),
-        )
-        x_0 = SOLVERS[solver](engine.frame(condition), engine.schedule, noise(), noise).clamp(-1, 1)
-        buffer.push(x_0)
-        yield to_uint8(x_0[0])
+def _compile_errors(compiled: bool) -> tuple[type[Exception], ...]:
+    if not compiled:
+        return ()
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to load
+
+    return (TorchDynamoException,)
+
+
+def chosen(sampling: SamplingConfig, **wanted: Any) -> SamplingConfig:
+    """The weights' own settings, but for those that are given."""
+    return dataclasses.replace(sampling, **{name: value for name, value in wanted.items() if value is not None})
 
 
 def aligned_photo(path: Path, config: Config) -> tuple[np.ndarray, list[str]]:

@@ -254,8 +254,7 @@ class _Records:
                 folder.mkdir(exist_ok=True)
                 truth = self._dataset.frames(clip)[:_SAMPLE_FRAMES]
                 speech = self._dataset.labels(clip)["speech"][: len(truth)]
-                engine = Engine(self._state.ema, config.sampling.steps)
-                ours = generate(engine, truth[0], speech, solver=config.sampling.solver)
+                ours = generate(Engine(self._state.ema), truth[0], speech)
                 pairs = (np.concatenate(pair, axis=1) for pair in zip(ours, truth, strict=True))
                 sound = _sound(clip_path(self._dataset.root, clip.clip, "mp4"), len(truth))
                 write_video(folder / f"{self._state.step:07d}-{clip.clip.replace('/', '-')}.mp4", pairs, sound)

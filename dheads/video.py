@@ -44,9 +44,9 @@ def to_unit(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
     return values.div_(127.5).sub_(1)
 
 
-def to_uint8(x: torch.Tensor) -> np.ndarray:
-    """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8, rounded; values outside are clamped."""
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
+    """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8 on the same device, rounded; values outside are clamped."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).contiguous()
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------

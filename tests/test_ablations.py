@@ -12,7 +12,7 @@ import pytest
 from real_data import Prepared, dheads
 
 from dheads import train as verb
-from dheads.config import override, preset
+from dheads.config import SamplingConfig, override, preset
 from dheads.data import Dataset
 from dheads.engine import Engine
 from dheads.sample import generate
@@ -59,7 +59,7 @@ def test_ablation(prepared: Prepared, tmp_path: Path, name: str) -> None:
     dataset = Dataset(prepared.data)
     clip = dataset.split("val")[0]
     speech = dataset.labels(clip)["speech"][:3]
-    frames = np.stack(list(generate(Engine(unet, 3), dataset.frames(clip)[0], speech, solver="ddpm")))
+    frames = np.stack(list(generate(Engine(unet, SamplingConfig(steps=3)), dataset.frames(clip)[0], speech)))
     assert frames.shape == (3, 32, 32, 3)
     assert frames.std() > 10, "a picture"
 

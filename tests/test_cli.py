@@ -177,6 +177,7 @@ def test_sample_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
                 "seed": 3,
                 "device": "auto",
                 "size": None,
+                "compiled": False,
                 "progress": True,
             },
         )

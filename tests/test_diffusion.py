@@ -35,7 +35,7 @@ def no_noise() -> torch.Tensor:
 def gaussian_denoiser(schedule: diffusion.Schedule) -> diffusion.Denoise:
     """The exact E[x_0 | x_t] of data N(MEAN, STD^2)."""
 
-    def denoise(x_t: torch.Tensor, t: torch.Tensor) -> Denoised:
+    def denoise(x_t: torch.Tensor, t: int) -> Denoised:
         ab = schedule.alpha_bar[t].view(-1, 1, 1, 1)
         gain = ab.sqrt() * STD**2 / (ab * STD**2 + 1 - ab)
         return Denoised(MEAN + gain * (x_t - ab.sqrt() * MEAN), None)
@@ -72,6 +72,17 @@ def test_extract(schedule: diffusion.Schedule) -> None:
     torch.testing.assert_close(values.flatten(), schedule.beta[[3, 999]].float())
 
 
+def test_one_step_for_all_says_what_each_sample_s_own_says(schedule: diffusion.Schedule) -> None:
+    x_0, x_t = torch.rand(2, *SHAPE)
+    each = torch.full((SHAPE[0],), 300)
+    for name, given in {"q_sample": (x_0, 300, x_t), "eps_from_x_0": (x_t, 300, x_0)}.items():
+        many = tuple(each if isinstance(value, int) else value for value in given)
+        function = getattr(diffusion, name)
+        torch.testing.assert_close(function(schedule, *given), function(schedule, *many))
+    one, other = (diffusion.p_mean_log_var(schedule, x_0, x_t, t, x_t) for t in (300, each))
+    torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize(
     ("n", "timesteps"),
     [(1, [999]), (2, [0, 999]), (5, [0, 250, 500, 749, 999]), (8, [0, 143, 285, 428, 571, 714, 856, 999])],
@@ -98,6 +109,31 @@ def test_quadratic_steps_never_meet(schedule: diffusion.Schedule, n: int) -> Non
     assert few.timestep_map[[0, -1]].tolist() == [0, 999]
     assert (few.timestep_map.diff() > 0).all()
     assert all(torch.isfinite(table).all() for table in vars(few).values())
+
+
+def test_respacing_even_in_the_signal_to_noise_ratio(schedule: diffusion.Schedule) -> None:
+    few = diffusion.respaced(schedule, 12, "logsnr")
+    gaps = torch.logit(few.alpha_bar).diff()
+    assert few.timestep_map[[0, -1]].tolist() == [0, 999]
+    # The schedule's own last steps are longer than the wanted ones; the others come out even.
+    assert gaps[1:-4] / gaps[1:-4].mean() == pytest.approx(torch.ones(6), abs=0.02)
+
+
+@pytest.mark.parametrize("n", [2, 3, 50, 400, 999, 1000])
+def test_steps_even_in_the_signal_to_noise_ratio_never_meet(schedule: diffusion.Schedule, n: int) -> None:
+    few = diffusion.respaced(schedule, n, "logsnr")
+    assert len(few.timestep_map) == n
+    assert few.timestep_map[[0, -1]].tolist() == [0, 999]
+    assert (few.timestep_map.diff() > 0).all()
+    assert all(torch.isfinite(table).all() for table in vars(few).values())
+
+
+def test_the_steps_of_least_noise(schedule: diffusion.Schedule) -> None:
+    few = diffusion.respaced(schedule, 6)
+    short = diffusion.shortened(few, 4)
+    assert torch.equal(short.timestep_map, few.timestep_map[:4])
+    assert torch.equal(short.alpha_bar, few.alpha_bar[:4])
+    torch.testing.assert_close(short.posterior_var, few.posterior_var[:4])
 
 
 def test_respacing_is_a_new_object(schedule: diffusion.Schedule) -> None:
@@ -174,7 +210,7 @@ def test_point_data_is_found_exactly(schedule: diffusion.Schedule, solver: str, 
     x_0 = torch.rand(SHAPE) * 2 - 1
     told = []
 
-    def denoise(x_t: torch.Tensor, t: torch.Tensor) -> Denoised:
+    def denoise(x_t: torch.Tensor, t: int) -> Denoised:
         told.append(t)
         return Denoised(x_0, torch.zeros(SHAPE))
 
@@ -182,8 +218,7 @@ def test_point_data_is_found_exactly(schedule: diffusion.Schedule, solver: str, 
     result = diffusion.SOLVERS[solver](denoise, few, torch.randn(SHAPE), lambda: torch.randn(SHAPE))
     torch.testing.assert_close(result, x_0, rtol=0, atol=1e-6)
     # One evaluation a step, told the original timesteps, from the noisiest to 0.
-    assert [t[0].item() for t in told] == few.timestep_map.flip(0).tolist()
-    assert all(t.shape == (4,) and t.dtype == torch.int64 for t in told)
+    assert told == few.timestep_map.flip(0).tolist()
 
 
 @pytest.mark.parametrize("solver", diffusion.SOLVERS)
@@ -211,8 +246,8 @@ def test_ddpm_with_the_exact_variance_reaches_the_data_distribution(schedule: di
     few = diffusion.respaced(schedule, 20)
     denoise = gaussian_denoiser(schedule)
 
-    def with_variance(x_t: torch.Tensor, t: torch.Tensor) -> Denoised:
-        step = torch.searchsorted(few.timestep_map, t[0])
+    def with_variance(x_t: torch.Tensor, t: int) -> Denoised:
+        step = few.timestep_map.tolist().index(t)
         ab = few.alpha_bar[step]
         # Var[x_{t-1} | x_t] = posterior variance + (its weight of x_0)^2 Var[x_0 | x_t]
         data_var = STD**2 * (1 - ab) / (ab * STD**2 + 1 - ab)
@@ -240,7 +275,7 @@ def test_orders_of_convergence() -> None:
             denoise = gaussian_denoiser(even)
             # Both end with the x_0 predicted from where the flow has come at step 0.
             flow = gaussian_flow(even, x_T, to=0)
-            exact = denoise(flow, torch.zeros(8, dtype=torch.int64)).x_0
+            exact = denoise(flow, 0).x_0
             found.append((solver(denoise, even, x_T, no_noise) - exact).square().mean().sqrt().item())
         return [coarse / fine for coarse, fine in itertools.pairwise(found)]
 

@@ -69,7 +69,7 @@ def picture(clip: int, frame: int) -> np.ndarray:
 
 def seen(images: Tensor) -> list[tuple[int, int]]:
     """(N, 3, H, W) in [-1, 1] -> the clip and the frame that each shows."""
-    grey = to_uint8(images).astype(float)
+    grey = to_uint8(images).numpy().astype(float)
     halves = [grey[:, 4:-4, SIZE // 2 + 4 : -4], grey[:, 4:-4, 4 : SIZE // 2 - 4]]
     return [
         tuple(((half.mean((1, 2, 3))[i] - 20) / 16).round().astype(int) for half in halves) for i in range(len(grey))

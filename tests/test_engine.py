@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dheads.conditioning import Condition, build
-from dheads.config import Config, override, preset
-from dheads.denoiser import Denoiser
-from dheads.diffusion import Denoised
-from dheads.engine import Engine, best_dtype
+from dheads.config import Config, SamplingConfig, override, preset
+from dheads.denoiser import Denoiser, training_schedule
+from dheads.diffusion import SOLVERS, Denoise, Denoised, respaced
+from dheads.engine import Engine, Inputs, best_dtype
 from dheads.model import ResBlock, UNet
 
 TINY = preset("tiny")
@@ -36,19 +40,6 @@ def lively(config: Config) -> UNet:
     return unet
 
 
-def told(config: Config, batch: int) -> Condition:
-    size, given = config.model.image_size, config.conditioning
-    return build(
-        config,
-        torch.rand(batch, 3, size, size) * 2 - 1,
-        torch.rand(batch, given.motion_frames, 3, size, size) * 2 - 1,
-        torch.randn(batch, 2 * given.audio_context + 1, given.speech_dim),
-        torch.randn(batch, 2 * given.lip_context + 1, given.lip_dims) if given.lip_dims else None,
-        torch.full((batch,), 0.2) if given.motion_noise else None,
-        torch.randn(batch, given.motion_frames, 3, size, size),
-    )
-
-
 def compare(ours: Denoised, plain: Denoised, tolerance: float) -> None:
     scale = max(1.0, float(plain.x_0.abs().max()))  # at the last timestep eps says little about x_0
     torch.testing.assert_close(ours.x_0, plain.x_0, rtol=tolerance, atol=tolerance * scale)
@@ -58,72 +49,262 @@ def compare(ours: Denoised, plain: Denoised, tolerance: float) -> None:
         torch.testing.assert_close(ours.var_frac, plain.var_frac, rtol=tolerance, atol=tolerance)
 
 
+def inputs(config: Config, batch: int, draws: int = 1) -> Inputs:
+    size, given = config.model.image_size, config.conditioning
+    motion = (batch, given.motion_frames, 3, size, size)
+    return Inputs(
+        torch.rand(batch, 3, size, size) * 2 - 1,
+        torch.rand(motion) * 2 - 1,
+        torch.randn(batch, 2 * given.audio_context + 1, given.speech_dim),
+        torch.randn(batch, 2 * given.lip_context + 1, given.lip_dims) if given.lip_dims else None,
+        torch.randn(motion) if given.motion_noise else None,
+        torch.randn(batch, draws, 3, size, size),
+    )
+
+
+def condition_of(config: Config, given: Inputs, level: float) -> Condition:
+    told = torch.full((len(given.identity),), level) if config.conditioning.motion_noise else None
+    return build(
+        config, given.identity, given.motion_frames, given.audio_window, given.lip_window, told, given.motion_eps
+    )
+
+
+def sampling(config: Config, **changes: object) -> SamplingConfig:
+    return dataclasses.replace(config.sampling, **changes)
+
+
+@torch.no_grad()
+def plain(unet: UNet, given: Inputs, told: SamplingConfig) -> Tensor:
+    """One frame the plain way: everything anew at every step."""
+    denoiser, condition = Denoiser(unet), condition_of(unet.config, given, told.motion_noise)
+    x_T, *rest = given.noise.unbind(1)
+    noise = iter(rest)
+
+    def denoise(x_t: Tensor, t: int) -> Denoised:
+        return denoiser(x_t, torch.full((len(x_t),), t), condition)[0]
+
+    schedule = respaced(denoiser.schedule, told.steps, told.spacing)
+    return SOLVERS[told.solver](denoise, schedule, x_T, lambda: next(noise)).clamp(-1, 1)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_it_says_what_the_network_says(name: str, batch: int) -> None:
+@pytest.mark.parametrize("level", [0.0, 0.2])
+def test_it_says_what_the_network_says(name: str, batch: int, level: float) -> None:
     config = CONFIGS[name]
     unet = lively(config)
-    engine, plain = Engine(unet, 4, torch.float32), Denoiser(unet)
+    engine, denoiser = Engine(unet, sampling(config, steps=4, motion_noise=level), torch.float32), Denoiser(unet)
     for _ in range(2):  # two frames
-        condition = told(config, batch)
+        condition = condition_of(config, inputs(config, batch), level)
         denoise = engine.frame(condition)
         for step in reversed(engine.schedule.timestep_map.tolist()):
-            x_t, t = torch.randn(batch, 3, 32, 32), torch.full((batch,), step)
-            compare(denoise(x_t, t), plain(x_t, t, condition)[0], 1e-4)
+            x_t = torch.randn(batch, 3, 32, 32)
+            compare(denoise(x_t, step), denoiser(x_t, torch.full((batch,), step), condition)[0], 1e-4)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_frame_is_what_the_plain_way_makes(name: str, solver: str) -> None:
+    config = CONFIGS[name]
+    unet, told = lively(config), sampling(config, steps=4, solver=solver, motion_noise=0.1)
+    engine = Engine(unet, told, torch.float32)
+    assert engine.draws == (4 if solver == "ddpm" else 1)
+    given = inputs(config, 2, engine.draws)
+    ours = engine.draw(given)
+    torch.testing.assert_close(ours, plain(unet, given, told), rtol=1e-3, atol=1e-3)
+    assert ours.abs().max() <= 1
 
 
 def test_half_precision_is_near_full() -> None:
-    unet, condition = lively(PATCHES), told(PATCHES, 1)
-    full, half = (Engine(unet, 2, dtype).frame(condition) for dtype in (torch.float32, torch.bfloat16))
-    x_t, t = torch.randn(1, 3, 32, 32), torch.tensor([999])
-    compare(half(x_t, t), full(x_t, t), 0.03)
+    unet, condition = lively(PATCHES), condition_of(PATCHES, inputs(PATCHES, 1), 0.0)
+    full, half = (Engine(unet, SamplingConfig(2), dtype).frame(condition) for dtype in (torch.float32, torch.bfloat16))
+    x_t = torch.randn(1, 3, 32, 32)
+    compare(half(x_t, 999), full(x_t, 999), 0.03)
 
 
-def test_a_clips_frames_do_not_depend_on_its_neighbours_in_the_batch() -> None:
-    unet, both = lively(TINY), told(TINY, 2)
-    first = Condition(
-        *(
-            value if value is None or field.name == "mouth_mask" else value[:1]
-            for field in dataclasses.fields(both)
-            for value in [getattr(both, field.name)]
-        )
-    )
-    engine = Engine(unet, 2, torch.float32)
-    x_t, t = torch.randn(2, 3, 32, 32), torch.tensor([999, 999])
-    together, alone = engine.frame(both)(x_t, t).x_0[:1], engine.frame(first)(x_t[:1], t[:1]).x_0
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-
-
-def test_another_level_of_noise_is_heard() -> None:
-    """The steps' scales and shifts are kept from frame to frame, but not over a change of what they depend on."""
-    unet, condition = lively(TINY), told(TINY, 1)
-    louder = dataclasses.replace(condition, motion_noise=torch.tensor([0.3]))
-    engine, plain = Engine(unet, 2, torch.float32), Denoiser(unet)
-    x_t, t = torch.randn(1, 3, 32, 32), torch.tensor([0])
-    for given in (condition, louder, condition):
-        compare(engine.frame(given)(x_t, t), plain(x_t, t, given)[0], 1e-4)
-
-
-def test_time_is_computed_once_a_video_and_audio_once_a_frame() -> None:
+def test_time_is_computed_once_and_audio_once_a_frame() -> None:
     unet = lively(TINY)
     blocks = [module for module in unet.modules() if isinstance(module, ResBlock)]
     asked: list[str] = []
     for block in blocks:
         block.time_affine.register_forward_hook(lambda *given: asked.append("time"))
         block.audio_affine.register_forward_hook(lambda *given: asked.append("audio"))
-    engine = Engine(unet, 5, torch.float32)
+    engine = Engine(unet, sampling(TINY, steps=5), torch.float32)
     for _ in range(3):
-        denoise = engine.frame(told(TINY, 1))
-        for step in engine.schedule.timestep_map:
-            denoise(torch.randn(1, 3, 32, 32), step[None])
+        engine.draw(inputs(TINY, 1))
     assert asked.count("time") == len(blocks)
     assert asked.count("audio") == 3 * len(blocks)
+
+
+# --- Guidance, and frames that start from the last one
+
+
+def test_guidance_goes_beyond_what_is_drawn_without_sound() -> None:
+    unet, given = lively(TINY), inputs(TINY, 2)
+    one = Engine(unet, sampling(TINY, steps=1, solver="ddim"), torch.float32)
+    hearing = one.draw(given)
+    silent = dataclasses.replace(
+        given, audio_window=torch.zeros_like(given.audio_window), lip_window=torch.zeros_like(given.lip_window)
+    )
+    deaf = one.draw(silent)
+    for guidance in (0.0, 0.5, 1.5):
+        guided = Engine(unet, sampling(TINY, steps=1, solver="ddim", guidance=guidance), torch.float32)
+        # Before the last clamp: these pictures lie well inside [-1, 1] or are cut at it in all three.
+        wanted = deaf + guidance * (hearing - deaf)
+        inside = (hearing.abs() < 1) & (deaf.abs() < 1) & (wanted.abs() < 1)
+        assert inside.float().mean() > 0.1
+        torch.testing.assert_close(guided.draw(given)[inside], wanted[inside], rtol=1e-3, atol=1e-3)
+
+
+def test_a_warm_frame_starts_from_the_last_one_noised() -> None:
+    unet, given = lively(TINY), inputs(TINY, 2)
+    engine = Recorder(unet, sampling(TINY, steps=6, warm_steps=2, solver="ddim"))
+    engine.draw(given, first=True)
+    assert [t for t, _ in engine.asked] == [999, 799, 599, 400, 200, 0]
+    engine.asked.clear()
+    engine.draw(given, first=False)
+    assert [t for t, _ in engine.asked] == [200, 0]
+    ab = training_schedule(TINY.diffusion).alpha_bar[200].float()
+    start = ab.sqrt() * given.motion_frames[:, -1] + (1 - ab).sqrt() * given.noise[:, 0]
+    torch.testing.assert_close(engine.asked[0][1], start)
+
+
+@pytest.mark.parametrize(("steps", "warm"), [(6, 0), (4, 4), (4, 9)])
+def test_without_fewer_warm_steps_every_frame_starts_from_noise(steps: int, warm: int) -> None:
+    engine = Engine(lively(TINY), sampling(TINY, steps=steps, warm_steps=warm), torch.float32)
+    given = inputs(TINY, 1)
+    assert torch.equal(engine.draw(given, first=False), engine.draw(given, first=True))
+
+
+class Recorder(Engine):
+    """Remembers what it was asked."""
+
+    def __init__(self, unet: UNet, told: SamplingConfig) -> None:
+        super().__init__(unet, told, torch.float32)
+        self.asked: list[tuple[int, Tensor]] = []
+
+    def frame(self, condition: Condition) -> Denoise:
+        denoise = super().frame(condition)
+
+        def recorded(x_t: Tensor, t: int) -> Denoised:
+            self.asked.append((t, x_t))
+            return denoise(x_t, t)
+
+        return recorded
+
+
+# --- A frame as one graph
+
+
+class Waits(TorchDispatchMode):
+    """Fails where the host would wait for the device: a number or a tensor that comes from it, or one sent to it."""
+
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        result = func(*args, **(kwargs or {}))
+        assert "_local_scalar_dense" not in str(func), "a number was read from the device"
+        if isinstance(result, Tensor) and "copy" in str(func):
+            for value in args:
+                if isinstance(value, Tensor) and value.dim():
+                    assert value.device == result.device, f"{func}: from {value.device} to {result.device}"
+        return result
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nothing_inside_a_frame_waits_for_the_device(name: str, solver: str) -> None:
+    """On "meta" nothing has a value: whatever depends on one fails, as recording a CUDA graph would."""
+    config = CONFIGS[name]
+    for guidance, warm in ((1.0, 0), (2.0, 0), (1.0, 2)):
+        told = sampling(config, steps=3, solver=solver, guidance=guidance, warm_steps=warm)
+        engine = Engine(lively(config).to("meta"), told, torch.bfloat16)
+        given = on_meta(inputs(config, 2, engine.draws))
+        with Waits():
+            assert engine.draw(given, first=not warm).shape == (2, 3, 32, 32)
+
+
+def on_meta(given: Inputs) -> Inputs:
+    return Inputs(*(None if value is None else value.to("meta") for value in values_of(given)))
+
+
+def values_of(given: Inputs) -> list[Tensor | None]:
+    return [getattr(given, field.name) for field in dataclasses.fields(given)]
+
+
+class Tape(TorchDispatchMode):
+    """A CUDA graph on the CPU: the operations that were recorded, without the Python that asked for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Callable, tuple, dict, object]] = []
+
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """The same on what the tensors from outside hold now; the last result is written where it was."""
+        made: dict[int, Tensor] = {}
+
+        def now(tensor: Tensor) -> Tensor:
+            return made.get(id(tensor), tensor)
+
+        for func, args, kwargs, recorded in self.operations:
+            args, kwargs = tree_map_only(Tensor, now, (args, kwargs))
+            result = func(*args, **kwargs)
+            pairs = zip(tree_leaves(recorded), tree_leaves(result), strict=True)
+            made.update((id(old), new) for old, new in pairs if isinstance(old, Tensor))
+        recorded.copy_(result)
+
+
+@pytest.fixture
+def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+    """Lets the engine record on the CPU."""
+    made: list[Tape] = []
+
+    @contextlib.contextmanager
+    def record(tape: Tape, capture_error_mode: str) -> Iterator[None]:
+        made.append(tape)
+        with tape:
+            yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    return made
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_recorded_frame_replays_with_new_inputs(name: str, tapes: list[Tape]) -> None:
+    config = CONFIGS[name]
+    unet, told = lively(config), sampling(config, steps=3, solver="ddpm")
+    engine, eager = Engine(unet, told, torch.float32), Engine(unet, told, torch.float32)
+    engine.records = True
+    frames = [inputs(config, 2, engine.draws) for _ in range(4)]
+    kept = [engine.draw(given) for given in frames]
+    for given, ours in zip(frames, kept, strict=True):
+        torch.testing.assert_close(ours, eager.draw(given), rtol=1e-5, atol=1e-5)
+    assert len(tapes) == 1, "the first frame warms up, the second is recorded, all later ones are replayed"
+    for _ in range(2):
+        engine.draw(inputs(config, 1, engine.draws))
+    assert len(tapes) == 2, "another batch size is another graph"
+
+
+def test_the_network_compiles_as_one_whole() -> None:
+    """No part of it falls back to Python, which would cost what compiling saves."""
+    unet, given = lively(TINY), inputs(TINY, 1)
+    engine = Engine(unet, sampling(TINY, steps=2), torch.float32)
+    wanted = engine.draw(given)
+    engine._denoise = torch.compile(engine._denoise, backend="eager", fullgraph=True, dynamic=False)
+    torch.testing.assert_close(engine.draw(given), wanted)
+
+
+# --- What it leaves alone, and what it chooses
 
 
 def test_the_given_network_stays_as_it_is() -> None:
     unet = lively(TINY)
     before: dict[str, Tensor] = {name: value.clone() for name, value in unet.state_dict().items()}
-    Engine(unet, 2, torch.bfloat16)
+    Engine(unet, SamplingConfig(2), torch.bfloat16).draw(inputs(TINY, 1, 2))
     after = unet.state_dict()
     assert all(after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items())
 

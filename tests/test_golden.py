@@ -101,8 +101,8 @@ def test_closed_loop_equals_the_released_sampler(golden: Golden) -> None:
         window = conditioning.window(given["audio_embeddings"][0], frame, config.conditioning.audio_context)
         condition = conditioning.build(config, given["identity"], buffer.stacked(), window[None])
 
-        def denoise(x_t: Tensor, t: Tensor, condition: conditioning.Condition = condition) -> diffusion.Denoised:
-            output = unet(x_t, t, condition)
+        def denoise(x_t: Tensor, t: int, condition: conditioning.Condition = condition) -> diffusion.Denoised:
+            output = unet(x_t, torch.full((len(x_t),), t), condition)
             # t is a timestep of the full schedule, so its tables give x_0.
             return diffusion.Denoised(diffusion.x_0_from(full, x_t, t, output.prediction, "eps"), output.var_frac)
 

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 BASE = {"errors", "files", "config"}
 LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "engine", "augment", "lips"}
-LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights"}
+LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
 LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
 LIBRARY |= {"distributed", "objective", "state", "journal", "plan"}
 VERBS = {"prepare", "train", "sample", "evaluate"}
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "released": BASE | {"model"},
     "weights": BASE | {"model", "released"},
     "audio": BASE | {"media", "weights", "released"},  # encoders that are downloaded
+    "lockstep": {"conditioning", "engine", "video"},
     "manifest": BASE,
     "layouts": BASE | {"photos", "video"},  # the endings of their files
     "extraction": BASE | {"audio", "faces", "landmarks", "layouts", "photos", "screening", "video"},

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from real_data import decoded, dheads, sound_seconds, write_wav
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from typer.testing import Result
 
 from dheads import conditioning, faces
 from dheads import sample as verb
 from dheads.audio import load_waveform
 from dheads.conditioning import Condition
-from dheads.config import Config, override, preset
+from dheads.config import Config, SamplingConfig, override, preset
 from dheads.diffusion import Denoise, Denoised
 from dheads.engine import Engine
 from dheads.errors import DheadsError
@@ -118,7 +119,7 @@ def test_steps_and_solver_are_the_weights_own_unless_given(
     told: list[dict[str, object]] = []
 
     def fake(engine: Engine, photo: np.ndarray, speech: Tensor, **options: object) -> Iterator[np.ndarray]:
-        told.append({"steps": engine.schedule.num_steps, **options})
+        told.append({"steps": engine.sampling.steps, "solver": engine.sampling.solver, **options})
         assert speech.shape == (FRAMES, 384)
         return itertools.repeat(photo, len(speech))
 
@@ -173,21 +174,37 @@ def test_more_steps_than_there_are(folder: Path, face: Path, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_a_compiler(folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object, **told: object) -> object:
+        def called(*given: object) -> object:
+            raise TorchDynamoException("no C++ compiler was found")
+
+        return called
+
+    monkeypatch.setattr(torch, "compile", fails)
+    done = command(folder, face, tmp_path / "out.mp4", "--compile")
+    assert done.exit_code == 1
+    assert "error: torch.compile fails here" in done.stderr
+    assert "no C++ compiler was found" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- Frame by frame
 
 
 class Recorder(Engine):
     """Remembers what it was told."""
 
-    def __init__(self, unet: UNet, steps: int) -> None:
-        super().__init__(unet, steps)
+    def __init__(self, unet: UNet, steps: int, solver: str = "ddim", **more: float) -> None:
+        super().__init__(unet, SamplingConfig(steps, solver, **more))
         self.told: list[tuple[int, Condition]] = []
 
     def frame(self, condition: Condition) -> Denoise:
         denoise = super().frame(condition)
 
-        def recorded(x_t: Tensor, t: Tensor) -> Denoised:
-            self.told.append((int(t), condition))
+        def recorded(x_t: Tensor, t: int) -> Denoised:
+            self.told.append((t, condition))
             return denoise(x_t, t)
 
         return recorded
@@ -200,7 +217,7 @@ def photo() -> np.ndarray:
 
 def test_frames_come_one_by_one(photo: np.ndarray) -> None:
     engine = Recorder(untrained(TINY), 3)
-    frames = verb.generate(engine, photo, torch.randn(1000, 384), solver="ddim")
+    frames = verb.generate(engine, photo, torch.randn(1000, 384))
     assert engine.told == [], "nothing is computed before it is asked for"
     first = next(frames)
     assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
@@ -213,16 +230,16 @@ def test_frames_come_one_by_one(photo: np.ndarray) -> None:
 def test_each_frame_is_told_of_those_before_and_of_its_sound(photo: np.ndarray, solver: str) -> None:
     config = override(TINY, {"conditioning": {"hide_motion_mouth": False}})
     unet = untrained(config)
-    engine = Recorder(unet, 2)
+    engine = Recorder(unet, 2, solver)
     speech = torch.randn(5, 384)
-    frames = list(verb.generate(engine, photo, speech, solver=solver))
+    frames = list(verb.generate(engine, photo, speech))
     assert len(frames) == 5
     identity = to_unit(photo)[None]
     lips = unet.lips.predict(speech)
     shown: list[np.ndarray] = [photo, photo, *frames]
     for k, (_, condition) in enumerate(engine.told[::2]):
         assert torch.equal(condition.identity, identity)
-        before = [to_uint8(condition.motion_frames[0, i]) for i in range(2)]
+        before = [to_uint8(condition.motion_frames[0, i]).numpy() for i in range(2)]
         assert np.array_equal(before[0], shown[k])
         assert np.array_equal(before[1], shown[k + 1])
         assert torch.equal(condition.audio_window[0], conditioning.window(speech, k, 2))
@@ -234,9 +251,9 @@ def test_each_frame_is_told_of_those_before_and_of_its_sound(photo: np.ndarray, 
 def test_noise_on_motion_frames_that_the_weights_ask_for(photo: np.ndarray) -> None:
     """Each frame's motion frames are noised anew, at the level told, and only as the network sees them."""
     told = {"hide_motion_mouth": False, "motion_noise": 0.3}
-    config = override(TINY, {"conditioning": told, "sampling": {"motion_noise": 0.1}})
-    engine = Recorder(untrained(config), 2)
-    frames = list(verb.generate(engine, photo, torch.randn(3, 384), solver="ddim"))
+    config = override(TINY, {"conditioning": told})
+    engine = Recorder(untrained(config), 2, motion_noise=0.1)
+    frames = list(verb.generate(engine, photo, torch.randn(3, 384)))
     shown = [to_unit(frame) for frame in (photo, photo, *frames)]
     for k, (_, condition) in enumerate(engine.told[::2]):
         assert condition.motion_noise.tolist() == pytest.approx([0.1])
@@ -248,16 +265,16 @@ def test_noise_on_motion_frames_that_the_weights_ask_for(photo: np.ndarray) -> N
 def test_given_lips_take_the_place_of_those_heard(photo: np.ndarray) -> None:
     engine = Recorder(untrained(TINY), 1)
     lips = torch.randn(3, 3)
-    list(verb.generate(engine, photo, torch.randn(3, 384), solver="ddim", lips=lips))
+    list(verb.generate(engine, photo, torch.randn(3, 384), lips=lips))
     for k, (_, condition) in enumerate(engine.told):
         assert torch.equal(condition.lip_window[0], conditioning.window(lips, k, 2))
 
 
 def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
-    engine, speech = Engine(untrained(TINY), 2), torch.randn(3, 384)
+    engine, speech = Engine(untrained(TINY), SamplingConfig(2)), torch.randn(3, 384)
 
     def frames(seed: int) -> np.ndarray:
-        return np.stack(list(verb.generate(engine, photo, speech, solver="ddpm", seed=seed)))
+        return np.stack(list(verb.generate(engine, photo, speech, seed=seed)))
 
     first = frames(1)
     torch.manual_seed(9)
@@ -277,7 +294,7 @@ def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
         },
     )
     for config in (plain, override(plain, {"conditioning": {"motion_frames": 0}})):
-        frames = list(verb.generate(Engine(untrained(config), 3), photo, torch.randn(3, 384), solver="ddpm"))
+        frames = list(verb.generate(Engine(untrained(config), SamplingConfig(3)), photo, torch.randn(3, 384)))
         assert np.stack(frames).shape == (3, 32, 32, 3)
         assert not np.array_equal(frames[0], frames[1])
 

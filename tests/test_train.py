@@ -581,8 +581,7 @@ def test_a_tiny_model_learns_one_clip_until_its_mouth_follows_the_sound(
         return (mouth(frames) - mean) @ main
 
     def spoken(speech: Tensor) -> np.ndarray:
-        engine = Engine(unet, config.sampling.steps)
-        return np.stack(list(generate(engine, truth[0], speech, solver=config.sampling.solver)))
+        return np.stack(list(generate(Engine(unet), truth[0], speech)))
 
     count = other.frames
     own, foreign = spoken(labels["speech"]), spoken(others.labels(other)["speech"])

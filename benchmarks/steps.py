@@ -1,0 +1,121 @@
+"""What fewer steps cost: the yardstick's figures over solvers, spacings and numbers of steps.
+
+    python benchmarks/steps.py --weights small --data prepared --out steps.jsonl
+    python benchmarks/steps.py --weights small --data prepared --out steps.jsonl --solver dpm++2m --warm 4
+
+Every held-out person speaks with their own sound, all in lock-step; means over people. A row is appended to --out as
+soon as it is known, and rows that are there are not made again, so the sweep can be interrupted. The table that is
+printed is the one of docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from tqdm import tqdm
+from yardstick import Take, measure, read_takes
+
+from dheads.config import SamplingConfig
+from dheads.data import Dataset
+from dheads.engine import Engine
+from dheads.evaluate import mean_values, watch
+from dheads.landmarks import load_backend
+from dheads.lockstep import Talk, perform
+from dheads.model import UNet
+from dheads.sample import resolve_device
+from dheads.weights import load_model
+
+SOLVERS = ["dpm++2m", "ddim", "ddpm"]
+SPACINGS = ["uniform", "quadratic", "logsnr"]
+STEPS = [2, 3, 4, 6, 8, 12, 25, 50, 100, 200]
+COLUMNS = {
+    "mouth_correlation": "correlation of the mouth's opening",
+    "mouth_range_ratio": "range",
+    "mouth_sharpness": "mouth sharpness",
+    "identity_shape": "shape",
+    "network_calls": "network calls a frame",
+}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Dataset made by `dheads prepare`.")],
+    out: Annotated[Path, typer.Option(help="File of rows, one line of JSON each; gone on with where it is there.")],
+    weights: Annotated[str, typer.Option(help="Name of packaged weights, or a checkpoint.")] = "small",
+    solver: Annotated[list[str] | None, typer.Option(help="Only these; may be given again.")] = None,
+    spacing: Annotated[list[str] | None, typer.Option(help="Only these; may be given again.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="Only these; may be given again.")] = None,
+    warm: Annotated[
+        list[int] | None, typer.Option(help="Start from the last frame at so many steps; 0: do not.")
+    ] = None,
+    guidance: Annotated[list[float] | None, typer.Option(help="1: none.")] = None,
+    split: str = "val",
+    frames: Annotated[int, typer.Option(help="Of each clip.")] = 40,
+    device: str = "auto",
+) -> None:
+    """Measure what steps buy."""
+    unet, config, _ = load_model(weights, resolve_device(device))
+    dataset = Dataset(data)
+    dataset.check(config)
+    takes = read_takes(dataset, split, None, frames)
+    swept = itertools.product(solver or SOLVERS, spacing or SPACINGS, warm or [0], guidance or [1.0], steps or STEPS)
+    for kind, lie, start, guide, count in tqdm(list(swept), desc="sweep", unit="setting"):
+        known = [row["sampling"] for row in read_rows(out)]
+        sampling = dataclasses.replace(
+            config.sampling, solver=kind, spacing=lie, warm_steps=start, guidance=guide, steps=count
+        )
+        if dataclasses.asdict(sampling) not in known and start < count:
+            row = {"sampling": dataclasses.asdict(sampling), **figures(unet, sampling, takes)}
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    print(table(read_rows(out)))
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def figures(unet: UNet, sampling: SamplingConfig, takes: list[Take]) -> dict[str, float]:
+    """The means over all people of the measures of `dheads eval`."""
+    videos: list[list[np.ndarray]] = [[] for _ in takes]
+    talks = [Talk(take.truth[0], take.speech) for take in takes]
+    total = sum(len(take.speech) for take in takes)
+    said = perform(Engine(unet, sampling), talks, len(talks))
+    for index, frame in tqdm(said, total=total, unit="frame", leave=False):
+        videos[index].append(frame)
+    backend = load_backend("mesh")
+    rows = [
+        measure(np.stack(video), watch(take.clip.clip, lambda take=take: take.truth, backend), backend)
+        for take, video in zip(takes, videos, strict=True)
+    ]
+    means = mean_values(row for row in rows if row)
+    calls = (sampling.warm_steps or sampling.steps) * (1 if sampling.guidance == 1 else 2)
+    return {
+        **{name: means[name] for name in COLUMNS if name in means},
+        "network_calls": calls,
+        "faces": sum(map(bool, rows)),
+    }
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| solver | spacing | steps | " + " | ".join(COLUMNS.values()) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+    for row in rows:
+        told = row["sampling"]
+        steps = f"{told['steps']}" + (
+            f", last {told['warm_steps']} from the frame before" if told["warm_steps"] else ""
+        )
+        steps += f", guidance {told['guidance']:g}" if told["guidance"] != 1 else ""
+        cells = [f"{row[name]:.2f}" if name != "network_calls" else str(row[name]) for name in COLUMNS if name in row]
+        lines.append(f"| {told['solver']} | {told['spacing']} | {steps} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    typer.run(main)

@@ -1,0 +1,118 @@
+"""Many videos at once, each as it would be by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from test_engine import Tape, lively, tapes  # noqa: F401  (a fixture)
+from torch import Tensor
+
+from dheads.config import SamplingConfig, preset
+from dheads.engine import Engine, Inputs
+from dheads.lockstep import Talk, perform
+
+TINY = preset("tiny")
+
+
+class Watched(Engine):
+    """Remembers the size of every batch."""
+
+    def __init__(self, sampling: SamplingConfig, dtype: torch.dtype = torch.float32) -> None:
+        torch.manual_seed(0)
+        super().__init__(lively(TINY), sampling, dtype)
+        self.batches: list[int] = []
+
+    def draw(self, inputs: Inputs, first: bool = True) -> Tensor:
+        self.batches.append(len(inputs.identity))
+        return super().draw(inputs, first)
+
+
+def talk(seed: int, frames: int) -> Talk:
+    random = np.random.default_rng(seed)
+    photo = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    return Talk(photo, torch.randn(frames, 384, generator=torch.Generator().manual_seed(seed)), seed)
+
+
+def by_talk(engine: Engine, talks: list[Talk], places: int) -> list[np.ndarray]:
+    videos: list[list[np.ndarray]] = [[] for _ in talks]
+    for index, frame in perform(engine, talks, places):
+        assert (frame.shape, frame.dtype) == ((32, 32, 3), np.uint8)
+        videos[index].append(frame)
+    return [np.stack(video) for video in videos]
+
+
+LENGTHS = [3, 7, 1, 4, 2]
+DDPM, WARM = SamplingConfig(3), SamplingConfig(5, "ddim", warm_steps=2)
+
+
+@pytest.mark.parametrize("sampling", [DDPM, WARM], ids=["ddpm", "warm"])
+@pytest.mark.parametrize("places", [2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_video_does_not_depend_on_what_shares_its_batch(
+    sampling: SamplingConfig, places: int, dtype: torch.dtype
+) -> None:
+    talks = [talk(seed, frames) for seed, frames in enumerate(LENGTHS)]
+    alone = [by_talk(Watched(sampling, dtype), [one], 1)[0] for one in talks]
+    together = by_talk(Watched(sampling, dtype), talks, places)
+    for ours, wanted in zip(together, alone, strict=True):
+        assert ours.shape == wanted.shape
+        # Another batch size may round otherwise, and later frames build on earlier ones.
+        assert np.abs(ours.astype(int) - wanted).max() <= (1 if dtype == torch.float32 else 16)
+    assert not np.array_equal(alone[0][0], alone[1][0])
+
+
+def test_free_places_are_filled_as_videos_end() -> None:
+    engine = Watched(DDPM)
+    talks = [talk(seed, frames) for seed, frames in enumerate([2, 4, 1, 3])]
+    told = [index for index, _ in perform(engine, talks, 2)]
+    assert engine.batches == [2, 2, 2, 2, 1, 1]
+    assert told == [0, 1, 0, 1, 1, 2, 1, 3, 3, 3]
+
+
+def test_first_frames_take_their_own_steps_where_the_others_start_warm() -> None:
+    engine = Watched(WARM)
+    talks = [talk(seed, frames) for seed, frames in enumerate([2, 3, 2])]
+    told = [index for index, _ in perform(engine, talks, 2)]
+    assert sorted(told) == [0, 0, 1, 1, 1, 2, 2]
+    assert engine.batches == [2, 2, 1, 1, 1], "both begin, both go on, the third begins while the second ends"
+
+
+def test_talks_are_taken_when_there_is_room() -> None:
+    taken: list[int] = []
+
+    def talks() -> Iterator[Talk]:
+        for seed in range(3):
+            taken.append(seed)
+            yield talk(seed, 2)
+
+    frames = perform(Watched(DDPM), talks(), 2)
+    assert taken == []
+    next(frames)
+    assert taken == [0, 1]
+    assert len(list(frames)) == 5
+    assert taken == [0, 1, 2]
+
+
+def test_a_talk_without_sound_has_no_frames() -> None:
+    talks = [talk(0, 0), talk(1, 2), talk(2, 0)]
+    assert [index for index, _ in perform(Watched(DDPM), talks, 2)] == [1, 1]
+    assert list(perform(Watched(DDPM), [], 2)) == []
+
+
+def test_recorded_frames_are_the_same_and_come_one_turn_later(tapes: list[Tape]) -> None:  # noqa: F811
+    """As on CUDA: batches of one size, and the device computes while the frames before are taken."""
+    talks = [talk(seed, frames) for seed, frames in enumerate(LENGTHS)]
+    wanted = by_talk(Watched(DDPM), talks, 3)
+    engine = Watched(DDPM)
+    engine.records = True
+    frames = perform(engine, talks, 3)
+    next(frames)
+    assert len(engine.batches) == 2
+    ours = by_talk(engine, talks, 3)
+    assert set(engine.batches) == {3}
+    assert len(tapes) == 1
+    for video, other in zip(ours, wanted, strict=True):
+        assert np.abs(video.astype(int) - other).max() <= 1
