@@ -60,7 +60,7 @@ def build(
     """Conditioning from clean frames in [-1, 1]: noises the motion frames, then hides their mouths.
 
     identity (B, 3, H, W), motion_frames (B, M, 3, H, W), audio_window (B, A, D), lip_window (B, A', L),
-    motion_noise (B,) and noise like motion_frames (standard normal). mask: what `mouth_mask_for` made, where it is kept.
+    motion_noise (B,) and noise like motion_frames (standard normal). mask: what `mouth_mask_for` made, if kept.
     """
     told = config.conditioning
     if mask is None:

@@ -94,7 +94,8 @@ class SamplingConfig:
     # Beyond the paper: frames after the first start from the last one, noised, at this many steps from the end; 0: all
     # start from noise alone.
     warm_steps: int = 0
-    # Beyond the paper: how far beyond what is drawn without sound; 1: what the network says. Wants audio dropout in training.
+    # Beyond the paper: how far beyond what is drawn without sound; 1: what the network says. Wants
+    # training.audio_dropout.
     guidance: float = 1.0
     # Beyond the paper: noise on the network's own last frames, told as in training, so that errors do not pile up.
     motion_noise: float = 0.0

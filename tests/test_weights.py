@@ -223,7 +223,7 @@ def test_the_list_is_complete() -> None:
     assert {"small", "whisper-tiny.en", "mediapipe-face-mesh", "crema"} <= set(known)
     for name, entry in known.items():
         assert {"kind", "file", "license", "purpose"} <= set(entry), name
-        assert entry["kind"] in {"model", "released", "encoder", "part", "reference"}, name
+        assert entry["kind"] in {"model", "released", "encoder", "part", "metric", "reference"}, name
         if entry.get("ask"):
             assert {"terms", "page"} <= set(entry), name
         if entry["kind"] != "reference":
