@@ -1,0 +1,256 @@
+"""What every measure of `dheads eval` is, and what the paper reports of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+_PAPER_ITSELF = "Stypulkowski et al. 2024, the released script"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a generated clip, or of the whole set."""
+
+    name: str  # the key in all outputs; the real clip's own value has the prefix `true_`
+    title: str
+    definition: str
+    source: str  # who defined it
+    better: Literal["higher", "lower", "truth"]  # truth: nearer to the real clips' own value
+    unit: str  # empty for a plain number
+
+
+_MEASURES = [
+    Measure(
+        "fvd",
+        "FVD",
+        "Frechet distance of I3D's features of 16 frames in a row, generated against real; of the whole set",
+        "Unterthiner et al. 2018, computed as StyleGAN-V does",
+        "lower",
+        "",
+    ),
+    Measure(
+        "fid",
+        "FID",
+        "Frechet distance of Inception-v3's features of single frames, generated against real; of the whole set",
+        "Heusel et al. 2017, computed as pytorch-fid does",
+        "lower",
+        "",
+    ),
+    Measure(
+        "blinks_per_second",
+        "Blinks a second",
+        "How often the eyes' aspect ratio stays under 0.75 of its median in the clip for two frames or more",
+        "Soukupova and Cech 2016",
+        "truth",
+        "1/s",
+    ),
+    Measure(
+        "blink_seconds",
+        "Length of a blink",
+        "How long the eyes' aspect ratio stays under 0.75 of its median in the clip, mean over its blinks",
+        "Soukupova and Cech 2016",
+        "truth",
+        "s",
+    ),
+    Measure(
+        "ofm_paper",
+        "OFM, as published",
+        "Optical flow as the paper's script has it: each frame's magnitude is stretched to 0..255 and drawn in "
+        "colours, whose levels are averaged; a still video scores 42.67",
+        _PAPER_ITSELF,
+        "truth",
+        "",
+    ),
+    Measure(
+        "fmse_paper",
+        "F-MSE, as published",
+        "Squared difference of frames in a row as the paper's script has it: in 8 bits, modulo 256",
+        _PAPER_ITSELF,
+        "truth",
+        "",
+    ),
+    Measure(
+        "av_offset",
+        "AV offset",
+        "Frames by which the picture comes late: the shift of the sound at which SyncNet's embeddings lie closest",
+        "Chung and Zisserman 2016 (SyncNet)",
+        "truth",
+        "frames",
+    ),
+    Measure(
+        "av_confidence",
+        "AV confidence (LSE-C)",
+        "The median of SyncNet's distances over all shifts of the sound, less the smallest",
+        "Chung and Zisserman 2016 (SyncNet); Prajwal et al. 2020 (LSE-C)",
+        "higher",
+        "",
+    ),
+    Measure(
+        "av_distance",
+        "AV distance (LSE-D)",
+        "The smallest of SyncNet's distances over all shifts of the sound",
+        "Chung and Zisserman 2016 (SyncNet); Prajwal et al. 2020 (LSE-D)",
+        "lower",
+        "",
+    ),
+    Measure(
+        "wer",
+        "Word error rate",
+        "Words that a lip reader gets wrong, misses or adds, over the words said; of the whole set. It depends on the "
+        "lip reader: the paper's is private",
+        "Levenshtein 1966",
+        "lower",
+        "",
+    ),
+    Measure(
+        "ssim",
+        "SSIM",
+        "Structural similarity of each aligned frame and the real one of the same time, at the generated one's scale",
+        "Wang et al. 2004",
+        "higher",
+        "",
+    ),
+    Measure(
+        "psnr",
+        "PSNR",
+        "Peak signal-to-noise ratio of each aligned frame and the real one of the same time, at the generated one's "
+        "scale; at most 100",
+        "mean over frames of 10 log10(255^2 / MSE)",
+        "higher",
+        "dB",
+    ),
+    Measure(
+        "lmd",
+        "LMD",
+        "Distance of the mouth's landmarks from the real ones of the same time, the mouths' centres laid on each other",
+        "Chen et al. 2018",
+        "lower",
+        "px at 128",
+    ),
+    Measure(
+        "ofm",
+        "Optical flow",
+        "Mean length of the optical flow from frame to frame, frames shrunk to 128 px",
+        "Farneback 2003",
+        "truth",
+        "px a frame",
+    ),
+    Measure(
+        "fmse",
+        "Frame difference",
+        "Mean squared difference of frames in a row, of 0 to 255, frames shrunk to 128 px",
+        "the paper's F-MSE without its wrap-around",
+        "truth",
+        "",
+    ),
+    Measure(
+        "mouth_correlation",
+        "Mouth: correlation",
+        "Pearson's r of the opening between the inner lips and the real one over time",
+        "dheads",
+        "higher",
+        "",
+    ),
+    Measure(
+        "mouth_offset_frames",
+        "Mouth: offset",
+        "By how many frames, up to 5 either way, the mouth's opening comes late: the shift that correlates best with "
+        "the real one",
+        "dheads",
+        "truth",
+        "frames",
+    ),
+    Measure(
+        "mouth_range_ratio",
+        "Mouth: range",
+        "The 95th less the 5th percentile of the mouth's opening, over the real one's; 1 is as wide as in truth",
+        "dheads",
+        "truth",
+        "",
+    ),
+    Measure(
+        "mouth_sharpness",
+        "Mouth: sharpness",
+        "Variance of the Laplacian of the mouth region, over the real one's at the same scale; 1 is as sharp",
+        "Pech-Pacheco et al. 2000",
+        "truth",
+        "",
+    ),
+    Measure(
+        "identity_similarity",
+        "Identity: similarity",
+        "Cosine of each frame's face embedding (SFace) with that of the real clip's first frame, mean over the frames; "
+        "0.363 and more is taken for one person",
+        "Zhong et al. 2021 (SFace)",
+        "higher",
+        "",
+    ),
+    Measure(
+        "identity_shape",
+        "Identity: shape",
+        "Distance of the landmarks that speech does not move from those of the real clip's first frame",
+        "dheads",
+        "lower",
+        "eye distances",
+    ),
+    Measure(
+        "landmark_drift",
+        "Drift of the shape",
+        "Distance of the mean face shape of the last second from that of the first",
+        "dheads",
+        "truth",
+        "eye distances",
+    ),
+    Measure(
+        "colour_drift",
+        "Drift of the colour",
+        "Difference of the face's mean colour in the last second and in the first, of 0 to 255",
+        "dheads",
+        "truth",
+        "levels",
+    ),
+]
+CATALOGUE = {measure.name: measure for measure in _MEASURES}
+
+# ---- The paper's tables ----
+
+Table = dict[str, dict[str, float]]  # system -> measure -> value
+
+_CREMA = ("fvd", "fid", "blinks_per_second", "blink_seconds", "ofm_paper", "fmse_paper", "av_offset", "av_confidence")
+_LRW = (*_CREMA, "wer")
+
+
+def _table(measures: tuple[str, ...], rows: dict[str, tuple[float | None, ...]]) -> Table:
+    return {
+        system: {name: value for name, value in zip(measures, values, strict=True) if value is not None}
+        for system, values in rows.items()
+    }
+
+
+# Table 1 of the paper. GT: the real clips.
+PAPER: dict[str, Table] = {
+    "crema": _table(
+        _CREMA,
+        {
+            "SDA": (376.48, 79.82, 0.25, 0.26, 68.21, 6.83, 2, 5.50),
+            "Wav2Lip": (193.32, 12.57, 0, None, 46.87, 1.07, -2, 6.68),
+            "PC-AVS": (333.94, 22.53, 0.02, 0.20, 70.36, 6.93, -3, 6.17),
+            "EAMM": (196.82, 19.40, 0, None, 58.91, 1.65, -2, 4.26),
+            "Diffused Heads": (88.61, 12.45, 0.28, 0.36, 64.30, 6.99, 1, 4.52),
+            "GT": (None, None, 0.24, 0.40, 68.76, 7.76, 1, 5.14),
+        },
+    ),
+    "lrw": _table(
+        _LRW,
+        {
+            "SDA": (198.84, 61.95, 0.52, 0.28, 73.82, 18.94, 1, 7.40, 0.77),
+            "MakeItTalk": (269.29, 7.57, 0.09, 0.28, 57.21, 3.44, -3, 3.16, 0.99),
+            "Wav2Lip": (366.14, 2.83, 0.03, 0.16, 47.12, 1.45, -2, 6.58, 0.51),
+            "PC-AVS": (153.12, 11.96, 0.20, 0.16, 69.59, 17.13, -3, 6.24, 0.64),
+            "EAMM": (172.18, 9.28, 0.03, 0.16, 58.46, 4.39, -3, 3.83, 0.95),
+            "Diffused Heads": (71.88, 3.94, 0.35, 0.28, 70.71, 19.69, -2, 4.61, 0.77),
+            "GT": (None, None, 0.53, 0.28, 72.02, 27.34, -2, 5.83, None),
+        },
+    ),
+}
