@@ -93,7 +93,7 @@ _UNSEEN = np.full((68, 2), np.nan, np.float32)
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """A square of the picture, turned by `angle` (radians, clockwise on the screen)."""
 
     x: float
@@ -116,8 +116,8 @@ class MeshBackend(LandmarkBackend):
     ROI_SCALE = 1.5  # the mesh sees the face's box enlarged by this
 
     def __init__(self) -> None:
-        self._detector = _load_net("face_detection_short_range.tflite")
-        self._mesh = _load_net("face_landmark.tflite")
+        self._detector = load_net("face_detection_short_range.tflite")
+        self._mesh = load_net("face_landmark.tflite")
 
     def detect(self, image: np.ndarray) -> list[Face]:
         return self._look(image, _SEARCH)
@@ -138,7 +138,7 @@ class MeshBackend(LandmarkBackend):
         face = self._settle(image, self._roi(last), 0.05)
         return face if face.score >= self.MIN_SCORE and _same_place(face, last) else super().follow(image, last)
 
-    def _find(self, image: np.ndarray, view: _View) -> list[_View]:
+    def _find(self, image: np.ndarray, view: View) -> list[View]:
         """Where BlazeFace sees faces in a view, as the views the mesh needs."""
         size = self.DETECTOR_PX
         matrix = view.matrix(size)
@@ -158,16 +158,16 @@ class MeshBackend(LandmarkBackend):
             centre, eye_r, eye_l = apply_transform(invert_transform(matrix), p[[0, 2, 3]])
             side = p[1].max() * view.side / size
             if side >= MIN_FACE_PX * 0.75:
-                rois.append(_View(*centre, side * self.ROI_SCALE, math.atan2(*(eye_l - eye_r)[::-1])))
+                rois.append(View(*centre, side * self.ROI_SCALE, math.atan2(*(eye_l - eye_r)[::-1])))
         return rois
 
-    def _roi(self, face: Face) -> _View:
+    def _roi(self, face: Face) -> View:
         x0, y0, x1, y1 = face.box
         across = face.landmarks[45] - face.landmarks[36]
         side = max(x1 - x0, y1 - y0) * self.ROI_SCALE
-        return _View((x0 + x1) / 2, (y0 + y1) / 2, side, math.atan2(across[1], across[0]))
+        return View((x0 + x1) / 2, (y0 + y1) / 2, side, math.atan2(across[1], across[0]))
 
-    def _settle(self, image: np.ndarray, roi: _View, still: float) -> Face:
+    def _settle(self, image: np.ndarray, roi: View, still: float) -> Face:
         """Mesh after mesh, each in the last one's box and angle, until they move by less than `still` views' sides."""
         for _ in range(10):
             face = self._fit(image, roi)
@@ -177,7 +177,7 @@ class MeshBackend(LandmarkBackend):
                 break
         return face
 
-    def _fit(self, image: np.ndarray, roi: _View) -> Face:
+    def _fit(self, image: np.ndarray, roi: View) -> Face:
         matrix = roi.matrix(self.MESH_PX)
         crop = warp(image, matrix, self.MESH_PX)
         self._mesh.setInput(cv2.dnn.blobFromImage(crop.astype(np.float32) / 255))
@@ -282,7 +282,7 @@ def _batches(frames: Iterable[np.ndarray], count: int, pixels: int) -> Iterator[
             yield np.stack(batch)
 
 
-def _load_net(name: str) -> Any:
+def load_net(name: str) -> Any:
     model = resources.files("dheads").joinpath("assets", name).read_bytes()
     return cv2.dnn.readNetFromTFLite(np.frombuffer(model, np.uint8))
 
@@ -304,12 +304,12 @@ _GLANCE = (1.0, 1.5, 0.5)
 _SEARCH = (*_GLANCE, 0.25, 0.125)
 
 
-def _views(height: int, width: int, share: float) -> list[_View]:
+def _views(height: int, width: int, share: float) -> list[View]:
     """The squares of one stage, which cover the picture."""
     side = share * max(height, width)
     if share < 1 and side < 3 * MIN_FACE_PX:
         return []
-    return [_View(x, y, side) for y in _steps(height, side) for x in _steps(width, side)]
+    return [View(x, y, side) for y in _steps(height, side) for x in _steps(width, side)]
 
 
 def _steps(length: int, side: float) -> np.ndarray:

@@ -13,6 +13,8 @@ LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "e
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
 LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
 LIBRARY |= {"distributed", "objective", "state", "journal", "plan"}
+LIBRARY |= {"eyes", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
+LIBRARY |= {"playback", "catalogue", "report", "turing"}
 VERBS = {"prepare", "train", "sample", "evaluate"}
 # Every module stands below those that may import it.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -33,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "photos": BASE,
     "faces": BASE,
     "landmarks": BASE | {"faces"},  # its warps
+    "eyes": BASE | {"faces", "landmarks"},
     "screening": BASE | {"faces"},
     "released": BASE | {"model"},
     "weights": BASE | {"model", "released"},
@@ -49,6 +52,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "state": BASE | {"model"},
     "journal": BASE,
     "plan": BASE | {"model", "conditioning"},
+    "measures": BASE | {"faces"},
+    "flow": set(),
+    "syncnet": BASE | {"faces", "weights"},
+    "frechet": BASE | {"released", "video", "weights"},
+    "recognition": BASE | {"faces", "weights"},
+    "lipreading": {"errors"},
+    "playback": BASE | {"audio", "media", "video"},
+    "catalogue": set(),
+    "report": BASE | {"catalogue", "playback"},
+    "turing": BASE | {"playback"},
     **dict.fromkeys(sorted(VERBS), LIBRARY),
     "train": LIBRARY | {"sample"},  # its sample videos
     "cli": LIBRARY | VERBS,
