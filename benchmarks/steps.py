@@ -25,7 +25,8 @@ from yardstick import Take, measure, read_takes
 from dheads.config import SamplingConfig
 from dheads.data import Dataset
 from dheads.engine import Engine
-from dheads.evaluate import mean_values, watch
+from dheads.evaluate import mean_values
+from dheads.footage import watch
 from dheads.landmarks import load_backend
 from dheads.lockstep import Talk, perform
 from dheads.model import UNet

@@ -13,8 +13,19 @@ LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "e
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
 LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
 LIBRARY |= {"distributed", "objective", "state", "journal", "plan"}
-LIBRARY |= {"eyes", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
-LIBRARY |= {"playback", "catalogue", "report", "turing"}
+LIBRARY |= {"eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
+LIBRARY |= {
+    "footage",
+    "comparison",
+    "watching",
+    "instruments",
+    "remake",
+    "jobs",
+    "playback",
+    "catalogue",
+    "report",
+    "turing",
+}
 VERBS = {"prepare", "train", "sample", "evaluate"}
 # Every module stands below those that may import it.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -36,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "faces": BASE,
     "landmarks": BASE | {"faces"},  # its warps
     "eyes": BASE | {"faces", "landmarks"},
+    "paste": BASE | {"faces"},
     "screening": BASE | {"faces"},
     "released": BASE | {"model"},
     "weights": BASE | {"model", "released"},
@@ -58,12 +70,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frechet": BASE | {"released", "video", "weights"},
     "recognition": BASE | {"faces", "weights"},
     "lipreading": {"errors"},
+    "footage": BASE | {"faces", "landmarks", "video"},
+    "comparison": BASE | {"faces", "eyes", "flow", "footage", "measures"},
+    "watching": BASE | {"comparison", "footage", "landmarks", "media", "workers"},
+    "instruments": BASE | {"audio", "comparison", "frechet", "lipreading", "recognition", "syncnet", "weights"},
+    "remake": BASE | {"data", "engine", "lockstep", "manifest", "video"},
+    "jobs": BASE,
     "playback": BASE | {"audio", "media", "video"},
     "catalogue": set(),
     "report": BASE | {"catalogue", "playback"},
     "turing": BASE | {"playback"},
-    **dict.fromkeys(sorted(VERBS), LIBRARY),
+    **dict.fromkeys(["prepare", "sample"], LIBRARY),
     "train": LIBRARY | {"sample"},  # its sample videos
+    "evaluate": LIBRARY | {"sample"},  # the devices, and what options change
     "cli": LIBRARY | VERBS,
     "__main__": {"cli"},
 }
