@@ -25,14 +25,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dheads.audio import load_speech_encoder, load_waveform
+from dheads.comparison import compare, describe
 from dheads.config import FPS, SAMPLE_RATE, Config
 from dheads.data import Clip, Dataset
 from dheads.engine import Engine
 from dheads.errors import DheadsError
-from dheads.evaluate import Footage, compare, correlation, describe, mean_values, watch
+from dheads.evaluate import mean_values
+from dheads.footage import Footage, watch
 from dheads.landmarks import LandmarkBackend, load_backend
 from dheads.lips import LipPredictor, centred
 from dheads.manifest import clip_path
+from dheads.measures import correlation
 from dheads.sample import chosen, generate, resolve_device
 from dheads.video import write_video
 from dheads.weights import load_model
@@ -202,7 +205,7 @@ def measure(video: np.ndarray, truth: Footage | None, backend: LandmarkBackend) 
         footage = watch("generated", lambda: video, backend)
     except DheadsError:
         return {}
-    return describe(footage) if truth is None else compare(footage, truth)
+    return describe(footage) if truth is None else compare(footage, truth).values
 
 
 def heard(lips: LipPredictor, take: Take) -> dict[str, float]:

@@ -24,7 +24,7 @@ _MEASURES = [
     Measure(
         "fvd",
         "FVD",
-        "Frechet distance of I3D's features of 16 frames in a row, generated against real; of the whole set",
+        "Frechet distance of I3D's features of 16 whole frames in a row, generated against real; of the whole set",
         "Unterthiner et al. 2018, computed as StyleGAN-V does",
         "lower",
         "",
@@ -32,7 +32,7 @@ _MEASURES = [
     Measure(
         "fid",
         "FID",
-        "Frechet distance of Inception-v3's features of single frames, generated against real; of the whole set",
+        "Frechet distance of Inception-v3's features of whole frames, generated against real; of the whole set",
         "Heusel et al. 2017, computed as pytorch-fid does",
         "lower",
         "",

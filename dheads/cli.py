@@ -1,21 +1,25 @@
 """The command line: parses, calls one verb, prints, sets the exit code. The only file that prints or exits.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the user can mend it, 2 usage,
-130 interrupted; anything else is a bug, with its traceback. The verbs are imported inside their commands, so that
-`dheads --help` need not wait for torch.
+130 interrupted, 143 terminated; anything else is a bug, with its traceback. The verbs are imported inside their
+commands, so that `dheads --help` need not wait for torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import json
 import logging
+import math
+import os
 import re
+import signal
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -57,9 +61,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_STREAM = Path("-")  # stdin or stdout
 _LISTED = 10  # clips left out that are named one by one
 
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps a frame.", show_default="the weights' own")]
+Solver = Annotated[
+    Literal["ddpm", "ddim", "dpm++2m"] | None, typer.Option(help="How to denoise.", show_default="the weights' own")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same video.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="TOML file laid over the preset.", show_default=False)]
 Changes = Annotated[
     list[str] | None,
@@ -101,23 +111,65 @@ def _main(
 
 @app.command()
 def sample(
-    face: Annotated[Path, typer.Argument(metavar="FACE", help="Photo of a face.", show_default=False)],
-    audio: Annotated[Path, typer.Argument(metavar="AUDIO", help="Speech, or a video with it.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write.", show_default=False)],
+    face: Annotated[
+        Path | None,
+        typer.Argument(metavar="FACE", help="Photo of a face, or a video with one.", show_default=False),
+    ] = None,
+    sounds: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="AUDIO", help="Speech, or a video with it; -: from stdin.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="MP4 to write; -: to stdout.", show_default=False)
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Folder for a video of each of many AUDIO.", show_default=False)
+    ] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with the columns face, audio, output, and any of seed, size, steps, solver, weights; -: stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make again what --out-dir or --jobs would keep.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Only the I-th of N parts, for N machines.", show_default="all, or torchrun's"
+        ),
+    ] = None,
+    at: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=86_400, help="Second of FACE, a video, to take.", show_default="its first frame with a face"
+        ),
+    ] = None,
+    which: Annotated[
+        int | None,
+        typer.Option("--face", min=1, help="Which of several faces, from the largest.", show_default="the largest"),
+    ] = None,
     weights: Annotated[str, Weights] = "small",
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Denoising steps a frame.", show_default="the weights' own")
+    steps: Steps = None,
+    solver: Solver = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=20, help="Above 1: stronger lips, in twice the time; 1: none.", show_default="the weights' own"
+        ),
     ] = None,
-    solver: Annotated[
-        Literal["ddpm", "ddim", "dpm++2m"] | None,
-        typer.Option(help="How to denoise.", show_default="the weights' own"),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same video.")] = 0,
+    seed: Seed = 0,
+    takes: Annotated[
+        int, typer.Option(min=1, max=1000, help="So many performances, NAME-1.mp4 and so on, from SEED on.")
+    ] = 1,
     device: Device = "auto",
     size: Annotated[
         int | None,
         typer.Option(min=16, max=4096, help="Side of the video in px.", show_default="the weights' own"),
     ] = None,
+    paste: Annotated[bool, typer.Option("--paste", help="Put the face back into its whole picture.")] = False,
     compiled: Annotated[
         bool, typer.Option("--compile", help="A minute of torch.compile first; for hours of video.")
     ] = False,
@@ -125,27 +177,52 @@ def sample(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make a video of the person in FACE saying AUDIO."""
-    from dheads import sample as verb
+    """Make a video of the person in FACE saying AUDIO, or many."""
+    if jobs is not None and (face or sounds or output or out_dir):
+        raise typer.BadParameter("takes the place of FACE, AUDIO, --output and --out-dir", param_hint="--jobs")
+    if jobs is None and (face is None or not sounds or (output is None) == (out_dir is None)):
+        raise typer.BadParameter("give FACE AUDIO --output FILE, or FACE AUDIO... --out-dir FOLDER, or --jobs FILE")
+    if output is not None and len(sounds) > 1:
+        raise typer.BadParameter("takes one AUDIO; for more give --out-dir", param_hint="--output")
+    many = takes > 1 or output is None
+    if many and sounds and _STREAM in (output, *sounds):
+        raise typer.BadParameter("- stands for one stream; give files for several videos")
+    if output == _STREAM and as_json:
+        raise typer.BadParameter("stdout is the video's", param_hint="--json")
+    if shard is not None and output is not None:
+        raise typer.BadParameter("there is one job only", param_hint="--shard")
+    if paste and size is not None:
+        raise typer.BadParameter("the frames are as large as the picture", param_hint="--size")
+    if output == _STREAM and sys.stdout.isatty():
+        raise DheadsError("the output is -, but stdout is the terminal; pipe the video to a player or into a file")
+    if sounds and _STREAM in sounds and sys.stdin.isatty():
+        raise DheadsError("AUDIO is -, but stdin is the terminal; pipe sound into it")
+    part = _parse_shard(shard)
+    options = {
+        "seed": seed,
+        "size": size,
+        "steps": steps,
+        "solver": solver,
+        "weights": weights,
+        "guidance": _finite(guidance, "--guidance"),
+        "at": _finite(at, "--at"),
+        "which": which,
+        "paste": paste,
+    }
+    running = {"device": device, "compiled": compiled, "progress": not quiet}
+    with _ended_cleanly():
+        if many:
+            from dheads.jobs import Job
 
-    _ask_consent(weights, accept_license)
-    result = verb.sample(
-        face,
-        audio,
-        output,
-        weights=weights,
-        steps=steps,
-        solver=solver,
-        seed=seed,
-        device=device,
-        size=size,
-        compiled=compiled,
-        progress=not quiet,
-    )
-    if not quiet:
-        for note in result.notes:
-            typer.echo(note, err=True)
-    _print_result(result, as_json)
+            defaults = Job(face or Path(), sounds[0] if sounds else Path(), output or Path(), **options)
+            todo = _jobs(defaults, sounds or [], out_dir, jobs, takes)
+            for name in dict.fromkeys(job.weights for job in todo):
+                _ask_consent(name, accept_license)
+            # What is named one by one is made anew, as a single video is.
+            _sample_many(todo, as_json, quiet, overwrite=overwrite or output is not None, shard=part, **running)
+        else:
+            _ask_consent(weights, accept_license)
+            _sample_one(face, sounds[0], output, as_json, quiet, **options, **running)
 
 
 @app.command()
@@ -248,30 +325,241 @@ def train(
 @app.command("eval")
 def evaluate(
     generated: Annotated[
-        Path, typer.Argument(metavar="GENERATED", help="Video, or folder of them.", show_default=False)
-    ],
-    reference: Annotated[Path, typer.Option(help="The real ones, of the same names.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="CSV to write, a row a video.", show_default=False)] = None,
+        Path | None, typer.Argument(metavar="GENERATED", help="Video, or folder of them.", show_default=False)
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="The real ones, of the same names.", show_default=False)
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Instead of GENERATED: make the videos with these.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --weights: dataset made by `dheads prepare`.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the dataset: train, val or test.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many of its clips.", show_default="all")] = None,
+    steps: Steps = None,
+    solver: Solver = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.html, report.json and clips.csv, and the videos.", show_default=False),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this; may be given again. Fetches the weights it needs.", show_default="all at hand"),
+    ] = None,
+    table: Annotated[
+        Literal["crema", "lrw"] | None, typer.Option(help="Put this table of the paper beside.", show_default=False)
+    ] = None,
     size: Annotated[
         int | None,
-        typer.Option(min=16, help="Side in px at which they were generated, where enlarged since.", show_default=False),
+        typer.Option(min=16, help="Side in px at which GENERATED were made, if enlarged since.", show_default=False),
     ] = None,
+    lip_reader: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND", help="Prints the words of a {video}; or python:MODULE:FUNCTION.", show_default=False
+        ),
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option(help="CSV of what is said: clip, words.", show_default="beside the real videos")
+    ] = None,
+    turing: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Also a Turing test of N made and N real videos in --out.", show_default=False
+        ),
+    ] = None,
+    votes: Annotated[
+        list[Path] | None,
+        typer.Option(help="Only count this file of a Turing test; may be given again.", show_default=False),
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="With --votes: the test's key.", show_default=False)] = None,
+    device: Device = "auto",
+    accept_license: AcceptLicense = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure generated videos against real ones of the same names."""
-    from dheads import evaluate as verb
+    """Measure generated videos against the real ones: those of a folder, or those that --weights make."""
+    if votes:
+        _count_votes(votes, key, as_json)
+        return
+    told = {"only": metric, "table": table, "lip_reader": lip_reader, "words": words}
+    told |= {"device": device, "progress": not quiet}
+    if turing and out is None:
+        raise typer.BadParameter("needs --out", param_hint="--turing")
+    if weights is None:
+        if generated is None or reference is None:
+            raise typer.BadParameter("give GENERATED and --reference, or --weights and --data")
+        from dheads import evaluate as verb
 
-    report = verb.evaluate(generated, reference, size=size, progress=not quiet)
-    if not quiet:
-        _print_failed(report.failed)
-    if out is not None:
-        _write_csv(out, report.per_clip)
-    if as_json:
-        _print_result(report, as_json)
+        report = verb.evaluate(generated, reference, out=out, size=size, **told)
     else:
-        for name, value in report.summary.items():
-            typer.echo(f"{name}\t{value:.4g}" if isinstance(value, float) else f"{name}\t{value}")
+        if generated is not None or data is None or out is None:
+            raise typer.BadParameter("needs --data and --out, and no GENERATED", param_hint="--weights")
+        from dheads import evaluate as verb
+
+        _ask_consent(weights, accept_license)
+        making = {"steps": steps, "solver": solver, "seed": seed, "limit": limit}
+        report = verb.evaluate_weights(weights, data, split, out, **making, **told)
+    if turing:
+        _write_turing_test(report, turing, out / "turing", seed)
+    _print_report(report, out, quiet, as_json)
+
+
+def _print_report(report: Any, out: Path | None, quiet: bool, as_json: bool) -> None:
+    from dheads.report import as_dict, screen_table
+
+    typer.echo(json.dumps(as_dict(report)) if as_json else screen_table(report))
+    if quiet:
+        return
+    for reason in dict.fromkeys(report.unavailable.values()):
+        names = ", ".join(name for name, other in report.unavailable.items() if other == reason)
+        typer.echo(f"without {names}: {reason}", err=True)
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    _print_failed(report.failed)
+    if out is not None:
+        typer.echo(f"look at {out / 'report.html'}", err=True)
+
+
+def _write_turing_test(report: Any, count: int, folder: Path, seed: int) -> None:
+    from dheads.turing import write_turing_test
+
+    made = {clip.clip: clip.generated for clip in report.clips}
+    key = write_turing_test(made, {clip.clip: clip.reference for clip in report.clips}, count, folder, seed)
+    typer.echo(f"give people {folder}, and keep {key} to count their votes", err=True)
+
+
+def _count_votes(votes: list[Path], key: Path | None, as_json: bool) -> None:
+    """How often people took clips for real."""
+    if key is None:
+        raise typer.BadParameter("needs --key, the file that was written with the test", param_hint="--votes")
+    from dheads.turing import tally
+
+    found = tally(votes, key)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found)))
+        return
+    for kind, share in (("generated", found.generated), ("real", found.real)):
+        interval = f"95 %: {share.low:.1%} to {share.high:.1%}"
+        typer.echo(f"{kind}\t{share.share:.1%} judged real ({share.real} of {share.votes} votes; {interval})")
+    typer.echo(f"{found.voters} voters", err=True)
+
+
+def _sample_one(face: Path, sound: Path, output: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    with contextlib.ExitStack() as stack:
+        from dheads import sample as verb
+
+        target = _VideoStdout() if output == _STREAM else output
+
+        audio = stack.enter_context(verb.spooled(sys.stdin.buffer)) if sound == _STREAM else sound
+        result = verb.sample(face, audio, target, **options)
+    if not quiet:
+        for note in result.notes:
+            typer.echo(note, err=True)
+    if output != _STREAM:
+        _print_result(result, as_json)
+
+
+def _sample_many(jobs: list[Any], as_json: bool, quiet: bool, **options: Any) -> None:
+    """Say what becomes of each job; exit code 1 if any failed."""
+    from tqdm import tqdm
+
+    from dheads import sample as verb
+    from dheads.distributed import world
+
+    made = kept = failed = 0
+    with contextlib.closing(verb.sample_all(jobs, **options)) as outcomes:
+        for outcome in outcomes:
+            kept += outcome.skipped
+            failed += outcome.error is not None
+            made += not outcome.skipped and outcome.error is None
+            with tqdm.external_write_mode():
+                _print_outcome(outcome, as_json, quiet)
+    if not quiet:
+        typer.echo(f"{made} made, {kept} were there already, {failed} failed", err=True)
+    if failed and world().size == 1:  # torchrun would end the other processes
+        raise typer.Exit(1)
+
+
+def _print_outcome(outcome: Any, as_json: bool, quiet: bool) -> None:
+    if outcome.error is not None:
+        typer.echo(f"failed {outcome.output}: {outcome.error}", err=True)
+    elif not quiet:
+        for note in outcome.notes:
+            typer.echo(f"{outcome.output}: {note}", err=True)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(outcome), default=str))
+    elif outcome.error is None and not outcome.skipped:
+        typer.echo(outcome.output)
+
+
+def _jobs(defaults: Any, sounds: list[Path], out_dir: Path | None, table: Path | None, takes: int) -> list[Any]:
+    """The jobs of a table, of many sounds, or the one of `defaults`; each so many times."""
+    from dheads.jobs import check_distinct, jobs_of_sounds, read_jobs, takes_of
+
+    if table is not None:
+        jobs = read_jobs(sys.stdin.buffer if table == _STREAM else table, defaults)
+    elif out_dir is not None:
+        jobs = jobs_of_sounds(defaults, sounds, out_dir)
+        try:
+            out_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DheadsError(f"cannot create the folder {out_dir}: {error.strerror}; choose another") from error
+    else:
+        jobs = [defaults]
+    if takes > 1:
+        jobs = takes_of(jobs, takes)
+    check_distinct(jobs)
+    return jobs
+
+
+class _VideoStdout:
+    """stdout for a video: every part is passed on at once, and where nobody reads any more the program just ends."""
+
+    name = "<stdout>"
+
+    def __init__(self) -> None:
+        if hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+    def write(self, data: bytes) -> int:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return len(data)
+
+
+@contextlib.contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the program within the block at once, and what is half-written goes.
+
+    Not by an exception: one that is raised within a callback of a library is lost.
+    """
+    from dheads.video import remove_unfinished
+
+    def end(number: int, frame: FrameType | None) -> None:
+        remove_unfinished()
+        os._exit(128 + number)
+
+    # Windows deletes no file that is open: there Ctrl-C stays an exception. In a shell's background it is ignored.
+    numbers = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, signal.SIGINT]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+def _finite(value: float | None, option: str) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number", param_hint=option)
+    return value
 
 
 def _ask_consent(name: str, accepted: bool) -> None:
@@ -368,14 +656,3 @@ def _parse_change(text: str) -> dict[str, Any]:
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return nested
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise DheadsError(f"cannot write {path}: {error.strerror}") from error

@@ -1,77 +1,130 @@
-"""`dheads eval`: how generated videos compare with the real ones of the same names.
-
-Every measure is a pure function of landmarks (F, 68, 2) or of aligned crops (F, S, S, 3); rows of NaN are frames in
-which no face was found, and count nowhere. A measure that has no value, such as a ratio to nothing, is NaN.
-"""
+"""`dheads eval`: how generated videos compare with the real ones of the same names, and how well weights talk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
+import difflib
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from dheads.config import FPS, AlignmentConfig
+from dheads import __version__
+from dheads.catalogue import CATALOGUE, PAPER
+from dheads.data import Dataset
+from dheads.engine import Engine
 from dheads.errors import DheadsError
-from dheads.faces import (
-    MOUTH,
-    align_transforms,
-    apply_transform,
-    eye_distance,
-    eye_openness,
-    mouth_box,
-    mouth_opening,
-    warp,
-)
-from dheads.landmarks import LandmarkBackend, load_backend
-from dheads.video import VIDEOS, read_frames
+from dheads.instruments import load_instruments
+from dheads.manifest import clip_path
+from dheads.remake import chosen_clips, claim, remake
+from dheads.report import ClipReport, Report, write_report
+from dheads.sample import PLACES, chosen, resolve_device
+from dheads.video import VIDEOS
+from dheads.watching import Watched, in_parallel
+from dheads.weights import file_sha256, load_model, resolve
 
-MAX_MISSING = 0.2  # share of the frames in which the face may be lost
-_ALIGNMENT = AlignmentConfig()
-_JAW = np.arange(4, 13)  # the part of the jaw line that moves with the mouth
-_RIGID = np.setdiff1d(np.arange(68), [*MOUTH, *_JAW])
+_PLACES = 8  # clips made at once on a device that `sample` names no number for
+_NAMED = 5  # clips that a warning names
+Names = list[tuple[str, Path, Path]]  # (clip, generated, real)
+Failures = list[tuple[str, str]]  # (clip, reason)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What `evaluate` found. A measure without a value is absent from its row."""
-
-    per_clip: list[dict[str, float | str]]  # `clip` and the measures
-    summary: dict[str, float]  # number of clips and of failed ones, and every measure's mean
-    failed: list[tuple[str, str]] = field(default_factory=list)  # (clip, reason)
-
-
-def evaluate(generated: Path, reference: Path, *, size: int | None = None, progress: bool = True) -> Report:
+def evaluate(
+    generated: Path,
+    reference: Path,
+    *,
+    out: Path | None = None,
+    size: int | None = None,
+    only: Sequence[str] | None = None,
+    table: str | None = None,
+    lip_reader: str | None = None,
+    words: Path | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+    progress: bool = True,
+) -> Report:
     """Compare videos with the real ones: two files, or two folders whose videos have the same names.
 
-    Pictures are compared at the scale of the generated ones. Where these were enlarged after they were made, `size` is
-    the side in px before that (going there and back still costs a fifth of the sharpness). A video that cannot be
-    measured is listed in `failed`.
-    Raises DheadsError when there is nothing to compare, or nothing could be.
+    Every measure is taken that needs no download; those of `only` are the only ones, and fetch what they need. Pictures
+    are compared at the scale of the generated ones. Where these were enlarged after they were made, `size` is the side
+    in px before that (going there and back still costs a fifth of the sharpness). `table` ("crema", "lrw") puts the
+    paper's rows beside. `lip_reader`, `words`: as `lipreading` describes them. `out`: a folder for report.json,
+    clips.csv and report.html. `workers`: processes, for eight pairs or more; 0: one a core (a script must then guard
+    its main part, as multiprocessing asks).
+    A video that cannot be measured is listed in `failed`, a measure that cannot be taken in `unavailable`. The same
+    videos give the same report.
+    Raises DheadsError when there is nothing to compare, or nothing could be, or a measure of `only` is not to be had.
     """
     pairs, failed = find_pairs(generated, reference)
-    backend = load_backend(_ALIGNMENT.landmarks)
-    rows: list[dict[str, float | str]] = []
-    for name, ours, real in tqdm(pairs, desc="eval", unit="clip", disable=not progress):
-        try:
-            footage = [watch(str(path), partial(read_frames, path), backend) for path in (ours, real)]
-            values = compare(*footage, size)
-        except DheadsError as error:
-            failed.append((name, str(error)))
-        else:
-            rows.append({"clip": name, **values})
-    if not rows:
-        raise DheadsError(f"{generated}: none of its {len(pairs)} videos could be measured; the last: {failed[-1][1]}")
-    return Report(rows, {"clips": len(rows), "failed": len(failed), **mean_values(rows)}, sorted(failed))
+    bench = _Bench(only, table, size, device, lip_reader, words, workers, progress)
+    facts = {"generated": str(generated), "reference": str(reference)} | ({"size": size} if size else {})
+    report = bench.score(pairs, failed, facts)
+    if out is not None:
+        write_report(report, out)
+    return report
 
 
-def find_pairs(generated: Path, reference: Path) -> tuple[list[tuple[str, Path, Path]], list[tuple[str, str]]]:
-    """(name, generated, real) of every pair, and (name, reason) of the generated videos without a real one."""
+def evaluate_weights(
+    weights: str,
+    data: Path,
+    split: str,
+    out: Path,
+    *,
+    steps: int | None = None,
+    solver: str | None = None,
+    seed: int = 0,
+    places: int = 0,
+    limit: int | None = None,
+    only: Sequence[str] | None = None,
+    table: str | None = None,
+    lip_reader: str | None = None,
+    words: Path | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    progress: bool = True,
+) -> Report:
+    """Make every moving clip of a prepared dataset's split anew, and compare with the truth.
+
+    A clip is made from its first frame and its own sound, in <out>/generated, `places` clips at once (0: as many as
+    suit the device). What is there already is kept, so the same call goes on where it was stopped. `limit`: only so
+    many clips, of many people. Writes report.json, clips.csv and report.html to `out`. Other options: as in `sample`
+    and `evaluate`.
+    Raises DheadsError as these do, and for a folder `out` whose videos were made with other settings.
+    """
+    bench = _Bench(only, table, None, device, lip_reader, words, workers, progress)
+    place = resolve_device(device)
+    unet, config, _ = load_model(weights, place, progress)
+    sampling = chosen(config.sampling, steps=steps, solver=solver)
+    replace(config, sampling=sampling)  # raises for steps that cannot be walked
+    dataset = Dataset(data)
+    dataset.check(config)
+    clips = chosen_clips(dataset, split, limit)
+    settings = {
+        "checkpoint_sha256": file_sha256(resolve(weights, progress)),
+        "data": str(data.resolve()),
+        "seed": seed,
+        "device": place.type,
+        "dheads": __version__,
+        **asdict(sampling),
+    }
+    claim(out, settings)
+    places = places or PLACES.get(place.type, _PLACES)
+    failed = remake(Engine(unet, sampling), dataset, clips, out / "generated", seed, places, progress)
+    lost = {clip for clip, _ in failed}
+    names = sorted(clip.clip for clip in clips if clip.clip not in lost)
+    pairs = [(name, out / "generated" / f"{name}.mp4", clip_path(data, name, "mp4")) for name in names]
+    report = bench.score(pairs, failed, {"weights": weights, "split": split, **settings})
+    write_report(report, out)
+    return report
+
+
+def find_pairs(generated: Path, reference: Path) -> tuple[Names, Failures]:
+    """Every generated video with the real one of its name, and those without a real one."""
     if generated.is_file() and reference.is_file():
         return [(generated.stem, generated, reference)], []
     ours, real = _videos(generated), _videos(reference)
@@ -89,209 +142,113 @@ def _videos(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
-def mean_values(rows: Iterable[dict[str, float | str]]) -> dict[str, float]:
+def mean_values(rows: Iterable[dict[str, float]]) -> dict[str, float]:
     """The mean of every measure over the rows that have it."""
     found: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
-            if not isinstance(value, str):
-                found.setdefault(name, []).append(value)
+            found.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-# ---- Videos ----
+def _checked(only: Sequence[str] | None) -> list[str] | None:
+    for name in only or ():
+        if name not in CATALOGUE:
+            near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.0)[0]
+            raise DheadsError(f"unknown measure {name!r}; did you mean {near}? All: {', '.join(CATALOGUE)}")
+    return list(only) if only else None
 
 
-@dataclass(frozen=True)
-class Footage:
-    """One person's face throughout a video. Raises DheadsError where it is lost in more than a fifth of the frames."""
-
-    name: str  # for messages
-    read: Callable[[], Iterable[np.ndarray]]  # starts the video: (H, W, 3) uint8 frames
-    landmarks: np.ndarray  # (F, 68, 2) px
-    eye_distance: float  # its median, px
-    side: int  # the video's longer side, px
-
-    def __post_init__(self) -> None:
-        missing = len(self.landmarks) - len(_found(self.landmarks))
-        if missing > MAX_MISSING * len(self.landmarks) or not len(self.landmarks):
-            raise DheadsError(f"{self.name}: no face in {missing} of {len(self.landmarks)} frames")
+def _checked_table(table: str | None) -> str | None:
+    if table is not None and table not in PAPER:
+        raise DheadsError(f"the paper has no table {table!r}; the known ones are {', '.join(PAPER)}")
+    return table
 
 
-def watch(name: str, read: Callable[[], Iterable[np.ndarray]], backend: LandmarkBackend) -> Footage:
-    """Follow the largest face of a video."""
-    sides: list[int] = []
-
-    def noted() -> Iterator[np.ndarray]:
-        for frame in read():
-            sides.append(max(frame.shape[:2]))
-            yield frame
-
-    landmarks = backend.track(noted())
-    found = eye_distance(_found(landmarks))
-    return Footage(name, read, landmarks, float(np.median(found)) if len(found) else 0.0, max(sides, default=0))
+# ---- Scoring ----
 
 
-def compare(generated: Footage, reference: Footage, size: int | None = None) -> dict[str, float]:
-    """All measures of a generated video over the common frames; those of the real one alone begin with `true_`.
+class _Bench:
+    """Everything that is needed to measure one pair of videos after another."""
 
-    size: as in `evaluate`.
-    """
-    count = min(len(generated.landmarks), len(reference.landmarks))
-    generated, reference = shortened(generated, count), shortened(reference, count)
-    if size is not None:
-        generated = resized(generated, size)
-    scale = generated.eye_distance  # for both, so that neither gains by being larger
-    identity = _found(face_shapes(reference.landmarks))[0]
-    ours, real = describe(generated, identity, scale), describe(reference, identity, scale)
-    opening, true_opening = mouth_opening(generated.landmarks), mouth_opening(reference.landmarks)
-    values = {
-        "frames": count,
-        "mouth_correlation": correlation(opening, true_opening),
-        "mouth_offset_frames": best_offset(opening, true_opening),
-        "mouth_range_ratio": spread(opening) / (spread(true_opening) or np.nan),
-        "mouth_sharpness": ours.pop("sharpness") / (real.pop("sharpness") or np.nan),
-        **ours,
-        **{f"true_{name}": value for name, value in real.items()},
-    }
-    return {name: float(value) for name, value in values.items() if np.isfinite(value)}
+    def __init__(
+        self,
+        only: Sequence[str] | None,
+        table: str | None,
+        size: int | None,
+        device: str,
+        lip_reader: str | None,
+        words: Path | None,
+        workers: int,
+        progress: bool,
+    ) -> None:
+        self._only, self._table = _checked(only), _checked_table(table)
+        self._size, self._device = size, resolve_device(device)
+        self._workers, self._progress = workers, progress
+        self._instruments, self._unavailable = load_instruments(only, self._device, lip_reader, words, progress)
+
+    def score(self, names: Names, failed: Failures, facts: dict[str, str | int | float]) -> Report:
+        """Raises DheadsError where no pair can be measured."""
+        clips: list[ClipReport] = []
+        notes = _Notes()
+        watched = in_parallel(names, self._size, self._workers)
+        for clip, found in tqdm(watched, total=len(names), desc="eval", unit="clip", disable=not self._progress):
+            if isinstance(found, Watched):
+                clips.append(self._measured(found, notes))
+            else:
+                failed.append((clip, found))
+        if not clips:
+            raise DheadsError(f"none of the {len(failed)} videos could be measured; the last: {failed[-1][1]}")
+        totals = [instrument.total() for instrument in self._instruments]
+        return Report(
+            clips,
+            {"clips": len(clips), "failed": len(failed), **mean_values(clip.values for clip in clips)}
+            | {name: value for values, _ in totals for name, value in values.items()},
+            self._unavailable,
+            sorted(failed),
+            [*notes.lines(len(clips)), *(line for _, lines in totals for line in lines)],
+            facts | _software() | {"device": str(self._device)},
+            self._table,
+        )
+
+    def _measured(self, found: Watched, notes: _Notes) -> ClipReport:
+        clip, values = found.pair.clip, dict(found.comparison.values)
+        for what, detail in found.notes:
+            notes.add(what, f"{clip}: {detail}")
+        for instrument in self._instruments:
+            try:
+                values |= instrument.look(found.pair)
+            except DheadsError as error:
+                notes.add(f"{', '.join(instrument.measures)} could not be taken", f"{clip}: {error}")
+        if self._only is not None:
+            wanted = {"frames", *self._only}
+            values = {name: value for name, value in values.items() if name.removeprefix("true_") in wanted}
+        return ClipReport(clip, values, found.comparison.curves, *found.pair.paths)
 
 
-def describe(video: Footage, identity: np.ndarray | None = None, scale: float | None = None) -> dict[str, float]:
-    """The measures of one video by itself.
+class _Notes:
+    """What happened to clips, in one line for all clips to which the same happened."""
 
-    identity: a face's shape (68, 2) as `face_shapes` gives it, by default the first frame's. scale: the eye distance in
-    px at which pictures are compared, by default the video's own.
-    """
-    shapes = _found(face_shapes(video.landmarks))
-    crops, points = aligned(video, scale or video.eye_distance)
+    def __init__(self) -> None:
+        self._clips: dict[str, list[str]] = {}
+
+    def add(self, what: str, clip: str) -> None:
+        self._clips.setdefault(what, []).append(clip)
+
+    def lines(self, clips: int) -> list[str]:
+        return [
+            f"{len(named)} of {clips} clips: {what} ({'; '.join(named[:_NAMED])}{'; ...' if named[_NAMED:] else ''})"
+            for what, named in sorted(self._clips.items())
+        ]
+
+
+def _software() -> dict[str, str]:
     return {
-        "sharpness": sharpness(crops, points),
-        "identity_shape": float(shape_distance(shapes, shapes[0] if identity is None else identity).mean()),
-        "landmark_drift": landmark_drift(shapes),
-        "colour_drift": colour_drift(crops, points),
-        "blinks_per_second": blinks_per_second(eye_openness(video.landmarks)),
+        "dheads": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "opencv": cv2.__version__,
+        "numpy": np.__version__,
+        "pyav": av.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
     }
-
-
-def aligned(video: Footage, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Crops (N, S, S, 3) uint8 in which the eyes are `scale` px apart, and their landmarks (N, 68, 2) px.
-
-    Frames without a face are left out.
-    """
-    size = max(16, round(scale / _ALIGNMENT.eye_distance))
-    matrices = align_transforms(video.landmarks, _ALIGNMENT, size)
-    crops, points = [], []
-    for frame, matrix, row in zip(video.read(), matrices, video.landmarks, strict=True):
-        if np.isfinite(matrix).all():
-            crops.append(warp(frame, matrix, size))
-            points.append(apply_transform(matrix, row))
-    return np.stack(crops), np.stack(points)
-
-
-def shortened(video: Footage, count: int) -> Footage:
-    """The video's first frames."""
-    return replace(video, read=lambda: islice(video.read(), count), landmarks=video.landmarks[:count])
-
-
-def resized(video: Footage, side: int) -> Footage:
-    """The video with a longer side of `side` px, averaged over areas."""
-    factor = side / video.side
-
-    def frames() -> Iterator[np.ndarray]:
-        for frame in video.read():
-            yield cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-
-    # Lengths count from the picture's edge, points from the centre of its first pixel.
-    points = (video.landmarks + 0.5) * factor - 0.5
-    return Footage(video.name, frames, points, video.eye_distance * factor, side)
-
-
-def _found(rows: np.ndarray) -> np.ndarray:
-    """The frames (N, 68, 2) in which there is a face."""
-    return rows[np.isfinite(rows).all(axis=(1, 2))]
-
-
-# ---- Measures ----
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's r of two signals over their common frames; 0 where one of them does not move."""
-    count = min(len(a), len(b))
-    both = np.isfinite(a[:count]) & np.isfinite(b[:count])
-    if both.sum() < 2:
-        return float("nan")
-    a, b = a[:count][both] - a[:count][both].mean(), b[:count][both] - b[:count][both].mean()
-    norm = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / norm) if norm > 1e-9 else 0.0
-
-
-def best_offset(a: np.ndarray, b: np.ndarray, reach: int = 5) -> int:
-    """By how many frames, -5 to 5, signal `a` comes late: the shift that correlates best. Of equals, the smallest."""
-    shifts = sorted(range(-reach, reach + 1), key=abs)
-    return max(shifts, key=lambda k: np.nan_to_num(correlation(a[max(k, 0) :], b[max(-k, 0) :]), nan=-1.0))
-
-
-def spread(signal: np.ndarray) -> float:
-    """Its 95th less its 5th percentile."""
-    low, high = np.nanpercentile(signal, [5, 95])
-    return float(high - low)
-
-
-def sharpness(crops: np.ndarray, landmarks: np.ndarray) -> float:
-    """Variance of the Laplacian of the gray mouth region, mean over the frames.
-
-    crops (N, S, S, 3) uint8, landmarks (N, 68, 2) px in them.
-    """
-    variances = []
-    for crop, (x0, y0, x1, y1) in zip(crops, mouth_box(landmarks, crops.shape[1]), strict=True):
-        laplacian = cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_64F)
-        variances.append(laplacian[y0:y1, x0:x1].var())
-    return float(np.mean(variances))
-
-
-def face_shapes(landmarks: np.ndarray) -> np.ndarray:
-    """Landmarks (F, 68, 2) px laid on the mean face, each frame by itself, in eye distances."""
-    unit = replace(_ALIGNMENT, eye_distance=1.0, smooth_frames=0.0)
-    matrices = align_transforms(landmarks, unit, 1)
-    return np.stack([apply_transform(matrix, points) for matrix, points in zip(matrices, landmarks, strict=True)])
-
-
-def shape_distance(shapes: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Mean distance (...) of the landmarks that speech does not move: neither mouth nor lower jaw."""
-    return np.linalg.norm(shapes[..., _RIGID, :] - other[..., _RIGID, :], axis=-1).mean(axis=-1)
-
-
-def landmark_drift(shapes: np.ndarray) -> float:
-    """Distance of the mean of shapes (N, 68, 2) in the last second from that in the first, in eye distances."""
-    first, last = _first_and_last(shapes)
-    return float(shape_distance(last.mean(axis=0), first.mean(axis=0)))
-
-
-def colour_drift(crops: np.ndarray, landmarks: np.ndarray) -> float:
-    """Absolute difference of the face's mean colour in the last second and the first, of 0 to 255, mean of R, G, B.
-
-    The face is the hull of the clip's mean landmarks. crops (N, S, S, 3) uint8, landmarks (N, 68, 2) px in them.
-    """
-    hull = cv2.convexHull(landmarks.mean(axis=0).round().astype(np.int32))
-    mask = cv2.fillConvexPoly(np.zeros(crops.shape[1:3], np.uint8), hull, 1).astype(bool)
-    first, last = (part[:, mask].mean(axis=(0, 1)) for part in _first_and_last(crops))
-    return float(np.abs(last - first).mean())
-
-
-def _first_and_last(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last second; of a clip under two seconds, its halves."""
-    count = max(1, min(FPS, len(frames) // 2))
-    return frames[:count], frames[-count:]
-
-
-def blinks_per_second(openness: np.ndarray, closed: float = 0.9, shortest: int = 2) -> float:
-    """How often the eyes' openness falls below that share of its median for that many frames or more.
-
-    The packaged mesh follows eyelids weakly: it gives shut eyes 0.8 to 0.95 of the open eyes' openness, misses many
-    blinks and takes some downward looks for one. Read the figure beside the real clip's only.
-    """
-    shut = openness < closed * np.nanmedian(openness)  # NaN compares as open
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], shut, [0]]).astype(int)))
-    lengths = edges[1::2] - edges[::2]
-    return float((lengths >= shortest).sum() * FPS / len(openness))

@@ -10,16 +10,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dheads.errors import DheadsError
 
-PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})  # file endings
+PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff"})  # file endings
 PHOTO_SIDE_PX = 4096  # a longer photo is reduced to this
 PHOTO_LIMIT_PX = 400_000_000
-PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # EPS would run a program
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # EPS would run a program
+# What the file type box of a HEIC or AVIF file names.
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis"})
+
+
+class NotAPhoto(DheadsError):
+    """The file is in no format of photos; it may be a video."""
 
 
 def load_photo(path: Path) -> np.ndarray:
     """A photo as (H, W, 3) uint8 RGB: turned upright by its EXIF tag, alpha over white, long side at most 4096 px.
 
-    Raises DheadsError where there is no readable picture, or one of more than 400 megapixels.
+    Raises DheadsError where there is no readable picture, or one of more than 400 megapixels; NotAPhoto for what is in
+    another format.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -38,13 +45,23 @@ def load_photo(path: Path) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DheadsError(f"{path}: the photo has more than 400 megapixels; reduce it first") from None
     except UnidentifiedImageError:
-        raise DheadsError(f"{path}: this is not a photo in a known format; save it as JPEG or PNG") from None
+        if _is_heif(path):  # Pillow's wheels read no HEIC, and old ones no AVIF
+            raise DheadsError(
+                f"{path}: this is a HEIC or AVIF photo, which cannot be read here; convert it to JPEG or PNG"
+            ) from None
+        raise NotAPhoto(f"{path}: this is not a photo in a known format; save it as JPEG or PNG") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DheadsError(f"{path}: the photo is damaged ({error}); export or copy it again") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     photo.thumbnail((PHOTO_SIDE_PX, PHOTO_SIDE_PX), Image.Resampling.LANCZOS)
     return np.array(photo)
+
+
+def _is_heif(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
 
 
 def _to_rgb(photo: Image.Image) -> Image.Image:

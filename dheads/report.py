@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -143,6 +144,11 @@ def _finite(value: float | None) -> float | None:
 
 
 def _json(report: Report) -> str:
+    return json.dumps(as_dict(report), indent=1, allow_nan=False) + "\n"
+
+
+def as_dict(report: Report) -> dict:
+    """Everything in it with the measures' definitions, ready for JSON."""
     rows = {row.measure.name: row for row in _rows(report)}
     measures = {
         name: asdict(measure)
@@ -170,10 +176,10 @@ def _json(report: Report) -> str:
             for clip in report.clips
         ],
     }
-    return json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
+    return _without_nan(content)
 
 
-def _without_nan(content: object) -> object:
+def _without_nan(content: Any) -> Any:
     """NaN and infinity, for which JSON has no word, become None."""
     if isinstance(content, dict):
         return {key: _without_nan(value) for key, value in content.items()}
@@ -285,7 +291,9 @@ def _charts(report: Report) -> Iterator[Chart]:
         low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
         heights = (high - table) / (high - low)
         lines = [(clip, _points(row)) for clip, row in zip(curves, heights, strict=True)]
-        mean = np.where(found.any(axis=0), np.nansum(heights, axis=0) / np.maximum(found.sum(axis=0), 1), np.nan)
+        # Where most clips have ended, the mean would tell who goes on, not how quality does.
+        most = found.sum(axis=0) >= max(1, len(curves) / 2)
+        mean = np.where(most, np.nansum(heights, axis=0) / np.maximum(found.sum(axis=0), 1), np.nan)
         yield Chart(_CURVES.get(name, name), low, high, seconds, lines, _points(mean))
 
 

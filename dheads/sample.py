@@ -1,13 +1,20 @@
-"""`dheads sample`: one face photo and one recording to a talking-head video."""
+"""`dheads sample`: one face and one recording to a talking-head video, and lists of such jobs."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -15,16 +22,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.audio import load_speech_encoder, load_waveform
+from dheads.audio import SpeechEncoder, load_speech_encoder, load_waveform
 from dheads.config import FPS, Config, SamplingConfig
+from dheads.distributed import world
 from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.faces import align_transforms, warp
-from dheads.landmarks import find_face, load_backend
+from dheads.files import PART
+from dheads.jobs import Job
+from dheads.landmarks import LandmarkBackend, find_face, load_backend
 from dheads.lockstep import Talk, perform
-from dheads.photos import load_photo
-from dheads.video import write_video
+from dheads.media import name_of
+from dheads.paste import Paster
+from dheads.photos import NotAPhoto, load_photo
+from dheads.video import check_even, frame_at, read_frames, video_writer, write_video
 from dheads.weights import load_model
+
+PLACES = {"cuda": 16}  # videos in lock-step; more make no more frames a second
+_PLACES = 8  # on other devices
+_SEARCHED_FRAMES = 10 * FPS  # of a video, for its first face
 
 
 @dataclass(frozen=True)
@@ -38,51 +54,355 @@ class Result:
     notes: list[str] = field(default_factory=list)  # what the user should know, such as several faces in the photo
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job of a list."""
+
+    output: Path
+    frames: int = 0
+    seconds: float = 0.0  # length of the video
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None  # why there is no video
+    skipped: bool = False  # it was there already
+
+
 def sample(
     face: Path,
-    audio: Path,
-    output: Path,
+    audio: Path | BinaryIO,
+    output: Path | BinaryIO,
     *,
-    weights: str = "small",
-    steps: int | None = None,
-    solver: str | None = None,
-    seed: int = 0,
     device: str = "auto",
-    size: int | None = None,
     compiled: bool = False,
     progress: bool = True,
+    **options: Any,
 ) -> Result:
-    """Write to `output` an MP4 in which the person of the photo `face` speaks the recording `audio`.
+    """Write to `output` an MP4 in which the person of `face`, a photo or a video, speaks the recording `audio`.
 
-    `steps` and `solver` default to what the weights recommend, `size` (px, even) to the weights' own. The same seed on
-    the same device gives the same video. `compiled`: by torch.compile, which takes a minute before it is faster.
+    A stream as `output` becomes a fragmented MP4, which can be played before it ends. `options` are those of
+    `jobs.Job`, such as seed and size; what is None is as the weights recommend. The same seed on the same device gives
+    the same video. `compiled`: by torch.compile, which takes a minute before it is faster.
     Raises DheadsError for input that cannot be used; then nothing is written.
     """
-    if not output.parent.is_dir():
-        raise DheadsError(f"{output}: the folder {output.parent} does not exist; create it or choose another")
-    place = resolve_device(device)
-    unet, config, _ = load_model(weights, place, progress)
-    sampling = chosen(config.sampling, steps=steps, solver=solver)
-    if sampling.steps > config.diffusion.num_steps:
-        raise DheadsError(
-            f"{weights}: was trained with {config.diffusion.num_steps} timesteps, which cannot be walked in "
-            f"{sampling.steps} steps"
-        )
-    photo, notes = aligned_photo(face, config)
-    waveform = load_waveform(audio)
-    speech = load_speech_encoder(config.conditioning.speech_encoder, place, progress).encode(waveform).cpu()
-    frames = generate(Engine(unet, sampling, compiled=compiled), photo, speech, seed=seed)
+    job = Job(face, audio, output, **options)
+    _check_output(job)
+    studio = Studio(job.weights, resolve_device(device), progress)
+    engine = studio.engine(job, compiled)
+    scene = studio.scene(job)
+    frames = generate(engine, scene.talk.photo, scene.talk.speech, seed=job.seed)
     start = time.monotonic()
     # Closed also when writing fails, so that the error begins a line of its own.
-    with tqdm(frames, total=len(speech), desc="sample", unit="frame", disable=not progress) as bar:
+    with tqdm(frames, total=len(scene.talk.speech), desc="sample", unit="frame", disable=not progress) as bar:
         try:
-            count = write_video(output, (enlarge(frame, size) for frame in bar), audio)
+            count = write_video(output, map(scene.finish, bar), audio)
         except _compile_errors(compiled) as error:
-            reason = str(error).strip().splitlines()[0]
+            raise _not_compiled(error) from error
+    return Result(Path(name_of(output)), count, count / FPS, time.monotonic() - start, scene.notes)
+
+
+def frames(
+    face: Path,
+    audio: Path | BinaryIO,
+    *,
+    device: str = "auto",
+    compiled: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> Iterator[np.ndarray]:
+    """Yield the frames, (H, W, 3) uint8, 25 a second, of the video that `sample` with the same options would write."""
+    job = Job(face, audio, Path(os.devnull), **options)
+    studio = Studio(job.weights, resolve_device(device), progress)
+    engine = studio.engine(job, compiled)
+    scene = studio.scene(job)
+    yield from map(scene.finish, generate(engine, scene.talk.photo, scene.talk.speech, seed=job.seed))
+
+
+def sample_all(
+    jobs: Sequence[Job],
+    *,
+    device: str = "auto",
+    compiled: bool = False,
+    overwrite: bool = False,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> Iterator[Outcome]:
+    """Make many videos in lock-step, and yield what became of each job as soon as that is known.
+
+    Photos and sounds are read when their turn comes. An output that is there already is kept, unless `overwrite`, so
+    that a run that was killed goes on where it stopped; what it left half-written is removed. A job that fails is no
+    error: its outcome says why. shard: (3, 16) makes the third of 16 parts; under torchrun each process its own part,
+    on its own GPU.
+    """
+    place = _own_device(resolve_device(device))
+    todo = []
+    for job in _share(jobs, shard):
+        if outcome := _known_outcome(job, overwrite):
+            yield outcome
+        else:
+            todo.append(job)
+    _sweep(todo)
+    with tqdm(desc="sample", unit="frame", disable=not progress or not todo) as bar:
+        for done, outcome in enumerate(_all(todo, place, compiled, progress, bar.update), 1):
+            bar.set_postfix_str(f"{done}/{len(todo)} videos")
+            yield outcome
+
+
+def _all(
+    jobs: list[Job], device: torch.device, compiled: bool, progress: bool, tick: Callable[[], Any]
+) -> Iterator[Outcome]:
+    """One network after the other, each loaded once."""
+    for group in _grouped(jobs, lambda job: job.weights):
+        try:
+            studio = Studio(group[0].weights, device, progress)
+        except DheadsError as error:
+            yield from (Outcome(job.output, error=str(error)) for job in group)
+            continue
+        for alike in _grouped(group, lambda job: (job.steps, job.solver, job.guidance)):
+            try:
+                engine = studio.engine(alike[0], compiled)
+            except DheadsError as error:
+                yield from (Outcome(job.output, error=str(error)) for job in alike)
+                continue
+            try:
+                yield from _together(studio, engine, alike, tick)
+            except _compile_errors(compiled) as error:
+                raise _not_compiled(error) from error
+
+
+def _grouped(jobs: Iterable[Job], key: Callable[[Job], Any]) -> list[list[Job]]:
+    groups: dict[Any, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(key(job), []).append(job)
+    return list(groups.values())
+
+
+def _together(studio: Studio, engine: Engine, jobs: list[Job], tick: Callable[[], Any]) -> Iterator[Outcome]:
+    """Jobs that the same engine makes, in lock-step."""
+    refused: deque[Outcome] = deque()  # jobs whose video could not be begun
+    takes: dict[int, _Take] = {}  # under way, by the number of their talk
+    begun = 0
+
+    def talks() -> Iterator[Talk]:
+        nonlocal begun
+        for job in jobs:
+            try:
+                take = _Take(job, studio)
+            except Exception as error:  # whatever a hostile file provokes, the other jobs go on
+                refused.append(Outcome(job.output, error=_reason(error)))
+                continue
+            takes[begun] = take
+            begun += 1
+            yield take.scene.talk
+
+    places = min(PLACES.get(engine.device.type, _PLACES), len(jobs))
+    try:
+        for number, frame in perform(engine, talks(), places):
+            while refused:
+                yield refused.popleft()
+            tick()
+            # A take that failed, on a full disk say, is performed to its end all the same.
+            if number in takes and (outcome := takes[number].add(frame)):
+                del takes[number]
+                yield outcome
+        yield from refused
+    finally:
+        for take in takes.values():
+            take.writer.discard()
+
+
+class _Take:
+    """A job under way."""
+
+    def __init__(self, job: Job, studio: Studio) -> None:
+        """Raises DheadsError for a job that cannot be done; then nothing is left of it."""
+        _check_output(job)
+        self._output = job.output
+        self.scene = studio.scene(job)
+        self.writer = video_writer(job.output, job.audio)
+
+    def add(self, frame: np.ndarray) -> Outcome | None:
+        """Write the next frame; with the last one, or when that fails, what became of the job."""
+        try:
+            self.writer.add(self.scene.finish(frame))
+            if self.writer.count < len(self.scene.talk.speech):
+                return None
+            self.writer.close()
+        except DheadsError as error:
+            return Outcome(self._output, error=str(error))
+        return Outcome(self._output, self.writer.count, self.writer.count / FPS, self.scene.notes)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DheadsError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (unexpected; please report it)"
+
+
+# --- Before the first frame ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What one video is made from, and what is done to its frames."""
+
+    talk: Talk
+    finish: Callable[[np.ndarray], np.ndarray]
+    notes: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """A picture and where the face in it is."""
+
+    picture: np.ndarray  # (H, W, 3) uint8
+    matrix: np.ndarray  # (2, 3) from the picture to the crop
+    notes: list[str]
+
+
+class Studio:
+    """The networks that one set of weights needs, loaded once."""
+
+    def __init__(self, weights: str, device: torch.device, progress: bool = True) -> None:
+        """Raises DheadsError for weights that cannot be used."""
+        self.unet, self.config, _ = load_model(weights, device, progress)
+        self._weights, self._device, self._progress = weights, device, progress
+
+    @cached_property
+    def backend(self) -> LandmarkBackend:
+        return load_backend(self.config.alignment.landmarks)
+
+    @cached_property
+    def encoder(self) -> SpeechEncoder:
+        return load_speech_encoder(self.config.conditioning.speech_encoder, self._device, self._progress)
+
+    def engine(self, job: Job, compiled: bool = False) -> Engine:
+        """Raises DheadsError for settings that these weights do not take."""
+        sampling = chosen(self.config.sampling, steps=job.steps, solver=job.solver, guidance=job.guidance)
+        if sampling.steps > self.config.diffusion.num_steps:
             raise DheadsError(
-                f"torch.compile fails here ({reason}); install a C++ compiler, or do not compile"
-            ) from error
-    return Result(output, count, count / FPS, time.monotonic() - start, notes)
+                f"{self._weights}: was trained with {self.config.diffusion.num_steps} timesteps, which cannot be "
+                f"walked in {sampling.steps} steps"
+            )
+        if sampling.guidance != 1 and self.config.training.audio_dropout == 0:
+            raise DheadsError(f"{self._weights}: was trained with sound only, so it takes no guidance; leave it at 1")
+        return Engine(self.unet, sampling, compiled=compiled)
+
+    def scene(self, job: Job) -> Scene:
+        """The photo and the sound of a job, read. Raises DheadsError for what cannot be used."""
+        portrait = find_portrait(job.face, self.config, self.backend, at=job.at, which=job.which)
+        size = self.config.model.image_size
+        finish = partial(enlarge, size=job.size)
+        if job.paste:
+            finish = Paster(portrait.picture, portrait.matrix, size, self.config.alignment)
+        speech = self.encoder.encode(load_waveform(job.audio)).cpu()
+        return Scene(Talk(warp(portrait.picture, portrait.matrix, size), speech, job.seed), finish, portrait.notes)
+
+
+def find_portrait(
+    path: Path, config: Config, backend: LandmarkBackend, *, at: float | None = None, which: int | None = None
+) -> Portrait:
+    """The face in a photo or in a video.
+
+    at: seconds into a video; by default its first frame with a face. which: of several faces, counted from the largest.
+    Raises DheadsError where there is no such face.
+    """
+    picture, name = _picture(path, backend, at)
+    face, count = find_face(picture, backend, name)
+    notes = []
+    if which is not None:
+        if which > count:
+            raise DheadsError(f"{name} shows {count} {'face' if count == 1 else 'faces'}, so there is no face {which}")
+        face = backend.detect(picture)[which - 1]
+    elif count > 1:
+        notes.append(f"{name} shows {count} faces; taking the largest")
+    matrix = align_transforms(face.landmarks[None], config.alignment, config.model.image_size)[0]
+    return Portrait(picture, matrix, notes)
+
+
+def _picture(path: Path, backend: LandmarkBackend, at: float | None) -> tuple[np.ndarray, str]:
+    """The picture to look for a face in, and what messages call it."""
+    try:
+        photo = load_photo(path)
+    except NotAPhoto as no_photo:
+        if at is not None:
+            return frame_at(path, at), f"{path} at {at:g} s"
+        first = None
+        try:
+            for frame in islice(read_frames(path), _SEARCHED_FRAMES):
+                first = frame if first is None else first
+                if backend.glance(frame):
+                    return frame, str(path)
+        except DheadsError:
+            raise no_photo from None
+        return first, str(path)
+    if at is not None:
+        raise DheadsError(f"{path} is a photo; a time is for a video")
+    return photo, str(path)
+
+
+@contextmanager
+def spooled(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """A stream's data as a temporary file, as sound is read twice; it never has a name that could be left behind."""
+    name = name_of(stream)
+    with TemporaryFile() as file:
+        try:
+            shutil.copyfileobj(stream, file)
+            file.flush()
+        except OSError as error:
+            raise DheadsError(f"cannot keep the sound from {name}: {error.strerror}; free some disk space") from error
+        file.raw.name = name  # for messages
+        yield file
+
+
+def chosen(sampling: SamplingConfig, **wanted: Any) -> SamplingConfig:
+    """The weights' own settings, but for those that are given."""
+    return dataclasses.replace(sampling, **{name: value for name, value in wanted.items() if value is not None})
+
+
+def _check_output(job: Job) -> None:
+    if job.size is not None:
+        check_even(job.size, job.size)
+    if not isinstance(job.output, Path):
+        return
+    if not job.output.parent.is_dir():
+        raise DheadsError(f"{job.output}: the folder {job.output.parent} does not exist; create it or choose another")
+    for source in (job.face, job.audio):
+        with suppress(OSError):
+            if isinstance(source, Path) and job.output.samefile(source):
+                raise DheadsError(f"{job.output} is the input itself; give the video another name")
+
+
+def _share(jobs: Sequence[Job], shard: tuple[int, int] | None) -> Sequence[Job]:
+    here = world()
+    if shard is None:
+        return jobs[here.rank :: here.size]
+    if here.size > 1:
+        raise DheadsError("--shard and torchrun both part the work; use one of them")
+    if not 1 <= shard[0] <= shard[1]:
+        raise DheadsError(f"there is no shard {shard[0]}/{shard[1]}; shards count from 1")
+    return jobs[shard[0] - 1 :: shard[1]]
+
+
+def _known_outcome(job: Job, overwrite: bool) -> Outcome | None:
+    """What is known of a job before it is tried."""
+    if job.fault is not None:
+        return Outcome(job.output, error=job.fault)
+    if not overwrite and os.path.isfile(job.output):
+        return Outcome(job.output, skipped=True)
+    return None
+
+
+def _sweep(jobs: list[Job]) -> None:
+    """Delete what a killed run left of these outputs."""
+    ours = {(job.output.parent, job.output.name[:200]) for job in jobs}
+    for folder in {folder for folder, _ in ours}:
+        for path in folder.glob(".*.part"):
+            match = PART.fullmatch(path.name)
+            if match and (folder, match[1]) in ours:
+                with suppress(OSError):
+                    path.unlink()
+
+
+# --- Frames ----------------------------------------------------------------------------------------------------------
 
 
 def generate(
@@ -96,6 +416,13 @@ def generate(
         yield frame
 
 
+def enlarge(frame: np.ndarray, size: int | None) -> np.ndarray:
+    """A square frame at `size` px; None keeps it."""
+    if size is None or size == len(frame):
+        return frame
+    return cv2.resize(frame, (size, size), interpolation=cv2.INTER_LANCZOS4)
+
+
 def _compile_errors(compiled: bool) -> tuple[type[Exception], ...]:
     if not compiled:
         return ()
@@ -104,25 +431,12 @@ def _compile_errors(compiled: bool) -> tuple[type[Exception], ...]:
     return (TorchDynamoException,)
 
 
-def chosen(sampling: SamplingConfig, **wanted: Any) -> SamplingConfig:
-    """The weights' own settings, but for those that are given."""
-    return dataclasses.replace(sampling, **{name: value for name, value in wanted.items() if value is not None})
+def _not_compiled(error: Exception) -> DheadsError:
+    reason = str(error).strip().splitlines()[0]
+    return DheadsError(f"torch.compile fails here ({reason}); install a C++ compiler, or do not compile")
 
 
-def aligned_photo(path: Path, config: Config) -> tuple[np.ndarray, list[str]]:
-    """The face of a photo cropped and turned as the weights' alignment wants it, (H, W, 3) uint8, and notes."""
-    image = load_photo(path)
-    face, count = find_face(image, load_backend(config.alignment.landmarks), str(path))
-    notes = [f"{path} shows {count} faces; taking the largest"] if count > 1 else []
-    matrix = align_transforms(face.landmarks[None], config.alignment, config.model.image_size)[0]
-    return warp(image, matrix, config.model.image_size), notes
-
-
-def enlarge(frame: np.ndarray, size: int | None) -> np.ndarray:
-    """A square frame at `size` px; None keeps it."""
-    if size is None or size == len(frame):
-        return frame
-    return cv2.resize(frame, (size, size), interpolation=cv2.INTER_LANCZOS4)
+# --- Devices ---------------------------------------------------------------------------------------------------------
 
 
 def resolve_device(name: str) -> torch.device:
@@ -133,3 +447,16 @@ def resolve_device(name: str) -> torch.device:
     if not present.get(name, False):
         raise DheadsError(f"device {name} is not available here; use {' or '.join(k for k, v in present.items() if v)}")
     return torch.device(name)
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """Of several GPUs the one of this process."""
+    own = world().device(device.type)
+    if own.type == "cuda":
+        if own.index >= torch.cuda.device_count():
+            raise DheadsError(
+                f"torchrun started more processes here than there are GPUs; give it --nproc-per-node "
+                f"{torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(own)
+    return own

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from fractions import Fraction
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self
 
 import av
 import numpy as np
@@ -33,6 +33,11 @@ _BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and 
 SCALER = (
     Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 )
+
+
+_unfinished: set[Path] = set()  # half-written files of this process
+# Adds a sound stream to an output and returns its packets.
+AddSound = Callable[[av.container.OutputContainer], Iterator[av.Packet]]
 
 
 # --- Pixels ----------------------------------------------------------------------------------------------------------
@@ -109,6 +114,102 @@ def _upright_rgb(frame: av.VideoFrame, scaler: VideoReformatter) -> np.ndarray:
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
 
+class VideoWriter:
+    """An MP4 that grows frame by frame: complete when it is closed, or absent. A stream becomes a fragmented MP4.
+
+    As a context manager it is closed where its block ends well, and discarded where it fails; so it is where `add` or
+    `close` fails. Both raise DheadsError for what cannot be written, as does opening one.
+    """
+
+    def __init__(
+        self,
+        target: Path | BinaryIO,
+        sound: AbstractContextManager[AddSound],
+        fps: int,
+        tags: dict[str, str],
+        x264_options: dict[str, str],
+    ) -> None:
+        self.count = 0  # frames so far
+        self._target, self._fps = target, fps
+        with ExitStack() as stack:
+            add_sound = stack.enter_context(sound)
+            stack.enter_context(_muxer_errors(target))
+            if isinstance(target, Path):
+                place, movflags = str(stack.enter_context(_complete_or_absent(target.absolute()))), "faststart"
+            else:
+                place, movflags = target, "frag_keyframe+delay_moov+default_base_moof"
+            self._output = stack.enter_context(av.open(place, "w", format="mp4", options={"movflags": movflags}))
+            self._output.metadata.update(tags | {"encoding_tool": _PROGRAM})
+            self._video = self._output.add_stream("libx264", rate=fps, options=x264_options)
+            self._video.pix_fmt = "yuv420p"
+            self._video.color_primaries = self._video.color_trc = self._video.colorspace = _BT709
+            self._video.color_range = ColorRange.MPEG
+            self._sound = add_sound(self._output)
+            self._pending = next(self._sound, None)
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._open.__exit__(kind, error, trace)
+
+    def add(self, image: np.ndarray) -> None:
+        """Encode the next (H, W, 3) uint8 RGB frame; all are as large as the first."""
+        with ExitStack() as failing:
+            failing.push(self._open)
+            if self.count == 0:
+                self._video.height, self._video.width = image.shape[:2]
+                check_even(*image.shape[:2])
+            # Interleave: a stream's reader gets the sound with the picture, not after it.
+            while self._pending and self._pending.dts * self._pending.time_base <= self.count / self._fps:
+                self._output.mux(self._pending)
+                self._pending = next(self._sound, None)
+            self._output.mux(self._video.encode(_yuv(image, self.count)))
+            self.count += 1
+            failing.pop_all()
+
+    def close(self) -> None:
+        """Write what is left of the sound; a file takes its name."""
+        with self._open:
+            if self.count == 0:
+                raise DheadsError(f"there is no frame to write to {name_of(self._target)}")
+            self._output.mux(self._video.encode())
+            for packet in chain([self._pending] if self._pending else [], self._sound):
+                self._output.mux(packet)
+
+    def discard(self) -> None:
+        """Leave nothing of a file."""
+        with suppress(DheadsError, _Discarded), self:
+            raise _Discarded
+
+
+class _Discarded(Exception):
+    pass
+
+
+def video_writer(
+    target: Path | BinaryIO, audio: Path | BinaryIO | None, *, fps: int = FPS, comment: str | None = None
+) -> VideoWriter:
+    """A writer of H.264 in an MP4 that plays in browsers, beside the sound of `audio`.
+
+    The sound is copied bit for bit where MP4 holds its codec and encoded to AAC where not. The metadata say that the
+    video is AI-generated and by what; `comment` takes the place of that sentence.
+    Raises DheadsError for a target that cannot be written and for unreadable sound.
+    """
+    tags = {
+        "title": "AI-generated talking-head video",
+        "comment": comment or f"AI-generated talking-head video made by {_PROGRAM}",
+    }
+    sound = nullcontext(_add_no_sound) if audio is None else _source_sound(audio)
+    # A stream's fragments end at key frames, and its reader is waiting for the first.
+    pace = {"g": "50"} if isinstance(target, Path) else {"g": "25", "tune": "zerolatency"}
+    return VideoWriter(target, sound, fps, tags, {"crf": "16", "preset": "medium", **pace})
+
+
 def write_video(
     target: Path | BinaryIO,
     frames: Iterable[np.ndarray],
@@ -117,23 +218,14 @@ def write_video(
     fps: int = FPS,
     comment: str | None = None,
 ) -> int:
-    """Encode (H, W, 3) uint8 RGB frames as they arrive, beside the sound of `audio`; returns how many there were.
+    """Encode (H, W, 3) uint8 RGB frames as they arrive, as `video_writer` does; returns how many there were.
 
-    H.264 in an MP4 that plays in browsers. The sound is copied bit for bit where MP4 holds its codec and encoded to AAC
-    where not. A file appears under its name when complete, or not at all; a stream is written as a fragmented MP4.
-    The metadata say that the video is AI-generated and by what; `comment` takes the place of that sentence.
     Raises DheadsError for a target that cannot be written and for unreadable sound, before a frame is asked for.
     """
-    with ExitStack() as stack:
-        source = stack.enter_context(opened(audio, name_of(audio))) if audio is not None else None
-        if source and not (source.streams.audio and source.streams.audio[0].codec_context):
-            raise DheadsError(f"{name_of(audio)} holds no sound stream that can be read; give a file with speech in it")
-        sound = partial(_add_source_sound, source) if source else _add_no_sound
-        tags = {
-            "title": "AI-generated talking-head video",
-            "comment": comment or f"AI-generated talking-head video made by {_PROGRAM}",
-        }
-        return _write(target, frames, sound, fps, tags, {"crf": "16", "preset": "medium", "g": "50"})
+    with video_writer(target, audio, fps=fps, comment=comment) as writer:
+        for image in frames:
+            writer.add(image)
+    return writer.count
 
 
 def write_clip(path: Path, frames: Iterable[np.ndarray], waveform: torch.Tensor) -> int:
@@ -141,51 +233,17 @@ def write_clip(path: Path, frames: Iterable[np.ndarray], waveform: torch.Tensor)
 
     Returns the number of frames. Raises DheadsError for a path that cannot be written.
     """
-    return _write(
-        path, frames, partial(_add_waveform, waveform), FPS, {"title": "Prepared clip"}, {"crf": "6", "g": "1"}
-    )
-
-
-def _write(
-    target: Path | BinaryIO,
-    frames: Iterable[np.ndarray],
-    add_sound: Callable[[av.container.OutputContainer], Iterator[av.Packet]],
-    fps: int,
-    tags: dict[str, str],
-    x264_options: dict[str, str],
-) -> int:
-    with ExitStack() as stack:
-        stack.enter_context(_muxer_errors(target))
-        if isinstance(target, Path):
-            place, movflags = str(stack.enter_context(_complete_or_absent(target.absolute()))), "faststart"
-        else:
-            place, movflags = target, "frag_keyframe+delay_moov+default_base_moof"
-        output = stack.enter_context(av.open(place, "w", format="mp4", options={"movflags": movflags}))
-        output.metadata.update(tags | {"encoding_tool": _PROGRAM})
-        video = output.add_stream("libx264", rate=fps, options=x264_options)
-        video.pix_fmt = "yuv420p"
-        video.color_primaries = video.color_trc = video.colorspace = _BT709
-        video.color_range = ColorRange.MPEG
-        sound = add_sound(output)
-        pending = next(sound, None)
-        count = 0
+    sound = nullcontext(partial(_add_waveform, waveform))
+    with VideoWriter(path, sound, FPS, {"title": "Prepared clip"}, {"crf": "6", "g": "1"}) as writer:
         for image in frames:
-            if count == 0:
-                video.height, video.width = image.shape[:2]
-                if video.height % 2 or video.width % 2:
-                    raise DheadsError(f"frames of {video.width} x {video.height} px cannot be written; make both even")
-            # Interleave: a stream's reader gets the sound with the picture, not after it.
-            while pending and pending.dts * pending.time_base <= count / fps:
-                output.mux(pending)
-                pending = next(sound, None)
-            output.mux(video.encode(_yuv(image, count)))
-            count += 1
-        if count == 0:
-            raise DheadsError(f"there is no frame to write to {target}")
-        output.mux(video.encode())
-        for packet in chain([pending] if pending else [], sound):
-            output.mux(packet)
-    return count
+            writer.add(image)
+    return writer.count
+
+
+def check_even(height: int, width: int) -> None:
+    """Raises DheadsError for a size that H.264 with halved chroma cannot hold."""
+    if height % 2 or width % 2:
+        raise DheadsError(f"frames of {width} x {height} px cannot be written; make both even")
 
 
 def _yuv(image: np.ndarray, index: int) -> av.VideoFrame:
@@ -206,9 +264,11 @@ def _complete_or_absent(target: Path) -> Iterator[Path]:
     part = part_of(target)
     if target.is_dir():
         raise DheadsError(f"cannot write {target}: it is a folder; give the name of a file")
+    _unfinished.add(part)
     try:
         part.open("xb").close()
     except OSError as error:
+        _unfinished.discard(part)
         raise DheadsError(
             f"cannot write {target}: {error.strerror}; choose a folder that exists and is yours"
         ) from error
@@ -220,6 +280,14 @@ def _complete_or_absent(target: Path) -> Iterator[Path]:
             raise DheadsError(f"cannot write {target}: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
+        _unfinished.discard(part)
+
+
+def remove_unfinished() -> None:
+    """Delete what is half-written; for a program that ends without unwinding."""
+    for part in list(_unfinished):
+        with suppress(OSError):
+            part.unlink()
 
 
 @contextmanager
@@ -238,6 +306,14 @@ def _muxer_errors(target: Path | BinaryIO) -> Iterator[None]:
 
 def _add_no_sound(output: av.container.OutputContainer) -> Iterator[av.Packet]:
     return iter(())
+
+
+@contextmanager
+def _source_sound(audio: Path | BinaryIO) -> Iterator[AddSound]:
+    with opened(audio, name_of(audio)) as source:
+        if not (source.streams.audio and source.streams.audio[0].codec_context):
+            raise DheadsError(f"{name_of(audio)} holds no sound stream that can be read; give a file with speech in it")
+        yield partial(_add_source_sound, source)
 
 
 def _add_source_sound(source: av.container.InputContainer, output: av.container.OutputContainer) -> Iterator[av.Packet]:

@@ -224,6 +224,13 @@ def fetch(name: str, progress: bool = True) -> Path:
     return cached
 
 
+def cached(name: str) -> Path | None:
+    """The file of that name in weights.toml where the cache folder holds it, its hash checked; nothing is fetched."""
+    entry = known()[name]
+    path = home() / entry["file"]
+    return path if _is_listed(path, entry) else None
+
+
 def _is_listed(path: Path, entry: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == entry["bytes"] and file_sha256(path) == entry["sha256"]
 

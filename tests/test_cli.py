@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import logging
@@ -23,6 +22,7 @@ from dheads import __version__, cli
 from dheads import config as configuration
 from dheads.diffusion import SOLVERS
 from dheads.errors import DheadsError
+from dheads.report import ClipReport, Report
 
 RUN = "from dheads.cli import app; app(prog_name='dheads')"
 
@@ -40,11 +40,13 @@ def process(*args: str, env: dict[str, str] | None = None) -> subprocess.Complet
 class Verb:
     """Stands in for a module of the third level and remembers its calls."""
 
-    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, result: Any = None) -> None:
+    def __init__(
+        self, name: str, monkeypatch: pytest.MonkeyPatch, result: Any = None, function: str | None = None
+    ) -> None:
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.result = result
         module = ModuleType(f"dheads.{name}")
-        setattr(module, name, self)
+        setattr(module, function or name, self)
         monkeypatch.setitem(sys.modules, f"dheads.{name}", module)
         monkeypatch.setattr(f"dheads.{name}", module, raising=False)
 
@@ -130,6 +132,20 @@ def test_interrupt_has_no_traceback() -> None:
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--size", "4"],
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--solver", "euler"],
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--device", "tpu"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--out-dir", "out"],
+        ["sample", "face.jpg", "a.wav", "b.wav", "-o", "out.mp4"],
+        ["sample", "face.jpg", "a.wav", "-", "--out-dir", "out"],
+        ["sample", "face.jpg", "-", "-o", "out.mp4", "--takes", "2"],
+        ["sample", "face.jpg", "speech.wav", "-o", "-", "--takes", "2"],
+        ["sample", "face.jpg", "speech.wav", "-o", "-", "--json"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--shard", "1/2"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--paste", "--size", "64"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--guidance", "nan"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--at", "inf"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--face", "0"],
+        ["sample", "face.jpg", "--jobs", "jobs.csv"],
+        ["sample", "--jobs", "jobs.csv", "-o", "out.mp4"],
+        ["sample", "--jobs", "jobs.csv", "--shard", "3/2"],
         ["train", "--data", "data", "--out", "run", "--set", "training.steps"],
         ["train"],
         ["prepare", "raw", "--out", "data", "--shard", "0/2"],
@@ -177,6 +193,10 @@ def test_sample_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
                 "seed": 3,
                 "device": "auto",
                 "size": None,
+                "guidance": None,
+                "at": None,
+                "which": None,
+                "paste": False,
                 "compiled": False,
                 "progress": True,
             },
@@ -321,17 +341,76 @@ def test_a_licence_is_accepted_at_the_terminal(
     assert asking == wanted
 
 
-def test_eval_prints_the_summary_and_writes_the_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    report = dataclasses.make_dataclass("Report", ["per_clip", "summary", "failed"])
-    rows = [{"clip": "a", "r": 0.5}, {"clip": "b", "r": 0.25}]
-    Verb("evaluate", monkeypatch, report(rows, {"clips": 2, "r": 0.375}, [("c", "no face")]))
-    done = run("eval", "ours", "--reference", "real", "--out", tmp_path / "report.csv")
-    assert (done.exit_code, done.stdout) == (0, "clips\t2\nr\t0.375\n")
-    assert done.stderr == "left out c: no face\n"
-    with (tmp_path / "report.csv").open(newline="", encoding="utf-8") as file:
-        assert list(csv.DictReader(file)) == [{"clip": "a", "r": "0.5"}, {"clip": "b", "r": "0.25"}]
-    as_json = json.loads(run("eval", "ours", "--reference", "real", "--json", "--size", "96").stdout)
-    assert as_json == {"per_clip": rows, "summary": {"clips": 2, "r": 0.375}, "failed": [["c", "no face"]]}
+def found() -> Report:
+    """What an evaluation of two clips finds."""
+    clips = [
+        ClipReport(name, {"mouth_correlation": r}, {}, Path(f"{name}.mp4"), Path(f"real/{name}.mp4"))
+        for name, r in (("a", 0.5), ("b", 0.25))
+    ]
+    lacking = dict.fromkeys(["av_offset", "av_distance"], "a file is missing; get it")
+    summary = {"clips": 2, "failed": 1, "mouth_correlation": 0.375}
+    return Report(clips, summary, lacking, [("c", "no face")], ["too few clips"], {}, "crema")
+
+
+def test_eval_prints_a_table_and_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    verb = Verb("evaluate", monkeypatch, found())
+    done = run("eval", "ours", "--reference", "real", "--out", "out", "--metric", "mouth_correlation", "--size", "96")
+    assert done.exit_code == 0, done.stderr
+    assert any(line.split() == ["mouth_correlation", "higher", "0.375"] for line in done.stdout.splitlines())
+    assert done.stderr.splitlines() == [
+        "without av_offset, av_distance: a file is missing; get it",
+        "warning: too few clips",
+        "left out c: no face",
+        f"look at {Path('out') / 'report.html'}",
+    ]
+    (args, told), *_ = verb.calls
+    assert args == (Path("ours"), Path("real"))
+    assert (told["out"], told["only"], told["size"]) == (Path("out"), ["mouth_correlation"], 96)
+    done = run("eval", "ours", "--reference", "real", "--json", "--quiet")
+    assert json.loads(done.stdout)["summary"]["mouth_correlation"] == 0.375
+    assert done.stderr == ""
+
+
+def test_eval_of_weights_makes_the_videos_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    verb = Verb("evaluate", monkeypatch, found(), "evaluate_weights")
+    done = run("eval", "--weights", "small", "--data", "data", "--out", "out", "--split", "val", "--limit", 2)
+    assert done.exit_code == 0, done.stderr
+    (args, told), *_ = verb.calls
+    assert args == ("small", Path("data"), "val", Path("out"))
+    assert (told["limit"], told["seed"], told["steps"]) == (2, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        ([], "give GENERATED and --reference, or --weights and --data"),
+        (["ours"], "give GENERATED and --reference"),
+        (["--weights", "small", "--data", "data"], "needs --data and --out"),
+        (["ours", "--weights", "small", "--data", "data", "--out", "out"], "no GENERATED"),
+        (["ours", "--reference", "real", "--turing", "3"], "needs --out"),
+        (["--votes", "votes.json"], "needs --key"),
+    ],
+)
+def test_eval_wants_one_of_its_ways(args: list[str], reason: str) -> None:
+    done = run("eval", *args)
+    assert done.exit_code == 2
+    assert reason in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_votes_of_a_turing_test_are_counted(tmp_path: Path) -> None:
+    key, votes = tmp_path / "turing-key.json", tmp_path / "votes.json"
+    kinds = {"aa": "generated", "bb": "generated", "cc": "real", "dd": "real"}
+    clips = {token: {"kind": kind, "clip": token} for token, kind in kinds.items()}
+    key.write_text(json.dumps({"test": "t", "clips": clips}), encoding="utf-8")
+    answers = dict(zip(kinds, ("real", "generated", "real", "real"), strict=True))
+    votes.write_text(json.dumps({"test": "t", "voter": "v", "votes": answers}), encoding="utf-8")
+    done = run("eval", "--votes", votes, "--key", key)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "generated\t50.0% judged real (1 of 2 votes; 95 %: 9.5% to 90.5%)",
+        "real\t100.0% judged real (2 of 2 votes; 95 %: 34.2% to 100.0%)",
+    ]
+    assert json.loads(run("eval", "--votes", votes, "--key", key, "--json").stdout)["generated"]["share"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from dheads.errors import DheadsError
 from dheads.photos import load_photo
@@ -135,6 +135,20 @@ def test_bad_photos_are_one_sentence(tmp_path: Path, content: bytes | None, reas
         load_photo(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_avif_photos(tmp_path: Path) -> None:
+    if not features.check("avif"):
+        pytest.skip("this build of Pillow knows no AVIF")
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(tmp_path / "a.avif", quality=90)
+    assert np.abs(load_photo(tmp_path / "a.avif").astype(int) - (200, 100, 50)).max() <= 3
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"heix"])
+def test_heic_photos_are_to_be_converted(tmp_path: Path, brand: bytes) -> None:
+    (tmp_path / "a.heic").write_bytes(struct.pack(">I4s4sI", 24, b"ftyp", brand, 0) + b"mif1heic" + bytes(500))
+    with pytest.raises(DheadsError, match="a HEIC or AVIF photo, which cannot be read here; convert it to JPEG or PNG"):
+        load_photo(tmp_path / "a.heic")
 
 
 def test_folder_as_photo(tmp_path: Path) -> None:

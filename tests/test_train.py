@@ -562,7 +562,7 @@ def test_a_tiny_model_learns_one_clip_until_its_mouth_follows_the_sound(
         {"diffusion": {"prediction": "x_0"}},
         training(**only_this, **pace, checkpoint_every=200),
     )
-    unet, config, _ = load_model(str(weights))
+    unet, _, _ = load_model(str(weights))
     dataset, others = Dataset(tmp_path / "data"), Dataset(prepared.data)
     (clip,) = dataset.clips
     truth, labels = dataset.frames(clip), dataset.labels(clip)

@@ -17,7 +17,16 @@ import torch
 from dheads import __version__
 from dheads.audio import load_waveform
 from dheads.errors import DheadsError
-from dheads.video import frame_at, read_frames, to_uint8, to_unit, write_clip, write_video
+from dheads.video import (
+    frame_at,
+    read_frames,
+    remove_unfinished,
+    to_uint8,
+    to_unit,
+    video_writer,
+    write_clip,
+    write_video,
+)
 
 
 def gray(index: int, size: int = 64) -> np.ndarray:
@@ -405,6 +414,48 @@ def test_an_older_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
     assert write_video(target, frames(fail=False), None) == 1
     assert len(list(read_frames(target))) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_writers_side_by_side(tmp_path):
+    """Each keeps to itself: one is closed, one discarded, one fails and takes its file with it."""
+    write_sound(tmp_path / "a.mp3", "libmp3lame", 44_100)
+    with (tmp_path / "a.mp3").open("rb") as stream:
+        kept = video_writer(tmp_path / "kept.mp4", tmp_path / "a.mp3")
+        given_up = video_writer(tmp_path / "given_up.mp4", stream)
+        odd = video_writer(tmp_path / "odd.mp4", None)
+        for index in range(50):
+            kept.add(gray(index))
+            given_up.add(gray(50 - index))
+        assert {path.name for path in tmp_path.iterdir() if path.suffix != ".part"} == {"a.mp3"}
+        with pytest.raises(DheadsError, match="63 x 64 px"):
+            odd.add(np.zeros((64, 63, 3), np.uint8))
+        assert len(list(tmp_path.iterdir())) == 3
+        given_up.discard()
+        kept.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp3", "kept.mp4"]
+    assert kept.count == 50
+    assert [number(frame) for frame in read_frames(tmp_path / "kept.mp4")] == list(range(50))
+    assert packets(tmp_path / "kept.mp4") == packets(tmp_path / "a.mp3")
+    with pytest.raises(DheadsError, match="no frame"):
+        video_writer(tmp_path / "empty.mp4", None).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp3", "kept.mp4"]
+
+
+def test_what_is_unfinished_can_be_removed_at_once(tmp_path):
+    writer = video_writer(tmp_path / "o.mp4", None)
+    writer.add(gray(0))
+    assert len(list(tmp_path.iterdir())) == 1
+    remove_unfinished()
+    assert list(tmp_path.iterdir()) == []
+    writer.discard()
+
+
+def test_a_streams_reader_gets_a_picture_every_second():
+    stream = io.BytesIO()
+    with video_writer(stream, None) as writer:
+        written = [stream.tell() for index in range(60) if writer.add(gray(index)) is None]
+    assert written[26] > 0
+    assert written[52] > written[26]
 
 
 def test_bad_targets_and_sounds_are_found_before_a_frame_is_asked_for(tmp_path):

@@ -1,0 +1,174 @@
+"""Which measure of `dheads eval` catches which fault: real clips are spoilt in known ways and compared with themselves.
+
+    python benchmarks/degradations.py clip.mp4 another.mp4
+
+Prints a markdown table: a row a measure, a column a fault, means over the clips. The faults are made in copies that are
+near-lossless, beside a copy that nothing was done to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import cv2
+import numpy as np
+import torch
+import typer
+
+from dheads.audio import load_waveform
+from dheads.catalogue import CATALOGUE
+from dheads.config import FPS, SAMPLE_RATE, AlignmentConfig
+from dheads.evaluate import evaluate
+from dheads.faces import align_transforms, mouth_box, unwarp, warp
+from dheads.landmarks import load_backend
+from dheads.report import Report, figure
+from dheads.video import read_frames, write_clip
+
+LATE = 5  # frames
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A real clip, or what was made of it."""
+
+    frames: np.ndarray  # (F, H, W, 3) uint8
+    landmarks: np.ndarray  # (F, 68, 2) px
+    sound: torch.Tensor  # (N,) at 16 kHz
+
+
+# ---- Faults: each takes a clip and gives other frames and sound ----
+
+Spoilt = tuple[np.ndarray, torch.Tensor]
+
+
+def nothing(clip: Clip) -> Spoilt:
+    return clip.frames, clip.sound
+
+
+def late_sound(clip: Clip) -> Spoilt:
+    """As a player that shows the picture too early."""
+    delay = torch.zeros(LATE * SAMPLE_RATE // FPS)
+    return clip.frames, torch.cat([delay, clip.sound])[: len(clip.sound)]
+
+
+def late_picture(clip: Clip) -> Spoilt:
+    """Lips that come 3 frames after the real ones, in the right place otherwise."""
+    return np.concatenate([clip.frames[:1].repeat(3, axis=0), clip.frames[:-3]]), clip.sound
+
+
+def blurred(clip: Clip) -> Spoilt:
+    sigma = 2 * clip.frames.shape[1] / 256
+    return np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in clip.frames]), clip.sound
+
+
+def noisy(clip: Clip) -> Spoilt:
+    noise = np.random.default_rng(0).normal(0, 8, clip.frames.shape)
+    return (clip.frames + noise).round().clip(0, 255).astype(np.uint8), clip.sound
+
+
+def frozen(clip: Clip) -> Spoilt:
+    return clip.frames[:1].repeat(len(clip.frames), axis=0), clip.sound
+
+
+def mouth_frozen(clip: Clip) -> Spoilt:
+    """The first frame's mouth laid over every other frame's."""
+    alignment, size = AlignmentConfig(smooth_frames=0), 256
+    matrices = align_transforms(clip.landmarks, alignment, size)
+    mouth = warp(clip.frames[0], matrices[0], size)
+    aligned = clip.landmarks[0] @ matrices[0][:, :2].T + matrices[0][:, 2]
+    x0, y0, x1, y1 = mouth_box(aligned, size)
+    mask = np.zeros((size, size, 3), np.uint8)
+    mask[y0:y1, x0:x1] = 255
+    mask = cv2.GaussianBlur(mask, (0, 0), 4)
+    frames = []
+    for frame, matrix in zip(clip.frames, matrices, strict=True):
+        weight = unwarp(mask, matrix, frame.shape) / 255
+        frames.append((frame * (1 - weight) + unwarp(mouth, matrix, frame.shape) * weight).round().astype(np.uint8))
+    return np.stack(frames), clip.sound
+
+
+def colour_drifting(clip: Clip) -> Spoilt:
+    """Green and blue fall to four fifths."""
+    fall = np.linspace(1, 0.8, len(clip.frames))[:, None, None, None] * np.ones(3)
+    fall[..., 0] = 1
+    return (clip.frames * fall).round().astype(np.uint8), clip.sound
+
+
+def trembling(clip: Clip) -> Spoilt:
+    """Each frame is moved by up to 2 of 256 px at random."""
+    reach = 2 * clip.frames.shape[1] / 256
+    shifts = np.random.default_rng(0).uniform(-reach, reach, (len(clip.frames), 2))
+    frames = [
+        cv2.warpAffine(frame, np.array([[1, 0, x], [0, 1, y]]), frame.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+        for frame, (x, y) in zip(clip.frames, shifts, strict=True)
+    ]
+    return np.stack(frames), clip.sound
+
+
+def widening(clip: Clip) -> Spoilt:
+    """The picture grows wider by an eighth: another face in the end."""
+    height, width = clip.frames.shape[1:3]
+    frames = []
+    for frame, factor in zip(clip.frames, np.linspace(1, 1.125, len(clip.frames)), strict=True):
+        matrix = np.array([[factor, 0, (1 - factor) * width / 2], [0, 1, 0]])
+        frames.append(cv2.warpAffine(frame, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE))
+    return np.stack(frames), clip.sound
+
+
+FAULTS: dict[str, Callable[[Clip], Spoilt]] = {
+    "none": nothing,
+    f"sound {LATE} frames late": late_sound,
+    "picture 3 frames late": late_picture,
+    "blurred": blurred,
+    "noisy": noisy,
+    "frozen": frozen,
+    "mouth frozen": mouth_frozen,
+    "colour drifts": colour_drifting,
+    "trembles": trembling,
+    "grows wider": widening,
+}
+
+# ---- Measuring them ----
+
+
+def main(
+    clips: Annotated[list[Path], typer.Argument(help="Videos of one talking face.")],
+    frames: Annotated[int, typer.Option(help="Only so many frames of each.")] = 75,
+) -> None:
+    """Measure spoilt copies of real clips."""
+    with TemporaryDirectory() as folder:
+        print(table(measure(clips, frames, Path(folder))))
+
+
+def measure(clips: list[Path], frames: int, folder: Path, faults: list[str] | None = None) -> dict[str, Report]:
+    """The report of every fault. Copies are left in `folder`."""
+    chosen = faults or list(FAULTS)
+    backend = load_backend("mesh")
+    for index, path in enumerate(clips):
+        pictures = np.stack(list(islice(read_frames(path), frames)))
+        sound = load_waveform(path)[: len(pictures) * SAMPLE_RATE // FPS]
+        clip = Clip(pictures, backend.track(pictures), sound)
+        for fault in ["none", *chosen]:
+            target = folder / fault / f"{index}_{path.stem}.mp4"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_clip(target, *FAULTS[fault](clip))
+    return {fault: evaluate(folder / fault, folder / "none", progress=False) for fault in chosen}
+
+
+def table(reports: dict[str, Report]) -> str:
+    """Markdown; the measures that have a value in the catalogue's order, the faults in theirs."""
+    lines = ["| measure | " + " | ".join(reports) + " |", "|---|" + "---|" * len(reports)]
+    for name, known in CATALOGUE.items():
+        cells = [figure(report.summary.get(name)) for report in reports.values()]
+        if any(cells):
+            lines.append(f"| {known.title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,156 @@
+"""What `dheads sample` is to make: a job is one video. Lists of them from a CSV file or from many sounds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dheads.config import SamplingConfig
+from dheads.errors import DheadsError
+
+SIZES = 16, 4096  # px; of a video's side
+LARGEST_SEED = 2**63 - 1
+SOLVERS = typing.get_args(typing.get_type_hints(SamplingConfig)["solver"])
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video: whose face says what, where it is written, and how it is made. None: as the weights have it."""
+
+    face: Path
+    audio: Path | BinaryIO
+    output: Path | BinaryIO
+    seed: int = 0
+    size: int | None = None  # px
+    steps: int | None = None
+    solver: str | None = None
+    weights: str = "small"
+    guidance: float | None = None
+    at: float | None = None  # seconds into a video as face; None: its first frame with a face
+    which: int | None = None  # of several faces, from the largest: 1; None: the largest
+    paste: bool = False  # the face goes back into its picture
+    fault: str | None = None  # why a row of a list is no job
+
+
+def read_jobs(source: Path | BinaryIO, defaults: Job) -> list[Job]:
+    """The rows of a CSV file with the columns face, audio and output, and any others of seed, size, steps, solver and
+    weights, in any order. What a row leaves empty is as in `defaults`. A row that cannot be used has a `fault`.
+
+    Raises DheadsError for a file that cannot be read, another header, and no rows.
+    """
+    name = str(source) if isinstance(source, Path) else "the list from stdin"
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else source.read()
+        rows = list(_rows(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    except OSError as error:
+        raise DheadsError(f"cannot read {name}: {error.strerror}; name a CSV file of jobs") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DheadsError(f"{name} is not a CSV file in UTF-8 ({error}); export it again") from error
+    header = [column.strip() for column in rows[0][1]] if rows else []
+    if not set(_NEEDED) <= set(header) <= set(_COLUMNS) or len(set(header)) < len(header):
+        raise DheadsError(
+            f"{name}: the first line must name the columns {', '.join(_NEEDED)} and may name "
+            f"{', '.join(c for c in _COLUMNS if c not in _NEEDED)}, but it is {','.join(header)[:200]!r}"
+        )
+    if len(rows) == 1:
+        raise DheadsError(f"{name} names no job; write one in each line after the first")
+    return [_job(f"{name}:{line}", header, row, defaults) for line, row in rows[1:]]
+
+
+def jobs_of_sounds(defaults: Job, sounds: Iterable[Path], folder: Path) -> list[Job]:
+    """A video of each sound in `folder`, named after it."""
+    return [replace(defaults, audio=sound, output=folder / f"{sound.stem}.mp4") for sound in sounds]
+
+
+def takes_of(jobs: Iterable[Job], takes: int) -> list[Job]:
+    """Each job that often, with seeds that follow each other, as NAME-1.mp4, NAME-2.mp4 and so on."""
+    return [
+        replace(job, seed=(job.seed + k) % (LARGEST_SEED + 1), output=_numbered(job.output, k + 1))
+        for job in jobs
+        for k in range(takes)
+    ]
+
+
+def check_distinct(jobs: Iterable[Job]) -> None:
+    """Raises DheadsError where two jobs would write the same file."""
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        other = seen.setdefault(os.path.normcase(os.path.abspath(job.output)), job)
+        if other is not job and job.fault is None and other.fault is None:
+            raise DheadsError(
+                f"{job.output} would be written twice, with the sound of {other.audio} and of {job.audio}; give each "
+                "job an output of its own"
+            )
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+# --- Rows of a CSV file ----------------------------------------------------------------------------------------------
+
+
+def _rows(text: io.StringIO) -> Iterator[tuple[int, list[str]]]:
+    """(number of its line, fields) of every row that is not empty."""
+    reader = csv.reader(text, strict=True)
+    for row in reader:
+        if any(field.strip() for field in row):
+            yield reader.line_num, row
+
+
+def _job(name: str, header: list[str], row: list[str], defaults: Job) -> Job:
+    given = {column: text.strip() for column, text in zip(header, row, strict=False) if text.strip()}
+    output = Path(given.get("output", name))
+    try:
+        if len(row) != len(header):
+            raise ValueError(f"has {len(row)} fields where the first line has {len(header)}")
+        if missing := [column for column in _NEEDED if column not in given]:
+            raise ValueError(f"has no {missing[0]}")
+        return replace(defaults, **{column: _value(column, text) for column, text in given.items()})
+    except ValueError as error:
+        return replace(defaults, output=output, fault=f"{name} {error}")
+
+
+def _value(column: str, text: str) -> Any:
+    try:
+        return _COLUMNS[column](text)
+    except ValueError as error:
+        raise ValueError(f"says {column} is {text[:100]!r}, which must be {error}") from None
+
+
+def _file(text: str) -> Path:
+    if text == "-" or "\0" in text:
+        raise ValueError("the path of a file")
+    return Path(text)
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def parsed(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+            raise ValueError(f"a whole number from {least} to {most}")
+        return int(text)
+
+    return parsed
+
+
+def _solver(text: str) -> str:
+    if text not in SOLVERS:
+        raise ValueError(f"one of {', '.join(SOLVERS)}")
+    return text
+
+
+_NEEDED = "face", "audio", "output"
+_COLUMNS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(_NEEDED, _file),
+    "seed": _number(0, LARGEST_SEED),
+    "size": _number(*SIZES),
+    "steps": _number(1, 100_000),
+    "solver": _solver,
+    "weights": str,
+}

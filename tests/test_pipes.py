@@ -1,0 +1,211 @@
+"""`dheads sample` as one program among others: pipes, signals, and the README's recipes for the shell."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from real_data import decoded, dheads, write_wav
+from test_sample import TINY, untrained
+
+from dheads.audio import load_waveform
+from dheads.weights import save_checkpoint
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a shell's matters")
+
+FRAMES = 3
+
+
+@pytest.fixture(scope="module")
+def media(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """face.jpg, speech.mp3 of a few frames, long.wav of seconds, weights.safetensors, and bin/ with a dheads that
+    takes those weights and a player that keeps what it is given."""
+    folder = tmp_path_factory.mktemp("media")
+    speech = load_waveform(examples / "speech.wav")
+    write_wav(folder / "long.wav", speech.repeat(2)[:80_000])
+    write_wav(folder / "short.wav", speech[20_000:][: FRAMES * 640])
+    with av.open(str(folder / "short.wav")) as source, av.open(str(folder / "speech.mp3"), "w") as target:
+        stream = target.add_stream("libmp3lame", rate=16_000, layout="mono")
+        for frame in source.decode(audio=0):
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    save_checkpoint(folder / "weights.safetensors", untrained(TINY).state_dict(), TINY, {})
+    shutil.copy(examples / "face.jpg", folder)
+    program(folder / "bin" / "dheads", f'"{sys.executable}" -m dheads "$@" {" ".join(options(folder))}')
+    program(folder / "bin" / "ffplay", "cat > played.mp4")
+    return folder
+
+
+def program(path: Path, command: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    path.chmod(0o755)
+
+
+def options(media: Path) -> list[str]:
+    return ["--weights", str(media / "weights.safetensors"), "--device", "cpu", "--steps", "1"]
+
+
+def started(media: Path, temporary: Path, *args: object, **streams: object) -> subprocess.Popen[bytes]:
+    """A dheads of its own, with its temporary files in a folder of its own, and Ctrl-C as in a terminal."""
+    temporary.mkdir()
+    return subprocess.Popen(
+        [sys.executable, "-m", "dheads", "sample", *map(str, args), *options(media)],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        **streams,
+    )
+
+
+# --- Pipes
+
+
+def test_sound_from_a_pipe_and_video_into_one(media: Path, tmp_path: Path) -> None:
+    with (media / "speech.mp3").open("rb") as sound, (tmp_path / "piped.mp4").open("wb") as video:
+        done = started(media, tmp_path / "tmp", media / "face.jpg", "-", "-o", "-", stdin=sound, stdout=video)
+        assert done.wait() == 0
+    assert list((tmp_path / "tmp").iterdir()) == []
+    args = ("sample", media / "face.jpg", media / "speech.mp3", "-o", tmp_path / "file.mp4", *options(media), "--quiet")
+    assert dheads(*args).exit_code == 0
+    piped, file = decoded(tmp_path / "piped.mp4").astype(int), decoded(tmp_path / "file.mp4")
+    assert piped.shape == file.shape
+    assert np.abs(piped - file).mean() < 8, "the same pictures, through two settings of the codec"
+    heard, said = load_waveform(tmp_path / "piped.mp4"), load_waveform(media / "speech.mp3")
+    assert (heard[: len(said)] - said).abs().max() < 1e-3, "copied"
+
+
+def test_a_player_starts_before_the_end_and_may_stop_early(media: Path, tmp_path: Path) -> None:
+    # So large that the pipe is full long before the end.
+    args = (media / "face.jpg", media / "long.wav", "-o", "-", "--quiet", "--size", 256)
+    running = started(media, tmp_path / "tmp", *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with running:
+        beginning = b""
+        while beginning.count(b"moof") < 2:
+            beginning += running.stdout.read1()
+        assert running.poll() is None, "still at work"
+        (tmp_path / "beginning.mp4").write_bytes(beginning)
+        running.stdout.close()
+        assert running.wait() == -signal.SIGPIPE
+        assert running.stderr.read() == b""
+    with av.open(str(tmp_path / "beginning.mp4")) as container:
+        assert {stream.type for stream in container.streams} == {"video", "audio"}
+        assert next(container.decode(video=0)).width == 256
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing(media: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "o.mp4"
+    target.write_bytes(b"an older video")
+    # A list and a single job, in turn.
+    where = ("--out-dir", target.parent, "--overwrite") if number == signal.SIGTERM else ("-o", target)
+    sound = tmp_path / "o.wav"
+    shutil.copy(media / "long.wav", sound)
+    running = started(media, tmp_path / "tmp", media / "face.jpg", sound, *where, "--size", 512, stderr=subprocess.PIPE)
+    with running:
+        said = b""
+        while b"1frame" not in said and b" 1/" not in said:
+            said += running.stderr.read1()
+        assert len(list(target.parent.iterdir())) == 2, "the work in progress"
+        running.send_signal(number)
+        assert running.wait() == code
+        assert b"Traceback" not in running.stderr.read()
+    assert [path.name for path in target.parent.iterdir()] == ["o.mp4"]
+    assert target.read_bytes() == b"an older video"
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_terminals_are_no_pipes(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pty = pytest.importorskip("pty")
+    ends = pty.openpty()
+    with os.fdopen(ends[1], "r+b", buffering=0) as terminal:
+        for stream, reason in (("stdout", b"pipe the video"), ("stdin", b"pipe sound into it")):
+            args = ("-", "-o", "-") if stream == "stdout" else ("-", "-o", media / "o.mp4")
+            command = [sys.executable, "-m", "dheads", "sample", str(media / "face.jpg"), *map(str, args)]
+            done = subprocess.run(command, **{stream: terminal}, stderr=subprocess.PIPE, check=False)
+            assert done.returncode == 1
+            assert done.stderr.startswith(b"error: ")
+            assert done.stderr.count(b"\n") == 1
+            assert reason in done.stderr
+    os.close(ends[0])
+
+
+# --- Recipes
+
+MAKEFILE = """%.mp4: %.wav face.jpg
+	dheads sample face.jpg $< -o $@
+"""
+LIST = """face,audio,output,seed
+face.jpg,a.wav,first.mp4,1
+face.jpg,b.wav,second.mp4,2
+"""
+# What is run in a folder with face.jpg, speech.mp3, a.wav, b.wav, jobs.csv and Makefile; the videos it makes.
+RECIPES = {
+    "player": ("dheads sample face.jpg - -o - < speech.mp3 | ffplay -", ["played.mp4"]),
+    "sounds": ("dheads sample face.jpg a.wav speech.mp3 --out-dir out/", ["out/a.mp4", "out/speech.mp4"]),
+    "xargs": (
+        "find . -name '*.wav' -print0 | xargs -0 dheads sample face.jpg --out-dir out/",
+        ["out/a.mp4", "out/b.mp4"],
+    ),
+    "loop": (
+        "find . -name '*.wav' -print0 | while IFS= read -r -d '' sound; do\n"
+        '    printf \'face.jpg,"%s","%s"\\n\' "$sound" "${sound%.wav}.mp4"\n'
+        "done | { echo face,audio,output; cat; } | dheads sample --jobs -",
+        ["a.mp4", "b.mp4"],
+    ),
+    "make": ("make a.mp4", ["a.mp4"]),
+    "finished": (
+        'dheads sample --jobs jobs.csv | while IFS= read -r video; do cp "$video" out/; done',
+        ["first.mp4", "out/first.mp4", "out/second.mp4", "second.mp4"],
+    ),
+}
+
+
+@pytest.fixture
+def shell(media: Path, tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs a command in a folder with the recipes' files."""
+    shutil.copy(media / "face.jpg", tmp_path)
+    shutil.copy(media / "speech.mp3", tmp_path)
+    for name in ("a.wav", "b.wav"):
+        shutil.copy(media / "short.wav", tmp_path / name)
+    (tmp_path / "jobs.csv").write_text(LIST)
+    (tmp_path / "Makefile").write_text(MAKEFILE)
+    path = f"{media / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes(shell: Callable[[str], subprocess.CompletedProcess[str]], tmp_path: Path, recipe: str) -> None:
+    command, videos = RECIPES[recipe]
+    for needed in ("find", "xargs", "make"):
+        if needed in command.split() and shutil.which(needed) is None:
+            pytest.skip(f"there is no {needed}")
+    if recipe == "finished":
+        (tmp_path / "out").mkdir()
+    done = shell(command)
+    assert done.returncode == 0, done.stderr
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.mp4")) == videos
+    for name in videos:
+        assert len(decoded(tmp_path / name)) >= FRAMES
+    if recipe == "make":
+        assert "up to date" in shell(command).stdout
