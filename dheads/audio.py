@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
 from importlib import resources
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +24,7 @@ from torch import nn
 
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
-from dheads.media import decoded, name_of, opened, start_seconds
+from dheads.media import decoded, mono, name_of, opened, start_seconds
 from dheads.released import load_script
 from dheads.weights import fetch, home
 
@@ -55,17 +57,9 @@ def load_waveform(source: Path | BinaryIO) -> torch.Tensor:
 
 
 def _resampled_runs(container: av.container.InputContainer) -> Iterator[torch.Tensor]:
-    """The sound stream as pieces of 16 kHz waveform; a new piece starts where the sample rate changes."""
-    run: list[np.ndarray] = []
-    rate = 0
-    for chunk, chunk_rate in _chunks_in_step(container):
-        if run and chunk_rate != rate:
-            yield _resample(np.concatenate(run), rate)
-            run = []
-        run.append(chunk)
-        rate = chunk_rate
-    if run:
-        yield _resample(np.concatenate(run), rate)
+    """The sound stream as pieces of 16 kHz waveform; the resampler starts anew where the sample rate changes."""
+    for rate, run in groupby(_chunks_in_step(container), key=itemgetter(1)):
+        yield from _resampled((samples for samples, _ in run), rate)
 
 
 def _chunks_in_step(container: av.container.InputContainer) -> Iterator[tuple[np.ndarray, int]]:
@@ -76,10 +70,13 @@ def _chunks_in_step(container: av.container.InputContainer) -> Iterator[tuple[np
     for frame in decoded(container, container.streams.audio[0]):
         if not _RATES_HZ[0] <= frame.rate <= _RATES_HZ[1]:
             raise DheadsError(f"{container.name} has {frame.rate} sound samples a second; resample it to 16000 Hz")
-        samples = _mono(frame)
+        samples = mono(frame)
         gap = 0.0 if frame.time is None else frame.time - start - position
         if tolerance < gap < _MAX_GAP_SECONDS:
-            samples = np.concatenate([np.zeros(round(gap * frame.rate), np.float32), samples])
+            silence = round(gap * frame.rate)
+            for begin in range(0, silence, frame.rate):
+                yield np.zeros(min(frame.rate, silence - begin), np.float32), frame.rate
+            position += silence / frame.rate
         elif position == 0 and gap < 0:
             samples = samples[round(-gap * frame.rate) :]
         if len(samples):
@@ -90,23 +87,25 @@ def _chunks_in_step(container: av.container.InputContainer) -> Iterator[tuple[np
             raise DheadsError(f"{container.name} holds more than {_MAX_SECONDS // 3600} hours of sound; cut it")
 
 
-def _mono(frame: av.AudioFrame) -> np.ndarray:
-    """(N,) float32 in [-1, 1]: the mean of the channels, whatever the sample format."""
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T  # (channels, N)
-    if samples.dtype.kind in "iu":
-        limits = np.iinfo(samples.dtype)
-        zero = 0 if limits.min < 0 else (limits.max + 1) // 2
-        samples = (samples.astype(np.float64) - zero) / (limits.max + 1 - zero)
-    with np.errstate(all="ignore"):  # damaged 64-bit samples may be too large for 32 bits
-        mono = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return np.nan_to_num(mono, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _resample(samples: np.ndarray, rate: int) -> torch.Tensor:
+def _resampled(chunks: Iterable[np.ndarray], rate: int) -> Iterator[torch.Tensor]:
+    """Chunks of one rate -> 16 kHz, a minute at a time, as if at once: hours at a high rate would fill the memory."""
     # The filter bank has numerator x denominator taps: an odd rate (44,101 Hz) must not ask for gigabytes.
     ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(2000)
+    unit = ratio.denominator  # samples after which the filters repeat
+    margin = 8 * unit  # the filters reach less far
+    held, length, given = [], 0, 0  # what waits, its samples, and how many of them are there for their neighbours only
+    for chunk in chunks:
+        held.append(chunk)
+        length += len(chunk)
+        if length > 60 * rate:
+            samples = np.concatenate(held)
+            ready = (length - margin) // unit * unit
+            yield _resample(samples, ratio)[int(given * ratio) : int(ready * ratio)]
+            held, length, given = [samples[ready - margin :]], length - ready + margin, margin
+    yield _resample(np.concatenate(held), ratio)[int(given * ratio) :]
+
+
+def _resample(samples: np.ndarray, ratio: Fraction) -> torch.Tensor:
     return AF.resample(torch.from_numpy(samples), ratio.denominator, ratio.numerator)
 
 

@@ -31,6 +31,11 @@ from dheads.config import Config
 from dheads.errors import DheadsError
 
 
+def _printable(text: str) -> str:
+    """Names of files may hold line breaks, and codes that paint the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class _Messages(logging.Handler):
     """Messages of the modules below, on stderr, beside the progress bars."""
 
@@ -39,7 +44,7 @@ class _Messages(logging.Handler):
 
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         with contextlib.suppress(OSError):  # a log on a full disk ends no work
-            tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)
+            tqdm.write(_printable(f"{prefix}{record.getMessage()}"), file=sys.stderr)
 
 
 class _Group(TyperGroup):
@@ -47,7 +52,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except DheadsError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {_printable(str(error))}", err=True)
             raise typer.Exit(1) from error
 
 
@@ -418,7 +423,7 @@ def _print_report(report: Any, out: Path | None, quiet: bool, as_json: bool) -> 
         names = ", ".join(name for name, other in report.unavailable.items() if other == reason)
         typer.echo(f"without {names}: {reason}", err=True)
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(_printable(f"warning: {warning}"), err=True)
     _print_failed(report.failed)
     if out is not None:
         typer.echo(f"look at {out / 'report.html'}", err=True)
@@ -458,7 +463,7 @@ def _sample_one(face: Path, sound: Path, output: Path, as_json: bool, quiet: boo
         result = verb.sample(face, audio, target, **options)
     if not quiet:
         for note in result.notes:
-            typer.echo(note, err=True)
+            typer.echo(_printable(note), err=True)
     if output != _STREAM:
         _print_result(result, as_json)
 
@@ -486,10 +491,10 @@ def _sample_many(jobs: list[Any], as_json: bool, quiet: bool, **options: Any) ->
 
 def _print_outcome(outcome: Any, as_json: bool, quiet: bool) -> None:
     if outcome.error is not None:
-        typer.echo(f"failed {outcome.output}: {outcome.error}", err=True)
+        typer.echo(_printable(f"failed {outcome.output}: {outcome.error}"), err=True)
     elif not quiet:
         for note in outcome.notes:
-            typer.echo(f"{outcome.output}: {note}", err=True)
+            typer.echo(_printable(f"{outcome.output}: {note}"), err=True)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(outcome), default=str))
     elif outcome.error is None and not outcome.skipped:
@@ -632,7 +637,7 @@ def _print_summary(summary: Any) -> None:
 
 def _print_failed(failed: list[tuple[str, str]]) -> None:
     for name, reason in failed:
-        typer.echo(f"left out {name}: {reason}", err=True)
+        typer.echo(_printable(f"left out {name}: {reason}"), err=True)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+import numpy as np
 
 from dheads.errors import DheadsError
 
@@ -20,6 +21,8 @@ def opened(source: Path | BinaryIO, name: str, kind: str = "video or sound") -> 
     """
     with ExitStack() as stack:
         try:
+            if isinstance(source, Path) and (source.is_fifo() or source.is_char_device()):  # may never begin, or end
+                raise DheadsError(f"{name} is a pipe or a device; give a {kind} file")
             file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
             if file.seekable():
                 file.seek(0)
@@ -39,10 +42,22 @@ def name_of(source: Path | BinaryIO, unnamed: str = "the given data") -> str:
 
 
 def packets(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.Packet]:
-    """A stream's packets; a file that is cut short gives those before the cut."""
+    """A stream's packets; a file that is cut short gives those before the cut.
+
+    Packets come in the order of their decoding times: one that claims a later time than the next loses its times, or a
+    single damaged bit would stand for minutes of silence.
+    """
+    last: av.Packet | None = None
     # PyAV's IndexError: a damaged MPEG-TS seems to gain streams midway, which it does not expect.
     with suppress(av.FFmpegError, IndexError):
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            if last is not None:
+                if None not in (last.dts, packet.dts) and last.dts > packet.dts:
+                    last.dts = last.pts = None
+                yield last
+            last = packet
+    if last is not None:
+        yield last
 
 
 def decoded(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.frame.Frame]:
@@ -50,6 +65,20 @@ def decoded(container: av.container.InputContainer, stream: av.stream.Stream) ->
     for packet in packets(container, stream):
         with suppress(av.FFmpegError):
             yield from packet.decode()
+
+
+def mono(frame: av.AudioFrame) -> np.ndarray:
+    """(N,) float32 in [-1, 1]: the mean of the channels, whatever the sample format."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T  # (channels, N)
+    if samples.dtype.kind in "iu":
+        limits = np.iinfo(samples.dtype)
+        zero = 0 if limits.min < 0 else (limits.max + 1) // 2
+        samples = (samples.astype(np.float64) - zero) / (limits.max + 1 - zero)
+    with np.errstate(all="ignore"):  # damaged 64-bit samples may be too large for 32 bits
+        mono = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return np.nan_to_num(mono, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def start_seconds(container: av.container.InputContainer) -> float:

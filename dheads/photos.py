@@ -12,7 +12,7 @@ from dheads.errors import DheadsError
 
 PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff"})  # file endings
 PHOTO_SIDE_PX = 4096  # a longer photo is reduced to this
-PHOTO_LIMIT_PX = 400_000_000
+PHOTO_LIMIT_PX = 200_000_000  # telephones make as many; more would fill the memory
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # EPS would run a program
 # What the file type box of a HEIC or AVIF file names.
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis"})
@@ -25,9 +25,11 @@ class NotAPhoto(DheadsError):
 def load_photo(path: Path) -> np.ndarray:
     """A photo as (H, W, 3) uint8 RGB: turned upright by its EXIF tag, alpha over white, long side at most 4096 px.
 
-    Raises DheadsError where there is no readable picture, or one of more than 400 megapixels; NotAPhoto for what is in
+    Raises DheadsError where there is no readable picture, or one of more than 200 megapixels; NotAPhoto for what is in
     another format.
     """
+    if path.is_fifo() or path.is_char_device():  # may never begin, or end
+        raise DheadsError(f"{path}: is a pipe or a device; name a photo such as a JPEG or PNG file")
     limit = Image.MAX_IMAGE_PIXELS
     try:
         Image.MAX_IMAGE_PIXELS = PHOTO_LIMIT_PX
@@ -36,32 +38,48 @@ def load_photo(path: Path) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=PHOTO_FORMATS) as photo:
                 photo.draft(None, (PHOTO_SIDE_PX, PHOTO_SIDE_PX))
-                photo = _to_rgb(ImageOps.exif_transpose(photo))
+                photo = _to_rgb(_reduced(ImageOps.exif_transpose(photo)))
     except FileNotFoundError:
         raise DheadsError(f"{path}: there is no such file; check the path of the photo") from None
     except (IsADirectoryError, PermissionError) as error:
         kind = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
         raise DheadsError(f"{path}: {kind}; name a photo such as a JPEG or PNG file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DheadsError(f"{path}: the photo has more than 400 megapixels; reduce it first") from None
+        raise DheadsError(f"{path}: the photo has more than 200 megapixels; reduce it first") from None
     except UnidentifiedImageError:
         if _is_heif(path):  # Pillow's wheels read no HEIC, and old ones no AVIF
             raise DheadsError(
                 f"{path}: this is a HEIC or AVIF photo, which cannot be read here; convert it to JPEG or PNG"
             ) from None
         raise NotAPhoto(f"{path}: this is not a photo in a known format; save it as JPEG or PNG") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise DheadsError(f"{path}: the photo is damaged ({error}); export or copy it again") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise DheadsError(f"{path}: cannot be read ({error.strerror}); name another photo") from None
+        raise _damaged(path, error) from None
+    except Exception as error:  # Pillow's readers raise anything at damaged files
+        raise _damaged(path, error) from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-    photo.thumbnail((PHOTO_SIDE_PX, PHOTO_SIDE_PX), Image.Resampling.LANCZOS)
     return np.array(photo)
+
+
+def _damaged(path: Path, error: Exception) -> DheadsError:
+    reason = str(error) or type(error).__name__
+    return DheadsError(f"{path}: the photo is damaged ({reason}); export or copy it again")
 
 
 def _is_heif(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(12)
     return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
+
+
+def _reduced(photo: Image.Image) -> Image.Image:
+    """The long side at most 4096 px; before all else, as other modes take many times the memory."""
+    if photo.mode in ("1", "P", "PA"):  # palettes cannot be averaged
+        photo = photo.convert("RGBA" if photo.has_transparency_data else "RGB")
+    photo.thumbnail((PHOTO_SIDE_PX, PHOTO_SIDE_PX), Image.Resampling.LANCZOS)
+    return photo
 
 
 def _to_rgb(photo: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ from dheads import __version__
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
 from dheads.files import part_of
-from dheads.media import decoded, name_of, opened, packets, start_seconds
+from dheads.media import decoded, mono, name_of, opened, packets, start_seconds
 
 VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".m4v"})  # file endings
 # Sound that is copied as it is: MP4 holds these, and browsers or their systems play them.
@@ -166,7 +166,7 @@ class VideoWriter:
                 check_even(*image.shape[:2])
             # Interleave: a stream's reader gets the sound with the picture, not after it.
             while self._pending and self._pending.dts * self._pending.time_base <= self.count / self._fps:
-                self._output.mux(self._pending)
+                self._mux_sound(self._pending)
                 self._pending = next(self._sound, None)
             self._output.mux(self._video.encode(_yuv(image, self.count)))
             self.count += 1
@@ -179,7 +179,11 @@ class VideoWriter:
                 raise DheadsError(f"there is no frame to write to {name_of(self._target)}")
             self._output.mux(self._video.encode())
             for packet in chain([self._pending] if self._pending else [], self._sound):
-                self._output.mux(packet)
+                self._mux_sound(packet)
+
+    def _mux_sound(self, packet: av.Packet) -> None:
+        with suppress(av.InvalidDataError):  # a copied packet that is damaged
+            self._output.mux(packet)
 
     def discard(self) -> None:
         """Leave nothing of a file."""
@@ -322,7 +326,7 @@ def _add_source_sound(source: av.container.InputContainer, output: av.container.
     if codec.codec.canonical_name in COPIED_CODECS:
         return _copied_packets(source, stream, output.add_stream_from_template(stream))
     rate = min((r for r in _AAC_RATES if r >= codec.sample_rate), default=max(_AAC_RATES))
-    layout = _AAC_LAYOUTS.get(codec.layout.nb_channels, "stereo")
+    layout = _AAC_LAYOUTS.get(codec.layout.nb_channels, "mono")
     out = output.add_stream("aac", rate=rate, layout=layout)
     out.bit_rate = 96_000 * out.layout.nb_channels
     return _encoded_packets(source, stream, out)
@@ -346,20 +350,34 @@ def _copied_packets(
 def _encoded_packets(
     source: av.container.InputContainer, stream: av.AudioStream, out: av.AudioStream
 ) -> Iterator[av.Packet]:
+    # What the encoder has no layout for becomes one channel.
+    mixed = stream.codec_context.layout.nb_channels not in _AAC_LAYOUTS
+    position = 0  # samples
     for frame in decoded(source, stream):
-        if frame.pts is not None:
+        if frame.pts is None:
+            frame.time_base, frame.pts = Fraction(1, frame.rate), position
+        else:
             frame.pts -= round(start_seconds(source) / frame.time_base)
-        _silence_bad_samples(frame)
-        yield from out.encode(frame)
+        position = round(frame.pts * frame.time_base * frame.rate) + frame.samples
+        _repair_samples(frame)
+        yield from out.encode(_as_mono(frame) if mixed else frame)
     yield from out.encode()
 
 
-def _silence_bad_samples(frame: av.AudioFrame) -> None:
-    """NaN and infinity, at which the AAC encoder would stop, become 0, in place."""
+def _as_mono(frame: av.AudioFrame) -> av.AudioFrame:
+    one = av.AudioFrame.from_ndarray(mono(frame)[None], format="fltp", layout="mono")
+    one.rate, one.time_base, one.pts = frame.rate, frame.time_base, frame.pts
+    return one
+
+
+def _repair_samples(frame: av.AudioFrame) -> None:
+    """In place: NaN and infinity, at which the AAC encoder stops, become 0; what exceeds the full scale is clipped."""
     kind = {"flt": np.float32, "fltp": np.float32, "dbl": np.float64, "dblp": np.float64}.get(frame.format.name)
     if kind:
         for plane in frame.planes:
-            np.nan_to_num(np.frombuffer(plane, kind), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            samples = np.frombuffer(plane, kind)
+            np.nan_to_num(samples, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            np.clip(samples, -1, 1, out=samples)
 
 
 def _add_waveform(waveform: torch.Tensor, output: av.container.OutputContainer) -> Iterator[av.Packet]:

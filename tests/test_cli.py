@@ -435,3 +435,10 @@ def test_bad_configuration(args: list[str], reason: str, tmp_path: Path, monkeyp
     assert done.stderr.startswith("error: ")
     assert reason in done.stderr
     assert not Path("run").exists()
+
+
+def test_names_cannot_paint_the_terminal() -> None:
+    done = run("sample", "new\nline\x1b[31m.jpg", "speech.wav", "-o", "out.mp4")
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert "new\\nline\\x1b[31m.jpg" in done.stderr

@@ -494,3 +494,31 @@ def test_a_prepared_clip_keeps_pixels_and_samples(tmp_path, shared):
     with av.open(str(tmp_path / "clip.mp4")) as container:
         assert all(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
         assert container.streams.video[0].frames == 50
+
+
+def float_wav(path: Path, samples: np.ndarray) -> None:
+    """32-bit float samples (N, channels) at 16 kHz, its channels without names."""
+    data = samples.astype("<f4").tobytes()
+    channels = samples.shape[1]
+    form = struct.pack("<HHIIHH", 3, channels, 16_000, 64_000 * channels, 4 * channels, 32)
+    chunks = b"fmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", len(data)) + data
+    path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks)
+
+
+@pytest.mark.parametrize("channels", [7, 9, 64])
+def test_sound_of_channels_that_aac_has_no_names_for_becomes_mono(tmp_path: Path, channels: int) -> None:
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    float_wav(tmp_path / "a.wav", np.repeat(tone[:, None], channels, axis=1))
+    write_video(tmp_path / "a.mp4", [np.zeros((32, 32, 3), np.uint8)] * 25, tmp_path / "a.wav")
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.audio[0].codec_context.layout.nb_channels == 1
+    heard = load_waveform(tmp_path / "a.mp4").numpy()[2000:14_000]
+    assert heard.std() == pytest.approx(0.3 / 2**0.5, rel=0.05)
+
+
+def test_samples_beyond_full_scale_are_clipped(tmp_path: Path) -> None:
+    samples = np.zeros((16_000, 1))
+    samples[8000:] = 1e38
+    float_wav(tmp_path / "a.wav", samples)
+    write_video(tmp_path / "a.mp4", [np.zeros((32, 32, 3), np.uint8)] * 25, tmp_path / "a.wav")
+    assert abs(load_waveform(tmp_path / "a.mp4")).max() <= 1.6  # AAC overshoots
