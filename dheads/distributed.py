@@ -40,6 +40,19 @@ class World:
         """Whether this is the one process that writes files and speaks to the user."""
         return self.rank == 0
 
+    def own_shard(self, shard: tuple[int, int] | None) -> tuple[int, int] | None:
+        """(i, n): the i-th of n parts of a list, counted from 1: the one asked for, else torchrun's; None: all.
+
+        Raises DheadsError for a part that there is not, and where both ask.
+        """
+        if shard is None:
+            return (self.rank + 1, self.size) if self.size > 1 else None
+        if self.size > 1:
+            raise DheadsError("--shard and torchrun both part the work; use one of them")
+        if not 1 <= shard[0] <= shard[1]:
+            raise DheadsError(f"there is no shard {shard[0]}/{shard[1]}; shards count from 1")
+        return shard
+
     def device(self, name: str) -> torch.device:
         """This process's own device of that kind: of several GPUs the one of its local rank."""
         return torch.device(name, self.local_rank) if name == "cuda" else torch.device(name)

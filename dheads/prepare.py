@@ -82,7 +82,7 @@ def prepare(
     """
     here = world()
     layout, sources = find_sources(raw, layout, split_file)
-    shard = _own_shard(shard, here)
+    shard = here.own_shard(shard)
     if shard is not None:
         sources = sources[shard[0] - 1 :: shard[1]]
     _check_import(layout, config)
@@ -129,16 +129,6 @@ def prepare(
 
 
 # --- What is to be done, and by whom ---------------------------------------------------------------------------------
-
-
-def _own_shard(shard: Shard | None, here: World) -> Shard | None:
-    if shard is None:
-        return (here.rank + 1, here.size) if here.size > 1 else None
-    if here.size > 1:
-        raise DheadsError("--shard and torchrun both part the work; use one of them")
-    if not 1 <= shard[0] <= shard[1]:
-        raise DheadsError(f"there is no shard {shard[0]}/{shard[1]}; shards count from 1")
-    return shard
 
 
 def _files(out: Path, clip: str) -> tuple[Path, Path]:

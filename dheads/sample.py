@@ -134,7 +134,8 @@ def sample_all(
     """
     place = _own_device(resolve_device(device))
     todo = []
-    for job in _share(jobs, shard):
+    part, parts = world().own_shard(shard) or (1, 1)
+    for job in jobs[part - 1 :: parts]:
         if outcome := _known_outcome(job, overwrite):
             yield outcome
         else:
@@ -369,17 +370,6 @@ def _check_output(job: Job) -> None:
         with suppress(OSError):
             if isinstance(source, Path) and job.output.samefile(source):
                 raise DheadsError(f"{job.output} is the input itself; give the video another name")
-
-
-def _share(jobs: Sequence[Job], shard: tuple[int, int] | None) -> Sequence[Job]:
-    here = world()
-    if shard is None:
-        return jobs[here.rank :: here.size]
-    if here.size > 1:
-        raise DheadsError("--shard and torchrun both part the work; use one of them")
-    if not 1 <= shard[0] <= shard[1]:
-        raise DheadsError(f"there is no shard {shard[0]}/{shard[1]}; shards count from 1")
-    return jobs[shard[0] - 1 :: shard[1]]
 
 
 def _known_outcome(job: Job, overwrite: bool) -> Outcome | None:
