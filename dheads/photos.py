@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,8 @@ PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JP
 # What the file type box of a HEIC or AVIF file names.
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis"})
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would speak of damage on stderr beside our sentence
+
 
 class NotAPhoto(DheadsError):
     """The file is in no format of photos; it may be a video."""
@@ -28,10 +31,10 @@ def load_photo(path: Path) -> np.ndarray:
     Raises DheadsError where there is no readable picture, or one of more than 200 megapixels; NotAPhoto for what is in
     another format.
     """
-    if path.is_fifo() or path.is_char_device():  # may never begin, or end
-        raise DheadsError(f"{path}: is a pipe or a device; name a photo such as a JPEG or PNG file")
     limit = Image.MAX_IMAGE_PIXELS
     try:
+        if path.is_fifo() or path.is_char_device():  # may never begin, or end
+            raise DheadsError(f"{path}: is a pipe or a device; name a photo such as a JPEG or PNG file")
         Image.MAX_IMAGE_PIXELS = PHOTO_LIMIT_PX
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd tags
@@ -56,6 +59,8 @@ def load_photo(path: Path) -> np.ndarray:
         if error.errno is not None:
             raise DheadsError(f"{path}: cannot be read ({error.strerror}); name another photo") from None
         raise _damaged(path, error) from None
+    except DheadsError:
+        raise
     except Exception as error:  # Pillow's readers raise anything at damaged files
         raise _damaged(path, error) from None
     finally:

@@ -323,7 +323,9 @@ def _source_sound(audio: Path | BinaryIO) -> Iterator[AddSound]:
 def _add_source_sound(source: av.container.InputContainer, output: av.container.OutputContainer) -> Iterator[av.Packet]:
     stream = source.streams.audio[0]
     codec = stream.codec_context
-    if codec.codec.canonical_name in COPIED_CODECS:
+    # MP4 wants the codec's header, which damaged files lack; AAC's it makes itself, and MP3 has none.
+    name = codec.codec.canonical_name
+    if name in COPIED_CODECS and (codec.extradata or name in ("aac", "mp3")):
         return _copied_packets(source, stream, output.add_stream_from_template(stream))
     rate = min((r for r in _AAC_RATES if r >= codec.sample_rate), default=max(_AAC_RATES))
     layout = _AAC_LAYOUTS.get(codec.layout.nb_channels, "mono")

@@ -208,3 +208,8 @@ def test_large_photos_of_16_bits_keep_their_gray(tmp_path: Path) -> None:
     photo = load_photo(tmp_path / "a.png")
     assert photo.shape == (164, 4096, 3)
     assert set(np.unique(photo)) == {round(30_000 / 65535 * 255)}
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(DheadsError, match=r"cannot be read \(File name too long\)"):
+        load_photo(tmp_path / ("x" * 300))
