@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +39,8 @@ from dheads.weights import load_model
 
 PLACES = {"cuda": 16}  # videos in lock-step; more make no more frames a second
 _PLACES = 8  # on other devices
+MAX_SPOOLED = 8 << 30  # bytes of sound from a pipe
+_CHUNK = 1 << 20  # bytes read at a time
 _SEARCHED_FRAMES = 10 * FPS  # of a video, for its first face
 
 
@@ -346,7 +347,10 @@ def spooled(stream: BinaryIO) -> Iterator[BinaryIO]:
     name = name_of(stream)
     with TemporaryFile() as file:
         try:
-            shutil.copyfileobj(stream, file)
+            while part := stream.read(_CHUNK):
+                file.write(part)
+                if file.tell() > MAX_SPOOLED:
+                    raise DheadsError(f"{name} gives more than {MAX_SPOOLED >> 30} GiB; give the sound as a file")
             file.flush()
         except OSError as error:
             raise DheadsError(f"cannot keep the sound from {name}: {error.strerror}; free some disk space") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 from collections.abc import Iterator
@@ -187,6 +188,16 @@ def test_without_a_compiler(folder: Path, face: Path, tmp_path: Path, monkeypatc
     assert "no C++ compiler was found" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sound_without_end_does_not_fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            return bytes(size)
+
+    monkeypatch.setattr(verb, "MAX_SPOOLED", 3 << 20)
+    with pytest.raises(DheadsError, match="give the sound as a file"), verb.spooled(Endless()):
+        pass
 
 
 # --- Frame by frame
