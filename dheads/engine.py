@@ -61,7 +61,7 @@ class Engine:
         self._stem = network.stem
         self._denoise = torch.compile(network.denoise, dynamic=False) if compiled else network.denoise
         self._blocks = [[(b.time_affine, b.audio_affine) for b in layer.blocks()] for layer in unet.layers()]
-        with torch.inference_mode():
+        with torch.no_grad():
             self._mask = mouth_mask_for(
                 self.config, torch.empty(3, *[self.config.model.image_size] * 2, device=self.device)
             )
@@ -97,10 +97,11 @@ class Engine:
         if warm:
             schedule = shortened(schedule, self.sampling.warm_steps)
             x_T = q_sample(schedule, inputs.motion_frames[:, -1], schedule.num_steps - 1, x_T)
-        denoise, noise = self._guided(self._condition(inputs)), iter(added)
+        denoise, noise = self._guided(self.condition(inputs)), iter(added)
         return SOLVERS[self.sampling.solver](denoise, schedule, x_T, lambda: next(noise)).clamp(-1, 1)
 
-    def _condition(self, inputs: Inputs) -> Condition:
+    def condition(self, inputs: Inputs) -> Condition:
+        """What the network is told of a frame."""
         level = None
         if self.config.conditioning.motion_noise:
             level = inputs.identity.new_full((len(inputs.identity),), self.sampling.motion_noise)
