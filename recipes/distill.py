@@ -5,7 +5,7 @@
 The teacher is the weights as they sample by default. For real motion frames and sound it draws a frame from noise x_T;
 x_T and that frame x_0 are then joined by a straight path, on which the student is trained to tell x_0 (rectified flow,
 Liu et al. 2023; InstaFlow, Liu et al. 2024), at the few noise levels that it will be asked at. The student keeps the
-teacher's form; its own `sampling` asks for DDIM in so many steps.
+teacher's form and solver; its own `sampling` asks for so many steps.
 """
 
 from __future__ import annotations
@@ -76,8 +76,7 @@ def main(
                 kept.lerp_(new, 1 - ema_decay)
         bar.update()
         bar.set_postfix_str(f"loss {loss.item():.5f}")
-    sampling = {"steps": steps, "solver": "ddim"}
-    made = override(checkpoint.config, {"sampling": sampling})
+    made = override(checkpoint.config, {"sampling": {"steps": steps}})
     info = {**checkpoint.info, "distilled": f"{step} batches of {batch_size}, from {weights}"}
     save_checkpoint(out, ema.state_dict(), made, info, torch.float16)
     typer.echo(out)
