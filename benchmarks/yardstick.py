@@ -36,6 +36,7 @@ from dheads.landmarks import LandmarkBackend, load_backend
 from dheads.lips import LipPredictor, centred
 from dheads.manifest import clip_path
 from dheads.measures import correlation
+from dheads.remake import chosen_clips
 from dheads.sample import chosen, generate, resolve_device
 from dheads.video import write_video
 from dheads.weights import load_model
@@ -150,13 +151,8 @@ def main(
 
 def read_takes(dataset: Dataset, split: str, limit: int | None, frames: int | None) -> list[Take]:
     """The split's moving clips, those of different speakers first, so that a limit takes many people in."""
-    clips = [clip for clip in dataset.split(split) if clip.frames > 1]
-    if not clips:
-        raise DheadsError(f"{dataset.root}: has no moving clip in the split {split}")
-    turn = {clip.clip: [c.clip for c in clips if c.speaker == clip.speaker].index(clip.clip) for clip in clips}
-    clips.sort(key=lambda clip: (turn[clip.clip], clip.clip))
     takes = []
-    for clip in clips[:limit]:
+    for clip in chosen_clips(dataset, split, limit):
         label = dataset.labels(clip)
         takes.append(
             Take(

@@ -26,3 +26,8 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_endless(path: Path) -> bool:
+    """Whether it is a pipe or a device, which may never begin, or never end."""
+    return path.is_fifo() or path.is_char_device()

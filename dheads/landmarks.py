@@ -78,15 +78,21 @@ def load_backend(name: str, device: str = "cpu") -> LandmarkBackend:
     raise DheadsError(f"unknown landmark detector {name!r}; the known ones are fan, mesh")
 
 
-def find_face(image: np.ndarray, backend: LandmarkBackend, name: str) -> tuple[Face, int]:
-    """The largest face of a photo and how many there are. Raises DheadsError, naming the file, when there is none."""
+def find_face(image: np.ndarray, backend: LandmarkBackend, name: str, which: int = 1) -> tuple[Face, int]:
+    """A face of a photo, by default the largest, and how many there are. which: counted from the largest, 1.
+
+    Raises DheadsError, naming the file, when there is no such face.
+    """
     faces = backend.detect(image)
     if not faces:
         raise DheadsError(
             f"{name}: no face found; it takes a face at least {MIN_FACE_PX} px wide, seen from the front or half from "
             "the side, upright or tilted up to 45 degrees, with eyes and mouth in view"
         )
-    return faces[0], len(faces)
+    if which > len(faces):
+        count = f"{len(faces)} {'face' if len(faces) == 1 else 'faces'}"
+        raise DheadsError(f"{name} shows {count}, so there is no face {which}")
+    return faces[which - 1], len(faces)
 
 
 _UNSEEN = np.full((68, 2), np.nan, np.float32)

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from dheads.errors import DheadsError
+from dheads.files import is_endless
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def opened(source: Path | BinaryIO, name: str, kind: str = "video or sound") -> 
     """
     with ExitStack() as stack:
         try:
-            if isinstance(source, Path) and (source.is_fifo() or source.is_char_device()):  # may never begin, or end
+            if isinstance(source, Path) and is_endless(source):
                 raise DheadsError(f"{name} is a pipe or a device; give a {kind} file")
             file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
             if file.seekable():

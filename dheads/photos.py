@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dheads.errors import DheadsError
+from dheads.files import is_endless
 
 PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff"})  # file endings
 PHOTO_SIDE_PX = 4096  # a longer photo is reduced to this
@@ -33,7 +34,7 @@ def load_photo(path: Path) -> np.ndarray:
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        if path.is_fifo() or path.is_char_device():  # may never begin, or end
+        if is_endless(path):
             raise DheadsError(f"{path}: is a pipe or a device; name a photo such as a JPEG or PNG file")
         Image.MAX_IMAGE_PIXELS = PHOTO_LIMIT_PX
         with warnings.catch_warnings():

@@ -31,7 +31,7 @@ from dheads.files import PART, complete_or_absent
 from dheads.layouts import Source, find_sources
 from dheads.manifest import Clip, FailedTable, Shard, clip_path, shard_path, write_clips
 from dheads.video import frame_at, write_clip
-from dheads.workers import Died, run
+from dheads.workers import Died, cores, run
 
 _IMPORTED = "released"  # the layout whose faces are aligned and whose sound is encoded already
 # By landmark detector, a GPU: FAN keeps it busy; beside the mesh, on the CPU, the speech encoder hardly does, but every
@@ -166,10 +166,9 @@ def _devices(device: str, here: World) -> list[str]:
 
 
 def _worker_count(config: Config, devices: list[str], here: World) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // here.local_size)
+    own = max(1, cores() // here.local_size)
     on_gpus = devices[0].startswith("cuda")
-    return min(cores, _WORKERS_A_GPU[config.alignment.landmarks] * len(devices)) if on_gpus else cores
+    return min(own, _WORKERS_A_GPU[config.alignment.landmarks] * len(devices)) if on_gpus else own
 
 
 # --- One clip, in a worker process -----------------------------------------------------------------------------------

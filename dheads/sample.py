@@ -86,9 +86,7 @@ def sample(
     """
     job = Job(face, audio, output, **options)
     _check_output(job)
-    studio = Studio(job.weights, resolve_device(device), progress)
-    engine = studio.engine(job, compiled)
-    scene = studio.scene(job)
+    engine, scene = _ready(job, device, compiled, progress)
     frames = generate(engine, scene.talk.photo, scene.talk.speech, seed=job.seed)
     start = time.monotonic()
     # Closed also when writing fails, so that the error begins a line of its own.
@@ -111,10 +109,14 @@ def frames(
 ) -> Iterator[np.ndarray]:
     """Yield the frames, (H, W, 3) uint8, 25 a second, of the video that `sample` with the same options would write."""
     job = Job(face, audio, Path(os.devnull), **options)
-    studio = Studio(job.weights, resolve_device(device), progress)
-    engine = studio.engine(job, compiled)
-    scene = studio.scene(job)
+    engine, scene = _ready(job, device, compiled, progress)
     yield from map(scene.finish, generate(engine, scene.talk.photo, scene.talk.speech, seed=job.seed))
+
+
+def _ready(job: Job, device: str, compiled: bool, progress: bool) -> tuple[Engine, Scene]:
+    """All that a single video needs. Raises DheadsError for what cannot be used."""
+    studio = Studio(job.weights, resolve_device(device), progress)
+    return studio.engine(job, compiled), studio.scene(job)
 
 
 def sample_all(
@@ -308,14 +310,9 @@ def find_portrait(
     Raises DheadsError where there is no such face.
     """
     picture, name = _picture(path, backend, at)
-    face, count = find_face(picture, backend, name)
-    notes = []
-    if which is not None:
-        if which > count:
-            raise DheadsError(f"{name} shows {count} {'face' if count == 1 else 'faces'}, so there is no face {which}")
-        face = backend.detect(picture)[which - 1]
-    elif count > 1:
-        notes.append(f"{name} shows {count} faces; taking the largest")
+    face, count = find_face(picture, backend, name, which or 1)
+    several = which is None and count > 1
+    notes = [f"{name} shows {count} faces; taking the largest"] if several else []
     matrix = align_transforms(face.landmarks[None], config.alignment, config.model.image_size)[0]
     return Portrait(picture, matrix, notes)
 

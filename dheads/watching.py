@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from dheads.errors import DheadsError
 from dheads.footage import Recording, resized, shortened, watch
 from dheads.landmarks import LandmarkBackend, load_backend
 from dheads.media import opened
-from dheads.workers import Died, run
+from dheads.workers import Died, cores, run
 
 _PAIRS_A_PROCESS = 4  # fewer are done before it has started
 _DIED = "the process that read it died twice; the video may be too large for this machine's memory"
@@ -39,7 +38,7 @@ def in_parallel(names: list[Name], size: int | None, workers: int) -> Iterator[t
     size: the longer side in px to which generated videos are shrunk first; None: their own.
     workers: processes; 0: one a core.
     """
-    count = min(workers or _cores(), len(names) // _PAIRS_A_PROCESS)
+    count = min(workers or cores(), len(names) // _PAIRS_A_PROCESS)
     if count < 2:
         look = partial(_look, load_backend("mesh"), size)
         yield from ((name[0], look(name)) for name in names)
@@ -53,10 +52,6 @@ def in_parallel(names: list[Name], size: int | None, workers: int) -> Iterator[t
             while due is not None and due[0] in done:
                 yield due[0], done.pop(due[0])
                 due = next(waiting, None)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(size: int | None, number: int) -> Callable[[Name], Watched | str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,11 @@ Start = Callable[[int], Callable[[Any], Any]]
 
 class Died:
     """The result of an item whose process died at it twice."""
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(start: Start, items: Iterable[Any], count: int) -> Iterator[tuple[Any, Any]]:

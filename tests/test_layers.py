@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "denoiser": {"config", "conditioning", "model", "diffusion"},
     "engine": {"config", "conditioning", "model", "diffusion", "denoiser"},
     "augment": set(),
-    "media": {"errors"},
+    "media": {"errors", "files"},
     "video": BASE | {"media"},
     "photos": BASE,
     "faces": BASE,
