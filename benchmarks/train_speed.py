@@ -323,6 +323,7 @@ def random_dataset(root: Path, config: Config) -> Path:
             "landmarks": torch.from_numpy(rng.uniform(0, size, (CLIP_FRAMES, 68, 2))).float(),
             "mouth_box": box.round().repeat(CLIP_FRAMES, 1),
             "lips": torch.from_numpy(rng.uniform(0, 1, (CLIP_FRAMES, 3))).float(),
+            "eyes": torch.from_numpy(rng.uniform(0, 1, CLIP_FRAMES)).float(),
         }
         save_file(labels, path.with_suffix(".safetensors"))
     write_clips(root, clips)

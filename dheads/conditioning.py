@@ -25,6 +25,7 @@ class Condition:
     lip_window: Tensor | None = None  # (B, A', L)
     motion_noise: Tensor | None = None  # (B,) standard deviation of the noise on the motion frames
     mouth_mask: Tensor | None = None  # (1, 1, H, W): 1 where the mouth and the chin may move
+    eye_window: Tensor | None = None  # (B, A'', 1)
 
     def without_audio(self) -> Condition:
         """The same with the sound taken away: what guidance compares with."""
@@ -44,6 +45,7 @@ class Condition:
             cat(self.lip_window, other.lip_window),
             cat(self.motion_noise, other.motion_noise),
             self.mouth_mask,
+            cat(self.eye_window, other.eye_window),
         )
 
 
@@ -56,11 +58,13 @@ def build(
     motion_noise: Tensor | None = None,
     noise: Tensor | None = None,
     mask: Tensor | None = None,
+    eye_window: Tensor | None = None,
 ) -> Condition:
     """Conditioning from clean frames in [-1, 1]: noises the motion frames, then hides their mouths.
 
     identity (B, 3, H, W), motion_frames (B, M, 3, H, W), audio_window (B, A, D), lip_window (B, A', L),
-    motion_noise (B,) and noise like motion_frames (standard normal). mask: what `mouth_mask_for` made, if kept.
+    motion_noise (B,), noise like motion_frames (standard normal), eye_window (B, A'', 1). mask: what `mouth_mask_for`
+    made, if kept.
     """
     told = config.conditioning
     if mask is None:
@@ -71,7 +75,7 @@ def build(
         motion_frames = motion_frames * (1 - mask)
     if told.motion_noise > 0 and motion_noise is None:
         motion_noise = identity.new_zeros(identity.shape[0])
-    return Condition(identity, motion_frames, audio_window, lip_window, motion_noise, mask)
+    return Condition(identity, motion_frames, audio_window, lip_window, motion_noise, mask, eye_window)
 
 
 def mouth_mask_for(config: Config, like: Tensor) -> Tensor | None:

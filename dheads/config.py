@@ -60,6 +60,8 @@ class ConditioningConfig:
     hide_motion_mouth: bool = False  # the mouth region of motion frames is blanked: lips must follow the sound
     lip_dims: Literal[0, 3] = 0  # the lip code: none, or three mouth measures predicted from speech
     lip_context: int = 2  # lip codes on either side of the frame
+    eye_dims: Literal[0, 1] = 0  # the eye code: none, or how far the eyes are open; in sampling it blinks by chance
+    eye_context: int = 2  # eye codes on either side of the frame
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class TrainingConfig:
     lambda_lip: float = 0.2
     # clips: every clip once an epoch; speakers: by the root of their clips' number, so that few clips count more
     balance: Literal["clips", "speakers"] = "clips"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 where the hardware has it
     compile: bool = False  # torch.compile: minutes to begin with, then faster steps
     checkpoint_activations: bool = False  # compute activations twice instead of keeping them: less memory, slower
     bad_steps: Literal["skip", "stop"] = "skip"  # what to do when a gradient is not finite, or explodes
@@ -137,6 +139,9 @@ class TrainingConfig:
     audio_dropout: float = 0.0
     motion_drift: float = 0.0  # motion frames made as unlike the truth as a long video's own frames are; 0 .. 1
     lip_noise: float = 0.0  # noise on the lip code, in its standard deviations
+    lambda_eye: float = 0.0  # weight of the loss around the eyes
+    blink_share: float = 0.0  # share of a moving clip's examples that show it blink, where it does
+    start_share: float = 0.0  # share of the examples that are told copies of the identity as motion frames
     still_share: float = 0.0  # share of the draws given to clips of one frame, when balanced by speakers
     speaker_cap: float = 1.0  # no speaker gets more than this share of the draws, when balanced by speakers
 
@@ -145,6 +150,7 @@ _LEAST = {
     "conditioning.motion_frames": 0,
     "conditioning.audio_context": 0,
     "conditioning.lip_context": 0,
+    "conditioning.eye_context": 0,
     "sampling.steps": 1,
     "sampling.warm_steps": 0,
     "training.steps": 1,
@@ -307,7 +313,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "copy_gates": True,
         },
         "diffusion": {"prediction": "x_0"},
-        "conditioning": {"motion_noise": 0.25, "hide_motion_mouth": True, "lip_dims": 3},
+        "conditioning": {"motion_noise": 0.25, "hide_motion_mouth": True, "lip_dims": 3, "eye_dims": 1},
         "alignment": {"eye_distance": 0.30, "eye_y": 0.38},
         "sampling": {"steps": 6, "solver": "dpm++2m", "spacing": "quadratic", "identity_anchor": 0.25},
         "training": {
@@ -328,6 +334,9 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "audio_dropout": 0.1,
             "motion_drift": 1.0,
             "lip_noise": 0.15,
+            "lambda_eye": 0.5,
+            "blink_share": 0.15,
+            "start_share": 0.15,
             "still_share": 0.1,
             "speaker_cap": 0.25,
             "log_every": 200,
@@ -348,7 +357,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "copy_gates": True,
         },
         "diffusion": {"prediction": "v"},
-        "conditioning": {"motion_noise": 0.3, "lip_dims": 3, "hide_motion_mouth": True},
+        "conditioning": {"motion_noise": 0.3, "lip_dims": 3, "eye_dims": 1, "hide_motion_mouth": True},
         "sampling": {"steps": 4, "solver": "dpm++2m"},
         "training": {
             "steps": 40,
@@ -363,6 +372,9 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "audio_dropout": 0.1,
             "motion_drift": 1.0,
             "lip_noise": 0.2,
+            "lambda_eye": 0.5,
+            "blink_share": 0.15,
+            "start_share": 0.15,
             "still_share": 0.1,
             "speaker_cap": 0.25,
             "log_every": 10,

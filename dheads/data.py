@@ -3,7 +3,8 @@
 dataset.toml                     format version, size, fps, alignment recipe, speech encoder, licence
 clips.csv, failed.csv            see dheads.manifest
 clips/<speaker>/<clip>.mp4       aligned square RGB at 25 fps, every frame a key frame, with its 16 kHz sound
-clips/<speaker>/<clip>.safetensors   speech (F, D), landmarks (F, 68, 2), mouth_box (F, 4), lips (F, 3)
+clips/<speaker>/<clip>.safetensors   speech (F, D), landmarks (F, 68, 2), mouth_box (F, 4), lips (F, 3),
+                                     eyes (F,)
 """
 
 from __future__ import annotations
@@ -18,23 +19,27 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from av.video.reformatter import VideoReformatter
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from dheads.blinks import eye_code
 from dheads.config import FPS, Config
 from dheads.errors import DheadsError
+from dheads.faces import eye_box
 from dheads.lips import MEASURES, Talk, centred
 from dheads.manifest import Clip, clip_path, read_clips
 from dheads.video import SCALER
 
-FORMAT = 1
+FORMAT = 2
 # A dataset of at most so many bytes is decoded once and kept: all of CREMA-D at 128 px would be 23 GB, LRW 700 GB.
 _KEPT_BYTES = 6 * 2**30
 _LABEL_BYTES = 4_096  # of one frame, about: 400 to 1,024 floats
 _MAX_TALKS = 2_000
-_LABEL_SHAPES = {"speech": None, "landmarks": (68, 2), "mouth_box": (4,), "lips": (len(MEASURES),)}  # of one frame
+# Of one frame.
+_LABEL_SHAPES = {"speech": None, "landmarks": (68, 2), "mouth_box": (4,), "lips": (len(MEASURES),), "eyes": ()}
 
 log = logging.getLogger("dheads")
 
@@ -71,7 +76,8 @@ class Dataset:
                 )
 
     def labels(self, clip: Clip) -> dict[str, Tensor]:
-        """speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3), centred_lips (F, 3), float32.
+        """speech (F, D), landmarks (F, 68, 2) px, mouth_box and eye_box (F, 4) px, lips and centred_lips (F, 3),
+        eyes (F,), eye_code (F, 1), float32.
 
         Raises DheadsError for a file that is missing, damaged or of another shape.
         """
@@ -189,14 +195,16 @@ def _read_labels(path: Path, frames: int, size: int) -> dict[str, Tensor]:
     except (OSError, SafetensorError, KeyError) as error:
         raise _damaged(path, f"cannot be read ({error})") from error
     for name, label in labels.items():
-        if label.shape != (frames, *(_LABEL_SHAPES[name] or label.shape[-1:])):
+        shape = _LABEL_SHAPES[name]
+        if label.shape != (frames, *(label.shape[-1:] if shape is None else shape)):
             raise _damaged(path, f"{name} is of shape {tuple(label.shape)}, for {frames} frames")
         if not label.isfinite().all():
             raise _damaged(path, f"{name} holds numbers that are not finite")
     low, high = labels["mouth_box"][:, :2], labels["mouth_box"][:, 2:]
     if not ((low >= 0) & (low < high) & (high <= size)).all():
         raise _damaged(path, "mouth_box lies outside the picture")
-    return {**labels, "centred_lips": centred(labels["lips"])}
+    boxes = torch.from_numpy(eye_box(labels["landmarks"].numpy(), size)).float()
+    return {**labels, "centred_lips": centred(labels["lips"]), "eye_code": eye_code(labels["eyes"]), "eye_box": boxes}
 
 
 def _damaged(path: Path, what: str) -> DheadsError:

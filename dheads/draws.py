@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dheads.augment import augment
+from dheads.blinks import SHUT
 from dheads.conditioning import motion_indices, window
 from dheads.config import Config
 from dheads.data import Clip, Dataset
@@ -35,6 +36,8 @@ class Batch:
     audio_window: Tensor  # (B, A, D)
     lip_window: Tensor  # (B, A', 3) centred measures
     mouth_box: Tensor  # (B, 4) half-open px, of the target
+    eye_window: Tensor  # (B, A'', 1)
+    eye_box: Tensor  # (B, 4) as mouth_box
     clips: list[str]
 
 
@@ -44,7 +47,8 @@ class _Example:
     frames: np.ndarray  # (2 + M, H, W, 3) uint8: target, identity, motion frames
     audio: Tensor  # (A, D)
     lips: Tensor  # (A', 3)
-    box: Tensor  # (4,)
+    boxes: Tensor  # (2, 4): mouth, eyes
+    eyes: Tensor  # (A'', 1)
 
 
 class Draws:
@@ -85,17 +89,19 @@ class Draws:
         """
         examples = [self._example(n) for n in self._numbers(step, part)]
         frames = to_unit(np.stack([example.frames for example in examples]))  # (B, 2 + M, 3, H, W)
-        box = torch.stack([example.box for example in examples])  # (B, 4)
+        boxes = torch.stack([example.boxes for example in examples])  # (B, 2, 4)
         if self._config.training.augment:
             seed = int(self._rng(_AUGMENT, step * self._parts + part).integers(2**62))
-            frames, box = augment(frames, box, torch.Generator().manual_seed(seed))
+            frames, boxes = augment(frames, boxes, torch.Generator().manual_seed(seed))
         return Batch(
             target=frames[:, 0],
             identity=frames[:, 1],
             motion_frames=frames[:, 2:],
             audio_window=torch.stack([example.audio for example in examples]),
             lip_window=torch.stack([example.lips for example in examples]),
-            mouth_box=box,
+            mouth_box=boxes[:, 0],
+            eye_window=torch.stack([example.eyes for example in examples]),
+            eye_box=boxes[:, 1],
             clips=[example.clip for example in examples],
         )
 
@@ -148,10 +154,17 @@ class Draws:
                 ) from error
 
     def _read(self, clip: Clip, rng: np.random.Generator) -> _Example:
-        told = self._config.conditioning
+        told, training = self._config.conditioning, self._config.training
         target, identity = _frames(clip.frames, told.identity_frame == "first", rng)
-        motion = [identity if k is None else k for k in motion_indices(target, told.motion_frames)]
         label = self._dataset.labels(clip)
+        shut = (label["eye_code"][:, 0] < SHUT).nonzero()[:, 0]
+        shut = shut[shut != identity]
+        if training.blink_share and len(shut) and rng.random() < training.blink_share:
+            target = int(shut[rng.integers(len(shut))])
+        # As at the start of a video, at any frame.
+        starts = training.start_share > 0 and rng.random() < training.start_share
+        before = motion_indices(0 if starts else target, told.motion_frames)
+        motion = [identity if k is None else k for k in before]
         if label["speech"].shape[1] != told.speech_dim:
             raise DheadsError(
                 f"{clip.clip}: has {label['speech'].shape[1]} values of speech a frame instead of {told.speech_dim}; "
@@ -162,7 +175,8 @@ class Draws:
             self._dataset.pictures(clip, [target, identity, *motion]),
             window(label["speech"], target, told.audio_context),
             window(label["centred_lips"], target, told.lip_context),
-            label["mouth_box"][target],
+            torch.stack([label["mouth_box"][target], label["eye_box"][target]]),
+            window(label["eye_code"], target, told.eye_context),
         )
 
 

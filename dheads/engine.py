@@ -34,6 +34,7 @@ class Inputs:
     lip_window: Tensor | None  # (B, A', L)
     motion_eps: Tensor | None  # (B, M, 3, H, W) standard normal, for models that are told of noise on motion frames
     noise: Tensor  # (B, N, 3, H, W) standard normal: x_T, then what the solver adds at each step
+    eye_window: Tensor | None = None  # (B, A'', 1)
 
 
 class Engine:
@@ -114,6 +115,7 @@ class Engine:
             level,
             inputs.motion_eps,
             self._mask,
+            inputs.eye_window,
         )
 
     def _guided(self, condition: Condition) -> Denoise:

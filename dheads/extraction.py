@@ -15,6 +15,7 @@ import torch
 from dheads.audio import SAMPLES_PER_FRAME, frame_count, load_speech_encoder, load_waveform
 from dheads.config import FPS, Config
 from dheads.errors import DheadsError
+from dheads.eyes import eye_openness
 from dheads.faces import align_transforms, apply_transform, lip_thickness, mouth_box, mouth_opening, mouth_width, warp
 from dheads.landmarks import find_face, load_backend
 from dheads.layouts import Source
@@ -29,7 +30,8 @@ class Extract:
 
     frames: Iterator[np.ndarray]  # F times (size, size, 3) uint8, made as they are asked for
     waveform: torch.Tensor  # (N,) 16 kHz
-    labels: dict[str, torch.Tensor]  # speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3)
+    labels: dict[str, torch.Tensor]  # speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3),
+    # eyes (F,)
 
     def __len__(self) -> int:
         return len(self.labels["speech"])
@@ -57,12 +59,17 @@ class Detector:
         landmarks = screen(found, self.config.preparation)
         size = self.config.model.image_size
         matrices = align_transforms(landmarks, self.config.alignment, size)
-        images = iter([load_photo(path)]) if is_photo else islice(read_frames(path), len(landmarks))
+
+        def images() -> Iterator[np.ndarray]:
+            return iter([load_photo(path)]) if is_photo else islice(read_frames(path), len(landmarks))
+
         aligned = np.stack([apply_transform(matrix, row) for matrix, row in zip(matrices, landmarks, strict=True)])
         return Extract(
-            frames=(warp(image, matrix, size) for image, matrix in zip(images, matrices, strict=True)),
+            frames=(warp(image, matrix, size) for image, matrix in zip(images(), matrices, strict=True)),
             waveform=waveform,
-            labels=_labels(self.encoder.encode(waveform, len(landmarks)), aligned, size),
+            labels=_labels(
+                self.encoder.encode(waveform, len(landmarks)), aligned, eye_openness(images(), landmarks), size
+            ),
         )
 
     def _photo(self, path: Path) -> tuple[np.ndarray, torch.Tensor]:
@@ -99,10 +106,14 @@ class Importer:
         # Pixel i reaches from i - 0.5 to i + 0.5. What is not square is stretched, as the released code does.
         size, (height, width, _) = self.config.model.image_size, shapes[0]
         scaled = (screen(landmarks[:count], limits) + 0.5) * np.array([size / width, size / height]) - 0.5
+
+        def resized() -> Iterator[np.ndarray]:
+            return (_resized(image, size) for image in islice(read_frames(path), count))
+
         return Extract(
-            frames=(_resized(image, size) for image, _ in zip(read_frames(path), scaled, strict=False)),
+            frames=resized(),
             waveform=waveform[: count * SAMPLES_PER_FRAME],
-            labels=_labels(speech[:count], scaled, size),
+            labels=_labels(speech[:count], scaled, eye_openness(resized(), scaled), size),
         )
 
 
@@ -118,17 +129,24 @@ def _common_length(lengths: dict[str, int], max_skew_seconds: float) -> int:
     return shortest
 
 
-def _labels(speech: torch.Tensor, landmarks: np.ndarray, size: int) -> dict[str, torch.Tensor]:
+def _labels(speech: torch.Tensor, landmarks: np.ndarray, eyes: np.ndarray, size: int) -> dict[str, torch.Tensor]:
     labels = {
         "speech": speech.half().cpu(),
         "landmarks": torch.from_numpy(landmarks.astype(np.float32)),
         "mouth_box": torch.from_numpy(mouth_box(landmarks, size)).int(),
         "lips": torch.from_numpy(lip_measures(landmarks)),
+        "eyes": torch.from_numpy(_known_throughout(eyes)),
     }
     for name, label in labels.items():
         if not label.isfinite().all():
             raise DheadsError(f"not all numbers of its {name} are finite")
     return labels
+
+
+def _known_throughout(openness: np.ndarray) -> np.ndarray:
+    """(F,) float32: where the eyes are too small to see, they are as open as in the median frame."""
+    seen = openness[np.isfinite(openness)]
+    return np.where(np.isfinite(openness), openness, np.median(seen) if len(seen) else 1.0).astype(np.float32)
 
 
 def lip_measures(landmarks: np.ndarray) -> np.ndarray:

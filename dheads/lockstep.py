@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dheads.blinks import Blinks
 from dheads.conditioning import MotionBuffer, window
 from dheads.engine import Engine, Inputs
 from dheads.video import to_uint8, to_unit
@@ -22,6 +23,7 @@ class Talk:
     speech: Tensor  # (F, D) one embedding a frame
     seed: int = 0
     lips: Tensor | None = None  # (F, L) normalised lip codes in place of those predicted from the speech
+    eyes: Tensor | None = None  # (F, 1) eye codes in place of blinks by chance
 
 
 def perform(engine: Engine, talks: Iterable[Talk], places: int = 1) -> Iterator[tuple[int, np.ndarray]]:
@@ -54,7 +56,8 @@ class _Place:
     def __init__(self, engine: Engine, index: int, talk: Talk) -> None:
         config, device = engine.config, engine.device
         self.index, self._engine, self._frame = index, engine, 0
-        self._speech, self._lips = talk.speech, talk.lips
+        self._speech, self._lips, self._eyes = talk.speech, talk.lips, talk.eyes
+        self._blinks = Blinks(talk.seed) if config.conditioning.eye_dims else None
         if engine.unet.lips is not None and talk.lips is None:
             with torch.inference_mode():
                 self._lips = engine.unet.lips.predict(talk.speech.to(device)).cpu()
@@ -82,7 +85,16 @@ class _Place:
             None if self._lips is None else self._sent(window(self._lips, self._frame, told.lip_context)[None]),
             self._random(motion_frames.shape) if noisy else None,
             self._random((1, self._engine.draws, *self._identity.shape[1:])),
+            self._eye_window(),
         )
+
+    def _eye_window(self) -> Tensor | None:
+        context = self._engine.config.conditioning.eye_context
+        if self._blinks is None:
+            return None
+        if self._eyes is not None:
+            return self._sent(window(self._eyes, self._frame, context)[None])
+        return self._sent(self._blinks.window(self._frame, context)[None])
 
     def push(self, x_0: Tensor) -> None:
         self._buffer.push(x_0)

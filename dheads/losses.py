@@ -33,13 +33,13 @@ def vlb(schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor, x_0_pred: Tenso
     return nats.flatten(1).mean(1) / math.log(2)
 
 
-def lip(error_squared: Tensor, mouth_box: Tensor) -> Tensor:
-    """L_ls: the mean of a squared error (B, C, H, W) inside each sample's mouth box, (B,).
+def inside(error_squared: Tensor, box: Tensor) -> Tensor:
+    """The mean of a squared error (B, C, H, W) inside each sample's box, (B,); with the mouth's box L_ls.
 
-    mouth_box (B, 4): x0 y0 x1 y1 in pixels, half-open. A box without a pixel inside the picture gives 0.
+    box (B, 4): x0 y0 x1 y1 in pixels, half-open. A box without a pixel inside the picture gives 0.
     """
     height, width = error_squared.shape[-2:]
-    x0, y0, x1, y1 = mouth_box.to(error_squared.device)[:, :, None].unbind(1)  # (B, 1) each
+    x0, y0, x1, y1 = box.to(error_squared.device)[:, :, None].unbind(1)  # (B, 1) each
     x = torch.arange(width, device=error_squared.device)
     y = torch.arange(height, device=error_squared.device)
     inside_x, inside_y = (x >= x0) & (x < x1), (y >= y0) & (y < y1)  # (B, W), (B, H)

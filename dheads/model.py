@@ -137,6 +137,11 @@ class UNet(nn.Module):
         self.audio_embed = mlp((2 * told.audio_context + 1) * told.speech_dim, emb_dim)
         lip_inputs = (2 * told.lip_context + 1) * told.lip_dims
         self.lip_embed = mlp(lip_inputs, emb_dim) if told.lip_dims else None
+        self.eye_embed = None
+        if told.eye_dims:
+            # At zero, so that weights that know no eye code can be trained on with one.
+            self.eye_embed = mlp((2 * told.eye_context + 1) * told.eye_dims, emb_dim)
+            zero_init(self.eye_embed[-1])
         self.noise_embed = mlp(width, emb_dim) if told.motion_noise else None
         self.lips = LipPredictor(told) if told.lip_dims else None
 
@@ -191,10 +196,12 @@ class UNet(nn.Module):
         return F.silu(time_emb)
 
     def embed_audio(self, condition: Condition) -> Tensor:
-        """y_Motion through its MLP: (B, E), after the SiLU that every block applies first."""
+        """y_Motion and the codes through their MLPs: (B, E), after the SiLU that every block applies first."""
         audio_emb = self.audio_embed(condition.audio_window.flatten(1))
         if self.lip_embed is not None and condition.lip_window is not None:
             audio_emb = audio_emb + self.lip_embed(condition.lip_window.flatten(1))
+        if self.eye_embed is not None and condition.eye_window is not None:
+            audio_emb = audio_emb + self.eye_embed(condition.eye_window.flatten(1))
         return F.silu(audio_emb)
 
     def layers(self) -> list[Layer]:

@@ -45,11 +45,13 @@ def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, p
         weight = losses.snr_weight(schedule, t, training.snr_clip)[:, None, None, None]
         error = weight * (denoised.x_0 - x_0).square()
     simple = error.flatten(1).mean(1)
-    lip = losses.lip(error, batch.mouth_box.to(device))
+    lip = losses.inside(error, batch.mouth_box)
     vlb = torch.zeros_like(simple)
     if denoised.var_frac is not None:
         vlb = losses.vlb(schedule, x_0, x_t, t, denoised.x_0, denoised.var_frac)
     loss = losses.total(simple, vlb, lip, training.lambda_vlb, training.lambda_lip)
+    if training.lambda_eye:
+        loss = loss + training.lambda_eye * losses.inside(error, batch.eye_box)
     return {"loss": loss, "simple": simple, "vlb": vlb, "lip": lip, "t": t}
 
 
@@ -78,6 +80,7 @@ def training_condition(unet: UNet, batch: Batch, config: Config, generator: torc
         lips,
         level,
         noise,
+        eye_window=batch.eye_window.to(device) if told.eye_dims else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import time
 import wave
@@ -20,7 +21,7 @@ from dheads.data import Clip, Dataset
 from dheads.denoiser import Denoiser
 from dheads.distributed import Ending, joined
 from dheads.draws import Draws, prefetch
-from dheads.engine import Engine
+from dheads.engine import Engine, best_dtype
 from dheads.errors import DheadsError
 from dheads.journal import Journal
 from dheads.manifest import clip_path
@@ -35,6 +36,8 @@ _VALIDATION_STEP = 2**40  # beyond any training step: these draws are never trai
 _VALIDATION_EXAMPLES = 64
 _SAMPLE_FRAMES = 3 * FPS
 _MAX_BAD_STEPS = 20  # in a row
+
+log = logging.getLogger("dheads")
 
 
 def train(
@@ -89,11 +92,16 @@ def train(
         if training.compile:
             unet.compile()  # in place: the names of the weights stay
         network = here.parallel(unet)
-        denoiser = Denoiser(unet, training.precision, network)
+        precision = training.precision
+        if precision == "bf16" and best_dtype(place) != torch.bfloat16:
+            # Emulated, a step would take ten times as long.
+            log.info("this machine has no bfloat16 arithmetic: training in float32")
+            precision = "fp32"
+        denoiser = Denoiser(unet, precision, network)
 
         # What is shown and written.
         ending = stack.enter_context(Ending())
-        records = stack.enter_context(closing(_Records(run, dataset, state))) if here.is_main else None
+        records = stack.enter_context(closing(_Records(run, dataset, state, precision))) if here.is_main else None
         hidden = not (progress and here.is_main)
         bar = tqdm(total=training.steps, initial=state.step, desc="train", unit="step", disable=hidden)
         stack.enter_context(bar)
@@ -171,7 +179,8 @@ def _begin(unet: UNet, dataset: Dataset, init: str | None) -> None:
     if init is not None:
         start, theirs, _ = load_model(init)
         check_start(unet.config, theirs, init)
-        unet.load_state_dict(start.state_dict())
+        known = unet.state_dict()
+        unet.load_state_dict(known | {name: value for name, value in start.state_dict().items() if name in known})
     elif unet.lips is not None:
         talks = dataset.talks("train")
         if not talks:
@@ -184,10 +193,10 @@ def _begin(unet: UNet, dataset: Dataset, init: str | None) -> None:
 class _Records:
     """What the main process writes of the run. A full disk or a lost clip is told, and the run goes on."""
 
-    def __init__(self, run: Path, dataset: Dataset, state: TrainingState) -> None:
+    def __init__(self, run: Path, dataset: Dataset, state: TrainingState, precision: str) -> None:
         config = state.config
         self._run, self._dataset, self._state = run, dataset, state
-        self._denoiser = Denoiser(state.ema, config.training.precision)
+        self._denoiser = Denoiser(state.ema, precision)
         self._held_out = dataset.split("val")
         self._draws = Draws(dataset, self._held_out, config) if self._held_out else None
         self._broken: dict[str, str] = {}

@@ -28,7 +28,7 @@ from dheads.denoiser import Denoiser
 from dheads.diffusion import eps_from_x_0, q_sample, respaced
 from dheads.draws import Batch, Draws
 from dheads.engine import Engine, Inputs
-from dheads.losses import lip, snr_weight
+from dheads.losses import inside, snr_weight
 from dheads.sample import resolve_device
 from dheads.weights import build_model, load, save_checkpoint
 
@@ -93,7 +93,7 @@ def straight_loss(denoiser: Denoiser, teacher: Engine, batch: Batch, grid: Tenso
     seen = denoiser(x_t, t, teacher.condition(inputs))[0].x_0
     weight = snr_weight(schedule, t, 5.0)[:, None, None, None]
     error = weight * (seen - x_0).square()
-    return error.mean() + 0.2 * lip(error, batch.mouth_box.to(error.device)).mean()
+    return error.mean() + 0.2 * inside(error, batch.mouth_box).mean()
 
 
 def inputs_of(teacher: Engine, batch: Batch) -> Inputs:
@@ -109,6 +109,7 @@ def inputs_of(teacher: Engine, batch: Batch) -> Inputs:
         lips,
         torch.randn_like(motion_frames) if teacher.config.conditioning.motion_noise else None,
         torch.randn(len(motion_frames), teacher.draws, *batch.identity.shape[1:], device=device),
+        batch.eye_window.to(device) if teacher.config.conditioning.eye_dims else None,
     )
 
 

@@ -18,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dheads import data
+from dheads.blinks import eye_code
 from dheads.config import override, preset
 from dheads.data import Clip, Dataset
 from dheads.errors import DheadsError
+from dheads.faces import eye_box
 from dheads.lips import centred
 from dheads.video import read_frames, write_clip
 
@@ -71,9 +73,14 @@ def test_clips_and_splits(dataset: Dataset) -> None:
             "landmarks": ((clip.frames, 68, 2), torch.float32),
             "mouth_box": ((clip.frames, 4), torch.float32),
             "lips": ((clip.frames, 3), torch.float32),
+            "eyes": ((clip.frames,), torch.float32),
             "centred_lips": ((clip.frames, 3), torch.float32),
+            "eye_code": ((clip.frames, 1), torch.float32),
+            "eye_box": ((clip.frames, 4), torch.float32),
         }
         assert torch.equal(labels["centred_lips"], centred(labels["lips"]))
+        assert torch.equal(labels["eye_code"], eye_code(labels["eyes"]))
+        assert torch.equal(labels["eye_box"], torch.from_numpy(eye_box(labels["landmarks"].numpy(), 32)).float())
 
 
 def test_frames_are_those_of_the_video(dataset: Dataset, large: Dataset) -> None:

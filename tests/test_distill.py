@@ -39,6 +39,8 @@ def batch(config: Config, count: int) -> Batch:
         torch.randn(count, 2 * told.audio_context + 1, told.speech_dim),
         torch.randn(count, 2 * told.lip_context + 1, 3),
         torch.tensor([[8, 16, 24, 28]] * count),
+        torch.rand(count, 2 * told.eye_context + 1, 1) - 1,
+        torch.tensor([[6, 8, 26, 16]] * count),
         ["clip"] * count,
     )
 

@@ -35,7 +35,7 @@ PLAIN = override(
     {
         "model": {"copy_gates": False},
         "conditioning": {"speech_dim": 8},
-        "training": {"augment": False, "balance": "clips"},
+        "training": {"augment": False, "balance": "clips", "blink_share": 0.0, "start_share": 0.0},
     },
 )
 
@@ -84,6 +84,7 @@ def labels(clip: int, count: int) -> dict[str, Tensor]:
         "landmarks": torch.rand((count, 68, 2), generator=generator) * SIZE,
         "mouth_box": torch.cat([corner, corner + 12], 1).float(),
         "lips": torch.rand((count, 3), generator=generator),
+        "eyes": 0.3 - 0.2 * (torch.arange(count) % 5 == 1).float(),  # shut in frames 1, 6, ...
     }
 
 
@@ -130,8 +131,29 @@ def test_a_batch_holds_what_the_clips_hold(dataset: Dataset, identity_frame: str
         assert torch.equal(batch.audio_window[i], window(label["speech"], target, 2))
         assert torch.equal(batch.lip_window[i], window(label["centred_lips"], target, 2))
         assert torch.equal(batch.mouth_box[i], label["mouth_box"][target])
+        assert torch.equal(batch.eye_box[i], label["eye_box"][target])
+        assert torch.equal(batch.eye_window[i], window(label["eye_code"], target, 2))
     if identity_frame == "first":
         assert {identity for _, identity in identities} == {0}
+
+
+def test_some_examples_blink_and_some_are_told_nothing_of_what_was_before(dataset: Dataset) -> None:
+    """More blinks than there are, and motion frames as at the start of a video, in the shares that are asked for."""
+
+    def drawn(**training: float) -> Iterator[tuple[int, int, list[int]]]:
+        clips = [clip for clip in dataset.clips if clip.frames > 6]  # two blinks or more
+        batch = Draws(dataset, clips, config_of({"batch_size": 400, **training})).draw(0, 0)
+        for (_, target), (_, identity), motion in zip(
+            seen(batch.target), seen(batch.identity), map(seen, batch.motion_frames), strict=True
+        ):
+            yield target, identity, [k for _, k in motion]
+
+    usual = list(drawn())
+    assert sum(target % 5 == 1 for target, _, _ in drawn(blink_share=1.0)) == 400
+    assert sum(target % 5 == 1 for target, _, _ in usual) < 200
+    started = [motion == [identity] * 2 for _, identity, motion in drawn(start_share=0.5)]
+    by_place = sum(target == 0 for target, _, _ in usual)
+    assert 150 < sum(started) - by_place / 2 < 250
 
 
 def test_every_pair_of_two_frames_is_drawn_as_often() -> None:
@@ -152,7 +174,8 @@ def test_the_shapes_of_the_ablations(dataset: Dataset, motion: int, audio: int, 
         assert batch.motion_frames.shape == (4, motion, 3, SIZE, SIZE)
         assert batch.audio_window.shape == (4, 2 * audio + 1, 8)
         assert batch.lip_window.shape == (4, 2 * lip + 1, 3)
-        assert batch.mouth_box.shape == (4, 4)
+        assert batch.mouth_box.shape == batch.eye_box.shape == (4, 4)
+        assert batch.eye_window.shape == (4, 5, 1)
         assert batch.target.dtype == batch.audio_window.dtype == torch.float32
         assert batch.target.abs().max() <= 1
 
@@ -317,7 +340,7 @@ class Scripted(Draws):
         if (step, part) == self.fails:
             raise DheadsError("no more")
         empty = torch.zeros(0)
-        return Batch(empty, empty, empty, empty, empty, empty, [f"{step} {part}"])
+        return Batch(empty, empty, empty, empty, empty, empty, empty, empty, [f"{step} {part}"])
 
 
 def test_an_error_is_raised_in_its_turn() -> None:

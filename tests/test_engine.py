@@ -59,13 +59,21 @@ def inputs(config: Config, batch: int, draws: int = 1) -> Inputs:
         torch.randn(batch, 2 * given.lip_context + 1, given.lip_dims) if given.lip_dims else None,
         torch.randn(motion) if given.motion_noise else None,
         torch.randn(batch, draws, 3, size, size),
+        torch.randn(batch, 2 * given.eye_context + 1, given.eye_dims) if given.eye_dims else None,
     )
 
 
 def condition_of(config: Config, given: Inputs, level: float) -> Condition:
     told = torch.full((len(given.identity),), level) if config.conditioning.motion_noise else None
     return build(
-        config, given.identity, given.motion_frames, given.audio_window, given.lip_window, told, given.motion_eps
+        config,
+        given.identity,
+        given.motion_frames,
+        given.audio_window,
+        given.lip_window,
+        told,
+        given.motion_eps,
+        eye_window=given.eye_window,
     )
 
 

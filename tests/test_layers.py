@@ -13,7 +13,7 @@ LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "e
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
 LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
 LIBRARY |= {"distributed", "objective", "state", "journal", "plan"}
-LIBRARY |= {"eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
+LIBRARY |= {"blinks", "eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
 LIBRARY |= {
     "footage",
     "comparison",
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "conditioning": {"config"},
     "lips": {"config", "conditioning"},
+    "blinks": {"config", "conditioning"},
     "model": {"config", "conditioning", "lips"},
     "diffusion": set(),
     "losses": {"diffusion"},
@@ -52,13 +53,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "released": BASE | {"model"},
     "weights": BASE | {"model", "released"},
     "audio": BASE | {"media", "weights", "released"},  # encoders that are downloaded
-    "lockstep": {"conditioning", "engine", "video"},
+    "lockstep": {"blinks", "conditioning", "engine", "video"},
     "manifest": BASE,
     "layouts": BASE | {"photos", "video"},  # the endings of their files
-    "extraction": BASE | {"audio", "faces", "landmarks", "layouts", "photos", "screening", "video"},
+    "extraction": BASE | {"audio", "faces", "eyes", "landmarks", "layouts", "photos", "screening", "video"},
     "workers": {"errors"},
-    "data": BASE | {"lips", "manifest", "video"},
-    "draws": BASE | {"conditioning", "augment", "data", "video"},
+    "data": BASE | {"blinks", "faces", "lips", "manifest", "video"},
+    "draws": BASE | {"augment", "blinks", "conditioning", "data", "video"},
     "distributed": BASE,
     "objective": {"config", "conditioning", "augment", "model", "diffusion", "losses", "denoiser", "draws"},
     "state": BASE | {"model"},

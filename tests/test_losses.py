@@ -94,7 +94,7 @@ def test_vlb_trains_the_variance_and_not_the_mean(schedule: diffusion.Schedule) 
 def test_lip_is_the_mean_inside_the_half_open_box() -> None:
     error = torch.rand(SHAPE)
     boxes = torch.tensor([[0, 0, 8, 8], [2, 3, 5, 4], [-3, -2, 2, 20], [4, 4, 4, 6]])
-    value = losses.lip(error, boxes)
+    value = losses.inside(error, boxes)
     expected = [error[0].mean(), error[1, :, 3:4, 2:5].mean(), error[2, :, :, :2].mean(), torch.tensor(0.0)]
     torch.testing.assert_close(value, torch.stack(expected))
 
@@ -148,5 +148,5 @@ def test_released_lip(golden: dict[str, torch.Tensor]) -> None:
     landmarks = golden["mouth_landmarks_xy"]
     # The released crop: 5 px around the landmarks, whole pixels outwards.
     boxes = torch.cat([(landmarks.amin(1) - 5).floor(), (landmarks.amax(1) + 5).ceil()], dim=1)
-    value = losses.lip((noise - golden["eps"]).square(), boxes).mean()
+    value = losses.inside((noise - golden["eps"]).square(), boxes).mean()
     torch.testing.assert_close(value, golden["lip"], rtol=0, atol=1e-7)

@@ -25,6 +25,7 @@ def condition(config: Config, batch: int = 2) -> Condition:
         torch.randn(batch, told.motion_frames, 3, size, size),
         torch.randn(batch, 2 * told.audio_context + 1, told.speech_dim),
         lips,
+        eye_window=torch.randn(batch, 2 * told.eye_context + 1, 1) if told.eye_dims else None,
     )
 
 
@@ -207,14 +208,21 @@ def test_evaluation_is_deterministic_and_training_drops_out(unet: UNet) -> None:
 def test_examples_do_not_see_each_other(unet: UNet) -> None:
     x_t, t, told = torch.randn(2, 3, 32, 32), torch.tensor([10, 900]), condition(TINY)
     alone = Condition(
-        told.identity[1:], told.motion_frames[1:], told.audio_window[1:], told.lip_window[1:], told.motion_noise[1:]
+        told.identity[1:],
+        told.motion_frames[1:],
+        told.audio_window[1:],
+        told.lip_window[1:],
+        told.motion_noise[1:],
+        eye_window=told.eye_window[1:],
     )
     with torch.no_grad():
         both, second = unet(x_t, t, told), unet(x_t[1:], t[1:], alone)
     torch.testing.assert_close(both.prediction[1:], second.prediction, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("field", ["identity", "motion_frames", "audio_window", "lip_window", "motion_noise"])
+@pytest.mark.parametrize(
+    "field", ["identity", "motion_frames", "audio_window", "lip_window", "motion_noise", "eye_window"]
+)
 def test_the_network_hears_everything_it_is_told(unet: UNet, field: str) -> None:
     x_t, t, told = torch.randn(2, 3, 32, 32), torch.tensor([10, 900]), condition(TINY)
     other = Condition(**{**vars(told), field: getattr(told, field) + 0.2})

@@ -119,6 +119,7 @@ def test_labels(prepared: Prepared, clip: str) -> None:
         "landmarks": ((frames, 68, 2), torch.float32),
         "mouth_box": ((frames, 4), torch.int32),
         "lips": ((frames, 3), torch.float32),
+        "eyes": ((frames,), torch.float32),
     }
     assert all(tensor.isfinite().all() for tensor in labels.values())
 

@@ -33,6 +33,7 @@ from dheads.denoiser import Denoiser
 from dheads.draws import Batch
 from dheads.engine import Engine
 from dheads.errors import DheadsError
+from dheads.model import UNet
 from dheads.sample import generate
 from dheads.state import TrainingState, learning_rate
 from dheads.weights import load_checkpoint, load_model
@@ -486,6 +487,18 @@ def test_training_starts_from_given_weights(
     assert same_tensors(load_checkpoint(tmp_path / "weights.safetensors").tensors, load_checkpoint(start).tensors)
 
 
+def test_weights_without_an_eye_code_can_be_trained_on_with_one(prepared: Prepared, tmp_path: Path) -> None:
+    """At first it changes nothing: the code's last layer starts at zero."""
+    still = {"training": {"steps": 1, "learning_rate": 0.0, "sample_clips": 0, "weight_decay": 0.0}}
+    deaf = trained(prepared.data, tmp_path / "blind", still, {"conditioning": {"eye_dims": 0}})
+    seeing = trained(prepared.data, tmp_path / "seeing", still, init=str(deaf))
+    start, tensors = load_checkpoint(deaf).tensors, load_checkpoint(seeing).tensors
+    assert {name.split(".")[0] for name in tensors.keys() - start.keys()} == {"eye_embed"}
+    assert same_tensors({name: tensors[name] for name in start}, start)
+    assert tensors["eye_embed.2.weight"].abs().max() == tensors["eye_embed.2.bias"].abs().max() == 0
+    assert tensors["eye_embed.0.weight"].abs().max() > 0
+
+
 def test_weights_of_another_network_are_refused(prepared: Prepared, short: Run, tmp_path: Path) -> None:
     start = short.path / "weights.safetensors"
     message = r"weights\.safetensors: was trained with model.model_channels = 16, but the configuration has 32"
@@ -518,6 +531,23 @@ def test_a_compiled_network_learns_the_same(
     assert mine["unet"].keys() == other["unet"].keys()
     for name, tensor in mine["unet"].items():
         torch.testing.assert_close(tensor, other["unet"][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_for_machines_that_have_it(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: bool
+) -> None:
+    asked: list[str] = []
+
+    class Noted(Denoiser):
+        def __init__(self, unet: UNet, precision: str, *network: object) -> None:
+            asked.append(precision)
+            super().__init__(unet, "fp32", *network)
+
+    monkeypatch.setattr(verb, "Denoiser", Noted)
+    monkeypatch.setattr(verb, "best_dtype", lambda _: torch.bfloat16 if has else torch.float32)
+    trained(prepared.data, tmp_path, training(steps=1, precision="bf16"))
+    assert asked == ["bf16" if has else "fp32"] * 2, "the network that learns, and its average"
 
 
 def test_checkpointed_activations_learn_the_same(prepared: Prepared, tmp_path: Path) -> None:

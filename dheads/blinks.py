@@ -1,0 +1,40 @@
+"""The eye code (beyond the paper): how far the eyes are open, and when somebody blinks.
+
+What is said does not tell when eyes blink, so in training the network is told how far open they are, and in sampling
+blinks come by chance.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dheads.conditioning import window
+from dheads.config import FPS
+
+SHUT = -0.25  # an eye code below this is part of a blink, as measures.blinks counts them
+_PAUSE_SECONDS, _MEAN_WAIT_SECONDS = 1.0, 2.0  # from one blink to the next: the least, and what is added on average
+# The eye code throughout a blink.
+_BLINK = (-0.15, -0.5, -0.75, -0.65, -0.4, -0.2, -0.08)
+
+
+def eye_code(openness: Tensor) -> Tensor:
+    """The eyes' openness (F,), eye aspect ratios of one clip -> (F, 1): 0 as usual for this person, -1 shut."""
+    return (openness / openness.median().clamp(min=1e-6) - 1).clamp(-1, 0.5)[:, None]
+
+
+class Blinks:
+    """The eye code of a video of any length, by chance; the same seed blinks at the same times."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng([seed, FPS])
+        self._code: list[float] = []
+
+    def window(self, frame: int, context: int) -> Tensor:
+        """The code of a frame and of those around it, (2 context + 1, 1)."""
+        while len(self._code) <= frame + context:
+            wait = _PAUSE_SECONDS + self._rng.exponential(_MEAN_WAIT_SECONDS)
+            self._code += [0.0] * round(wait * FPS) + list(_BLINK)
+        first = max(0, frame - context)
+        return window(torch.tensor(self._code[first : frame + context + 1])[:, None], frame - first, context)
