@@ -119,10 +119,10 @@ def test_steps_and_solver_are_the_weights_own_unless_given(
 ) -> None:
     told: list[dict[str, object]] = []
 
-    def fake(engine: Engine, photo: np.ndarray, speech: Tensor, **options: object) -> Iterator[np.ndarray]:
+    def fake(engine: Engine, photo: np.ndarray, speech: Iterator[Tensor], **options: object) -> Iterator[np.ndarray]:
         told.append({"steps": engine.sampling.steps, "solver": engine.sampling.solver, **options})
-        assert speech.shape == (FRAMES, 384)
-        return itertools.repeat(photo, len(speech))
+        assert torch.cat(list(speech)).shape == (FRAMES, 384)
+        return itertools.repeat(photo, FRAMES)
 
     monkeypatch.setattr(verb, "generate", fake)
     assert command(folder, face, tmp_path / "out.mp4", "--seed", 9, *options).exit_code == 0
