@@ -171,7 +171,7 @@ def turn(engine: Engine, frames: int, clips: int = 1) -> tuple[float, np.ndarray
     """Frames a second, and the frames: on the CPU, so all work is done."""
     talks: Iterator[Talk] = (talk(engine.unet, frames, seed) for seed in range(clips))
     start = time.perf_counter()
-    made = np.stack([frame for _, frame in perform(engine, talks, clips)])
+    made = np.stack([frame for _, frame, _ in perform(engine, talks, clips)])
     return len(made) / (time.perf_counter() - start), made
 
 

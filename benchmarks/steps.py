@@ -88,7 +88,7 @@ def figures(unet: UNet, sampling: SamplingConfig, takes: list[Take]) -> dict[str
     talks = [Talk(take.truth[0], take.speech) for take in takes]
     total = sum(len(take.speech) for take in takes)
     said = perform(Engine(unet, sampling), talks, len(talks))
-    for index, frame in tqdm(said, total=total, unit="frame", leave=False):
+    for index, frame, _ in tqdm(said, total=total, unit="frame", leave=False):
         videos[index].append(frame)
     backend = load_backend("mesh")
     rows = [

@@ -1,4 +1,7 @@
-"""Any file with sound -> mono 16 kHz waveform -> one speech embedding a video frame."""
+"""Any file with sound -> mono 16 kHz waveform -> one speech embedding a video frame.
+
+Sound may last hours: it is read and encoded in pieces, and nobody need hold more than one.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
 N_FFT, HOP = 400, 160  # Whisper's spectrogram: columns of 25 ms, every 10 ms
 _RATES_HZ = (1_000, 1_000_000)
 _MAX_GAP_SECONDS = 600  # a jump in time beyond this is a damaged time stamp, not silence
-_MAX_SECONDS = 3 * 3600
+MAX_SECONDS = 3 * 3600
 
 
 # --- Reading sound ---------------------------------------------------------------------------------------------------
@@ -43,17 +46,40 @@ def load_waveform(source: Path | BinaryIO) -> torch.Tensor:
 
     A stream is read from its beginning. Sample 0 is at the container's time 0, the zero of `video.read_frames`: sound
     that starts late is preceded by silence, and an encoder's priming samples are left out. Damaged packets are skipped.
-    Raises DheadsError for a missing or unreadable file and for one without sound.
+    Raises DheadsError for a missing or unreadable file, for one without sound, and for more than three hours.
+    """
+    return torch.cat(list(waveform_pieces(source)))
+
+
+def waveform_pieces(source: Path | BinaryIO) -> Iterator[torch.Tensor]:
+    """What `load_waveform` gives, as pieces (n,) of about a minute; the file is open until the last.
+
+    Raises DheadsError as that does: with the first piece, but for sound that is found to be too long.
     """
     name = name_of(source, "the given sound")
     with opened(source, name, "sound or video") as container:
         if not container.streams.audio:
             raise DheadsError(f"{name} holds no sound stream; give a file with speech in it")
-        pieces = list(_resampled_runs(container))
-    waveform = torch.cat(pieces) if pieces else torch.zeros(0)
-    if len(waveform) == 0:
-        raise DheadsError(f"{name} holds no sound: its sound stream is empty or cannot be decoded")
-    return waveform.clamp_(-1, 1)
+        empty = True
+        for piece in _resampled_runs(container):
+            if len(piece):
+                empty = False
+                yield piece.clamp(-1, 1)
+        if empty:
+            raise DheadsError(f"{name} holds no sound: its sound stream is empty or cannot be decoded")
+
+
+def claimed_seconds(source: Path | BinaryIO) -> float | None:
+    """How long the sound lasts as its container claims, which may be wrong; None where it says nothing.
+
+    Raises DheadsError for a missing or unreadable file.
+    """
+    with opened(source, name_of(source, "the given sound"), "sound or video") as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is not None and stream.duration is not None:
+            end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+            return end - start_seconds(container)
+        return None if container.duration is None else container.duration / av.time_base
 
 
 def _resampled_runs(container: av.container.InputContainer) -> Iterator[torch.Tensor]:
@@ -83,8 +109,8 @@ def _chunks_in_step(container: av.container.InputContainer) -> Iterator[tuple[np
             yield samples, frame.rate
             position += len(samples) / frame.rate
             tolerance = 0.05
-        if position > _MAX_SECONDS:
-            raise DheadsError(f"{container.name} holds more than {_MAX_SECONDS // 3600} hours of sound; cut it")
+        if position > MAX_SECONDS:
+            raise DheadsError(f"{container.name} holds more than {MAX_SECONDS // 3600} hours of sound; cut it")
 
 
 def _resampled(chunks: Iterable[np.ndarray], rate: int) -> Iterator[torch.Tensor]:
@@ -109,9 +135,9 @@ def _resample(samples: np.ndarray, ratio: Fraction) -> torch.Tensor:
     return AF.resample(torch.from_numpy(samples), ratio.denominator, ratio.numerator)
 
 
-def frame_count(waveform: torch.Tensor) -> int:
-    """How many video frames at 25 fps a 16 kHz waveform (N,) lasts; at least one."""
-    return max(1, round(len(waveform) / SAMPLES_PER_FRAME))
+def frame_count(samples: int) -> int:
+    """How many video frames at 25 fps so many samples of 16 kHz last; at least one."""
+    return max(1, round(samples / SAMPLES_PER_FRAME))
 
 
 # --- Speech encoders -------------------------------------------------------------------------------------------------
@@ -125,6 +151,10 @@ class SpeechEncoder(nn.Module):
 
     def encode(self, waveform: torch.Tensor, frames: int | None = None) -> torch.Tensor:
         """(N,) 16 kHz -> (F, D) float32; F is `frames`, by default the sound's own length."""
+        return torch.cat(list(self.encode_pieces([waveform], frames)))
+
+    def encode_pieces(self, pieces: Iterable[torch.Tensor], frames: int | None = None) -> Iterator[torch.Tensor]:
+        """Sound in pieces (n,) of any size -> the same embeddings in chunks (f, D), each as soon as it can be."""
         raise NotImplementedError
 
 
@@ -136,6 +166,40 @@ def load_speech_encoder(name: str, device: str | torch.device = "cpu", progress:
     if name not in _BUILDERS:
         raise DheadsError(f"unknown speech encoder {name!r}; the known ones are {', '.join(sorted(_BUILDERS))}")
     return _BUILDERS[name](torch.device(device), progress).eval().requires_grad_(False).to(device)
+
+
+def _stretches(
+    pieces: Iterable[torch.Tensor], frames: int | None, window: int, before: int, chunk: int, margin: int = 0
+) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """Yield (samples (n,), skipped, count): what is heard in `count` frames, `chunk` but at the end.
+
+    Every frame has its `window` of samples, which begins `before` samples ahead of the frame; windows overlap, and
+    silence surrounds the sound. The samples are those of `skipped` + count frames and what follows: up to `margin`
+    frames more on either side, as far as there are any. frames: how many there are in all; None: as the sound lasts.
+    """
+    held = torch.zeros(before)  # from the window of frame `begin` on
+    begin = done = 0  # frames
+    for piece, last in _ended(pieces, frames, window - before):
+        held = torch.cat([held, piece])
+        there = begin + (len(held) - window) // SAMPLES_PER_FRAME + 1  # frames whose windows are complete
+        there = there if frames is None else min(there, frames)
+        while done + chunk + margin <= there or (last and done < there):
+            end, count = min(done + chunk + margin, there), min(chunk, there - done)
+            yield held[: (end - begin - 1) * SAMPLES_PER_FRAME + window], done - begin, count
+            done += count
+            forgotten = max(0, done - margin) - begin
+            held, begin = held[forgotten * SAMPLES_PER_FRAME :], begin + forgotten
+
+
+def _ended(pieces: Iterable[torch.Tensor], frames: int | None, reach: int) -> Iterator[tuple[torch.Tensor, bool]]:
+    """(piece, whether it is the last); the last is silence, as the last frame's window goes `reach` samples beyond its
+    begin."""
+    samples = 0
+    for piece in pieces:
+        samples += len(piece)
+        yield piece, False
+    frames = frame_count(samples) if frames is None else frames
+    yield torch.zeros(max(0, (frames - 1) * SAMPLES_PER_FRAME + reach - samples)), True
 
 
 class WhisperEncoder(SpeechEncoder):
@@ -166,20 +230,13 @@ class WhisperEncoder(SpeechEncoder):
         self.register_buffer("hann", torch.hann_window(N_FFT), persistent=False)
 
     @torch.inference_mode()
-    def encode(self, waveform: torch.Tensor, frames: int | None = None) -> torch.Tensor:
-        frames = frame_count(waveform) if frames is None else frames
+    def encode_pieces(self, pieces: Iterable[torch.Tensor], frames: int | None = None) -> Iterator[torch.Tensor]:
         # Column j of a window is centred on its sample 160 j + 200, encoder position p on its column 2 p. The middle of
         # the two central positions, column window / 2 - 1, is to lie on the middle of the frame, sample 640 k + 320.
         before = (self.window // 2 - 1) * HOP + N_FFT // 2 - SAMPLES_PER_FRAME // 2
         span = (self.window - 1) * HOP + N_FFT
-        needed = (frames - 1) * SAMPLES_PER_FRAME + span
-        sound = F.pad(waveform.to(self.hann), (before, max(0, needed - before - len(waveform))))
-        parts = []
-        for first in range(0, frames, self.batch):
-            count = min(self.batch, frames - first)
-            begin = first * SAMPLES_PER_FRAME
-            parts.append(self._central(self._log_mel(sound[begin : begin + (count - 1) * SAMPLES_PER_FRAME + span])))
-        return torch.cat(parts)
+        for sound, _, _ in _stretches(pieces, frames, span, before, self.batch):
+            yield self._central(self._log_mel(sound.to(self.hann)))
 
     def _log_mel(self, sound: torch.Tensor) -> torch.Tensor:
         """The sound of B windows, each 640 samples after the one before -> (B, mels, window), Whisper's features."""
@@ -247,6 +304,7 @@ class ReleasedEncoder(SpeechEncoder):
     name = "diffused-heads"
     dim = 256
     window = 3_200  # samples: a frame's 640, and 1280 before and after
+    chunk = 25  # frames given at once
 
     def __init__(self, script: nn.Module) -> None:
         super().__init__()
@@ -254,18 +312,16 @@ class ReleasedEncoder(SpeechEncoder):
         self.register_buffer("hidden", torch.zeros(2, 1, 256), persistent=False)  # as every recording begins
 
     @torch.inference_mode()
-    def encode(self, waveform: torch.Tensor, frames: int | None = None) -> torch.Tensor:
-        frames = frame_count(waveform) if frames is None else frames
+    def encode_pieces(self, pieces: Iterable[torch.Tensor], frames: int | None = None) -> Iterator[torch.Tensor]:
         before = (self.window - SAMPLES_PER_FRAME) // 2
-        needed = (frames - 1) * SAMPLES_PER_FRAME + self.window
-        sound = F.pad(waveform.to(self.hidden), (before, max(0, needed - before - len(waveform))))
         lengths = torch.tensor([self.window])  # on the CPU, as packing sequences demands
         hidden = self.hidden
-        embeddings = []
-        for window in sound.unfold(0, self.window, SAMPLES_PER_FRAME)[:frames]:
-            embedding, _, hidden = self.script(window[None, None], lengths, init_state=hidden)
-            embeddings.append(embedding.flatten())
-        return torch.stack(embeddings)  # (F, 256)
+        for sound, _, _ in _stretches(pieces, frames, self.window, before, self.chunk):
+            embeddings = []
+            for window in sound.to(self.hidden).unfold(0, self.window, SAMPLES_PER_FRAME):
+                embedding, _, hidden = self.script(window[None, None], lengths, init_state=hidden)
+                embeddings.append(embedding.flatten())
+            yield torch.stack(embeddings)  # (f, 256)
 
 
 class BundleEncoder(SpeechEncoder):
@@ -282,20 +338,14 @@ class BundleEncoder(SpeechEncoder):
         self.model = model
 
     @torch.inference_mode()
-    def encode(self, waveform: torch.Tensor, frames: int | None = None) -> torch.Tensor:
-        frames = frame_count(waveform) if frames is None else frames
+    def encode_pieces(self, pieces: Iterable[torch.Tensor], frames: int | None = None) -> Iterator[torch.Tensor]:
         # Output j sees samples 320 j to 320 j + 400. The middle of outputs 2 k and 2 k + 1, sample 640 k + 360, is to
         # lie on the middle of the frame, sample 640 k + 320.
-        before, span = 40, 80
-        sound = waveform.to(next(self.model.parameters()))[: frames * SAMPLES_PER_FRAME + span - before]
-        sound = F.pad(sound, (before, frames * SAMPLES_PER_FRAME + span - before - len(sound)))
-        parts = []
-        for first in range(0, frames, self.chunk):
-            begin, end = max(0, first - self.margin), min(frames, first + self.chunk + self.margin)
-            heard = sound[begin * SAMPLES_PER_FRAME : end * SAMPLES_PER_FRAME + span]
-            x = self.model.extract_features(heard[None], num_layers=self.layer)[0][-1][0]  # (2 (end - begin), D)
-            parts.append(x.unflatten(0, (-1, 2)).mean(dim=1)[first - begin :][: self.chunk])
-        return torch.cat(parts)
+        before, window = 40, SAMPLES_PER_FRAME + 80
+        like = next(self.model.parameters())
+        for sound, skipped, count in _stretches(pieces, frames, window, before, self.chunk, self.margin):
+            x = self.model.extract_features(sound.to(like)[None], num_layers=self.layer)[0][-1][0]  # (2 frames, D)
+            yield x.unflatten(0, (-1, 2)).mean(dim=1)[skipped : skipped + count]
 
 
 def _packaged_whisper(device: torch.device, progress: bool) -> SpeechEncoder:

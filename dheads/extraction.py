@@ -80,7 +80,7 @@ class Detector:
         """Landmarks (F, 68, 2) px, NaN where no face is seen, and the sound, F frames of each."""
         waveform = load_waveform(sound)
         landmarks = self.backend.track(read_frames(path))
-        lengths = {"picture": len(landmarks), "sound": frame_count(waveform)}
+        lengths = {"picture": len(landmarks), "sound": frame_count(len(waveform))}
         count = _common_length(lengths, self.config.preparation.max_skew_seconds)
         return landmarks[:count], waveform[: count * SAMPLES_PER_FRAME]
 
@@ -100,7 +100,7 @@ class Importer:
         landmarks = _load_landmarks(raw / source.landmarks)
         speech = _load_embeddings(raw / source.embeddings, self.config.conditioning.speech_dim)
         shapes = [image.shape for image in read_frames(path)]
-        lengths = {"picture": len(shapes), "sound": frame_count(waveform)}
+        lengths = {"picture": len(shapes), "sound": frame_count(len(waveform))}
         lengths |= {"landmarks": len(landmarks), "embeddings": len(speech)}
         count = _common_length(lengths, limits.max_skew_seconds)
         # Pixel i reaches from i - 0.5 to i + 0.5. What is not square is stretched, as the released code does.

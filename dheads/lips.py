@@ -17,7 +17,6 @@ from dheads.conditioning import window
 from dheads.config import ConditioningConfig
 
 MEASURES = ("opening", "width", "thickness")
-_CONTEXT = 3  # frames of speech on either side that the regression sees
 _RIDGES = (0.1, 1.0, 10.0)  # candidate penalties, relative to the features' mean variance
 _FOLDS = 5
 
@@ -43,6 +42,7 @@ class Talk:
 class LipPredictor(nn.Module):
     """Normalises lip codes to zero mean and unit variance, and predicts them from speech by ridge regression."""
 
+    context = 3  # frames of speech on either side that a code is predicted from
     mean: Tensor
     std: Tensor
     weight: Tensor
@@ -50,7 +50,7 @@ class LipPredictor(nn.Module):
 
     def __init__(self, told: ConditioningConfig) -> None:
         super().__init__()
-        inputs = (2 * _CONTEXT + 1) * told.speech_dim
+        inputs = (2 * self.context + 1) * told.speech_dim
         self.register_buffer("mean", torch.zeros(told.lip_dims))
         self.register_buffer("std", torch.ones(told.lip_dims))
         self.register_buffer("weight", torch.zeros(inputs, told.lip_dims))
@@ -119,7 +119,7 @@ class LipPredictor(nn.Module):
 
 def _features(speech: Tensor) -> Tensor:
     """(F, D) -> (F, 7 D): the embeddings around every frame."""
-    return window(speech, torch.arange(len(speech)), _CONTEXT).flatten(1)
+    return window(speech, torch.arange(len(speech)), LipPredictor.context).flatten(1)
 
 
 def _centre(values: Tensor) -> Tensor:

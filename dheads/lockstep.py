@@ -1,8 +1,12 @@
-"""Many videos at once: their frames go through the network together, and each video keeps to itself."""
+"""Many videos at once: their frames go through the network together, and each video keeps to itself.
+
+Speech may come in chunks while frames are made: no more of it is held than a frame is told of.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -20,34 +24,38 @@ class Talk:
     """What one video is made from."""
 
     photo: np.ndarray  # (H, W, 3) uint8, aligned
-    speech: Tensor  # (F, D) one embedding a frame
+    speech: Tensor | Iterable[Tensor]  # (F, D) one embedding a frame, or chunks (f, D) of them
     seed: int = 0
     lips: Tensor | None = None  # (F, L) normalised lip codes in place of those predicted from the speech
     eyes: Tensor | None = None  # (F, 1) eye codes in place of blinks by chance
 
 
-def perform(engine: Engine, talks: Iterable[Talk], places: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index of the talk, its next frame (H, W, 3) uint8), `places` talks in lock-step (paper section 3.5).
+def perform(
+    engine: Engine, talks: Iterable[Talk], places: int = 1, stopped: Container[int] = ()
+) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Yield (index of the talk, its next frame (H, W, 3) uint8, whether it is the last one), `places` talks in
+    lock-step (paper section 3.5).
 
     A talk is taken from the iterable when a place is free; a talk's frames come in order. Each has its own random
     numbers: what shares its batch changes its pixels by no more than the device's rounding does.
+    stopped: indices to which the caller may add; such a talk gets no further frame, and its place is free.
     """
     waiting = enumerate(talks)
     stage: list[_Place] = []
-    arriving: list[tuple[list[_Place], _Arrival]] = []
+    arriving: list[_Arrival] = []
     while True:
         while len(stage) < places and (talk := next(waiting, None)) is not None:
             place = _Place(engine, *talk)
             stage += [place] if place.goes_on else []
         if not stage and not arriving:
             return
-        begun = [(group, _draw(engine, group, places)) for group in _groups(engine, stage)]
+        begun = [_draw(engine, group, places) for group in _groups(engine, stage)]
         # The last frames are copied and encoded while these are computed.
         if engine.records:
             begun, arriving = arriving, begun
-        for group, arrival in begun:
-            yield from zip((place.index for place in group), arrival.pictures(), strict=False)
-        stage = [place for place in stage if place.goes_on]
+        for arrival in begun:
+            yield from (told for told in arrival.frames() if told[0] not in stopped)
+        stage = [place for place in stage if place.goes_on and place.index not in stopped]
 
 
 class _Place:
@@ -55,16 +63,18 @@ class _Place:
 
     def __init__(self, engine: Engine, index: int, talk: Talk) -> None:
         config, device = engine.config, engine.device
+        told = config.conditioning
         self.index, self._engine, self._frame = index, engine, 0
-        self._speech, self._lips, self._eyes = talk.speech, talk.lips, talk.eyes
-        self._blinks = Blinks(talk.seed) if config.conditioning.eye_dims else None
+        self._eyes, self._blinks = talk.eyes, Blinks(talk.seed) if told.eye_dims else None
+        self._lips, self._predictor, reach = talk.lips, None, told.audio_context
         if engine.unet.lips is not None and talk.lips is None:
-            with torch.inference_mode():
-                self._lips = engine.unet.lips.predict(talk.speech.to(device)).cpu()
+            self._predictor = copy.deepcopy(engine.unet.lips).cpu()  # a trifle to compute, beside the speech
+            reach = max(reach, told.lip_context + self._predictor.context)
+        self._speech = _Passing(talk.speech, reach)
         # The generator lives on the CPU, so that a seed means the same noise on every device.
         self._generator = torch.Generator().manual_seed(talk.seed)
         self._identity = to_unit(talk.photo)[None].to(device)  # (1, 3, H, W)
-        self._buffer = MotionBuffer(self._identity, config.conditioning.motion_frames, engine.sampling.identity_anchor)
+        self._buffer = MotionBuffer(self._identity, told.motion_frames, engine.sampling.identity_anchor)
 
     @property
     def fresh(self) -> bool:
@@ -72,17 +82,18 @@ class _Place:
 
     @property
     def goes_on(self) -> bool:
-        return self._frame < len(self._speech)
+        return self._speech.reaches(self._frame)
 
     def inputs(self) -> Inputs:
         """Of the next frame, B = 1."""
         told, motion_frames = self._engine.config.conditioning, self._buffer.stacked()
         noisy = told.motion_noise > 0
+        speech, at = self._speech.around(self._frame)
         return Inputs(
             self._identity,
             motion_frames,
-            self._sent(window(self._speech, self._frame, told.audio_context)[None]),
-            None if self._lips is None else self._sent(window(self._lips, self._frame, told.lip_context)[None]),
+            self._sent(window(speech, at, told.audio_context)[None]),
+            self._lip_window(speech, at),
             self._random(motion_frames.shape) if noisy else None,
             self._random((1, self._engine.draws, *self._identity.shape[1:])),
             self._eye_window(),
@@ -95,6 +106,15 @@ class _Place:
         if self._eyes is not None:
             return self._sent(window(self._eyes, self._frame, context)[None])
         return self._sent(self._blinks.window(self._frame, context)[None])
+
+    def _lip_window(self, speech: Tensor, at: int) -> Tensor | None:
+        """(1, A', L), as given or as predicted from the speech around the frame."""
+        context = self._engine.config.conditioning.lip_context
+        if self._lips is not None:
+            return self._sent(window(self._lips, self._frame, context)[None])
+        if self._predictor is not None:
+            return self._sent(window(self._predictor.predict(speech), at, context)[None])
+        return None
 
     def push(self, x_0: Tensor) -> None:
         self._buffer.push(x_0)
@@ -110,19 +130,56 @@ class _Place:
         return value.to(self._engine.device)
 
 
+class _Passing:
+    """Embeddings as they pass: only those around one frame are held, and what is read with them."""
+
+    def __init__(self, speech: Tensor | Iterable[Tensor], reach: int) -> None:
+        """speech: (F, D), or chunks (f, D) of it. reach: frames held on either side."""
+        self._chunks = iter([speech] if isinstance(speech, Tensor) else speech)
+        self._reach = reach
+        self._held: Tensor | None = None  # (n, D)
+        self._begin = 0  # the frame of its first row
+
+    def reaches(self, frame: int) -> bool:
+        """Whether there is that frame."""
+        return self._read(frame) > frame
+
+    def around(self, frame: int) -> tuple[Tensor, int]:
+        """The embeddings (n, D) of the frames at most `reach` away, as far as there are any, and which is the frame's.
+
+        What comes before is forgotten, so frames are asked for in order.
+        """
+        end = min(self._read(frame + self._reach), frame + self._reach + 1)
+        begin = max(0, frame - self._reach)
+        self._held, self._begin = self._held[begin - self._begin :], begin
+        return self._held[: end - begin], frame - begin
+
+    def _read(self, frame: int) -> int:
+        """Read on until that frame or the end; returns how far we are."""
+        while (end := self._begin + (0 if self._held is None else len(self._held))) <= frame:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                break
+            self._held = chunk if self._held is None else torch.cat([self._held, chunk])
+        return end
+
+
 class _Arrival:
     """Frames on their way from the device."""
 
-    def __init__(self, x_0: Tensor) -> None:
+    def __init__(self, x_0: Tensor, labels: list[tuple[int, bool]]) -> None:
+        """x_0 (B, 3, H, W); labels: (index of the talk, whether this is its last frame) of those that count."""
         on_cuda = x_0.device.type == "cuda"
+        self._labels = labels
         self._pixels = to_uint8(x_0).to("cpu", non_blocking=on_cuda)
         self._there = torch.cuda.current_stream().record_event() if on_cuda else None
 
-    def pictures(self) -> np.ndarray:
-        """(B, H, W, 3) uint8."""
+    def frames(self) -> Iterator[tuple[int, np.ndarray, bool]]:
+        """(index of the talk, (H, W, 3) uint8, whether it is the last one)."""
         if self._there is not None:
             self._there.synchronize()
-        return self._pixels.numpy()
+        for (index, last), picture in zip(self._labels, self._pixels.numpy(), strict=False):
+            yield index, picture, last
 
 
 def _groups(engine: Engine, stage: list[_Place]) -> list[list[_Place]]:
@@ -141,7 +198,7 @@ def _draw(engine: Engine, group: list[_Place], places: int) -> _Arrival:
     x_0 = engine.draw(_stacked(each + each[:1] * spare), first=group[0].fresh)
     for place, frame in zip(group, x_0.split(1), strict=False):
         place.push(frame)
-    return _Arrival(x_0)
+    return _Arrival(x_0, [(place.index, not place.goes_on) for place in group])
 
 
 def _stacked(each: list[Inputs]) -> Inputs:

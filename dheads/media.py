@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,15 +20,16 @@ from dheads.files import is_endless
 def opened(source: Path | BinaryIO, name: str, kind: str = "video or sound") -> Iterator[av.container.InputContainer]:
     """An open container, a stream from its beginning. Raises DheadsError for what is missing or no media.
 
-    name, kind: what the message calls the source and what it misses.
+    Several may be open on one stream that can be sought in. name, kind: what the message calls the source and what it
+    misses.
     """
     with ExitStack() as stack:
         try:
             if isinstance(source, Path) and is_endless(source):
                 raise DheadsError(f"{name} is a pipe or a device; give a {kind} file")
             file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
-            if file.seekable():
-                file.seek(0)
+            if file is source and file.seekable():
+                file = _View(file, name)
             # Nested addresses (playlists) are refused: a media file must not make us fetch another.
             options = {"protocol_whitelist": "none"}
             container = stack.enter_context(av.open(file, options=options, metadata_errors="replace"))
@@ -35,6 +38,32 @@ def opened(source: Path | BinaryIO, name: str, kind: str = "video or sound") -> 
         except OSError as error:
             raise DheadsError(f"cannot read {name}: {error.strerror or error}") from error
         yield container
+
+
+class _View(io.RawIOBase):
+    """A stream from its beginning, with a place in it of its own: others read the same stream in between."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self.name = name
+        self._stream, self._place = stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        self._stream.seek(self._place)
+        data = self._stream.read(size)
+        self._place += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_CUR:
+            offset, whence = self._place + offset, os.SEEK_SET
+        self._place = self._stream.seek(offset, whence)
+        return self._place
 
 
 def name_of(source: Path | BinaryIO, unnamed: str = "the given data") -> str:

@@ -63,10 +63,10 @@ def remake(
     made: dict[int, list[np.ndarray]] = {}
     frames = sum(clip.frames for clip in todo)
     with tqdm(total=frames, desc="sample", unit="frame", disable=not progress or not todo) as bar:
-        for index, frame in perform(engine, talks(), max(1, min(places, len(todo)))):
+        for index, frame, last in perform(engine, talks(), max(1, min(places, len(todo)))):
             made.setdefault(index, []).append(frame)
             bar.update()
-            if len(made[index]) == taken[index].frames:
+            if last:
                 _write(folder, dataset, taken[index], made.pop(index))
     return failed
 

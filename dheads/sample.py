@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.audio import SpeechEncoder, load_speech_encoder, load_waveform
+from dheads.audio import MAX_SECONDS, SpeechEncoder, claimed_seconds, load_speech_encoder, waveform_pieces
 from dheads.config import FPS, Config, SamplingConfig
 from dheads.distributed import world
 from dheads.engine import Engine
@@ -81,7 +81,8 @@ def sample(
 
     A stream as `output` becomes a fragmented MP4, which can be played before it ends. `options` are those of
     `jobs.Job`, such as seed and size; what is None is as the weights recommend. The same seed on the same device gives
-    the same video. `compiled`: by torch.compile, which takes a minute before it is faster.
+    the same video. `compiled`: by torch.compile, which takes a minute before it is faster. Sound is read as frames are
+    made, so that hours of it take no more memory than a minute.
     Raises DheadsError for input that cannot be used; then nothing is written.
     """
     job = Job(face, audio, output, **options)
@@ -90,7 +91,7 @@ def sample(
     frames = generate(engine, scene.talk.photo, scene.talk.speech, seed=job.seed)
     start = time.monotonic()
     # Closed also when writing fails, so that the error begins a line of its own.
-    with tqdm(frames, total=len(scene.talk.speech), desc="sample", unit="frame", disable=not progress) as bar:
+    with tqdm(frames, total=scene.frames, desc="sample", unit="frame", disable=not progress) as bar:
         try:
             count = write_video(output, map(scene.finish, bar), audio)
         except _compile_errors(compiled) as error:
@@ -183,6 +184,7 @@ def _together(studio: Studio, engine: Engine, jobs: list[Job], tick: Callable[[]
     """Jobs that the same engine makes, in lock-step."""
     refused: deque[Outcome] = deque()  # jobs whose video could not be begun
     takes: dict[int, _Take] = {}  # under way, by the number of their talk
+    over: set[int] = set()  # numbers of talks, made or failed
     begun = 0
 
     def talks() -> Iterator[Talk]:
@@ -195,17 +197,17 @@ def _together(studio: Studio, engine: Engine, jobs: list[Job], tick: Callable[[]
                 continue
             takes[begun] = take
             begun += 1
-            yield take.scene.talk
+            yield take.talk()
 
     places = min(PLACES.get(engine.device.type, _PLACES), len(jobs))
     try:
-        for number, frame in perform(engine, talks(), places):
+        for number, frame, last in perform(engine, talks(), places, over):
             while refused:
                 yield refused.popleft()
             tick()
-            # A take that failed, on a full disk say, is performed to its end all the same.
-            if number in takes and (outcome := takes[number].add(frame)):
+            if outcome := takes[number].add(frame, last):
                 del takes[number]
+                over.add(number)
                 yield outcome
         yield from refused
     finally:
@@ -220,19 +222,32 @@ class _Take:
         """Raises DheadsError for a job that cannot be done; then nothing is left of it."""
         _check_output(job)
         self._output = job.output
-        self.scene = studio.scene(job)
+        self._scene = studio.scene(job)
+        self._unheard: str | None = None  # what is wrong with the rest of the sound
         self.writer = video_writer(job.output, job.audio)
 
-    def add(self, frame: np.ndarray) -> Outcome | None:
-        """Write the next frame; with the last one, or when that fails, what became of the job."""
+    def talk(self) -> Talk:
+        return dataclasses.replace(self._scene.talk, speech=self._speech())
+
+    def _speech(self) -> Iterator[Tensor]:
         try:
-            self.writer.add(self.scene.finish(frame))
-            if self.writer.count < len(self.scene.talk.speech):
+            yield from self._scene.talk.speech
+        except Exception as error:  # as when the job is begun
+            self._unheard = _reason(error)
+
+    def add(self, frame: np.ndarray, last: bool) -> Outcome | None:
+        """Write the next frame; with the last one, or when something fails, what became of the job."""
+        if self._unheard:
+            self.writer.discard()
+            return Outcome(self._output, error=self._unheard)
+        try:
+            self.writer.add(self._scene.finish(frame))
+            if not last:
                 return None
             self.writer.close()
         except DheadsError as error:
             return Outcome(self._output, error=str(error))
-        return Outcome(self._output, self.writer.count, self.writer.count / FPS, self.scene.notes)
+        return Outcome(self._output, self.writer.count, self.writer.count / FPS, self._scene.notes)
 
 
 def _reason(error: Exception) -> str:
@@ -248,7 +263,8 @@ def _reason(error: Exception) -> str:
 class Scene:
     """What one video is made from, and what is done to its frames."""
 
-    talk: Talk
+    talk: Talk  # its speech comes in chunks, once
+    frames: int | None  # about how many, if the sound's container says so
     finish: Callable[[np.ndarray], np.ndarray]
     notes: list[str]
 
@@ -291,14 +307,24 @@ class Studio:
         return Engine(self.unet, sampling, compiled=compiled)
 
     def scene(self, job: Job) -> Scene:
-        """The photo and the sound of a job, read. Raises DheadsError for what cannot be used."""
+        """The photo of a job, read, and its sound, begun. Raises DheadsError for what cannot be used."""
         portrait = find_portrait(job.face, self.config, self.backend, at=job.at, which=job.which)
         size = self.config.model.image_size
         finish = partial(enlarge, size=job.size)
         if job.paste:
             finish = Paster(portrait.picture, portrait.matrix, size, self.config.alignment)
-        speech = self.encoder.encode(load_waveform(job.audio)).cpu()
-        return Scene(Talk(warp(portrait.picture, portrait.matrix, size), speech, job.seed), finish, portrait.notes)
+        photo = warp(portrait.picture, portrait.matrix, size)
+        seconds = claimed_seconds(job.audio)
+        frames = None if seconds is None else round(seconds * FPS)
+        return Scene(Talk(photo, self._speech(job.audio, seconds), job.seed), frames, finish, portrait.notes)
+
+    def _speech(self, audio: Path | BinaryIO, seconds: float | None) -> Iterator[Tensor]:
+        """Embeddings in chunks (f, D), begun, so that what is wrong with the sound is said before a video is."""
+        if seconds is not None and seconds > MAX_SECONDS:
+            # Nobody wants to hear of it after hours of work, but the claim may be wrong: read it all.
+            deque(waveform_pieces(audio), maxlen=0)
+        chunks = (chunk.cpu() for chunk in self.encoder.encode_pieces(waveform_pieces(audio)))
+        return chain([next(chunks)], chunks)
 
 
 def find_portrait(
@@ -397,13 +423,14 @@ def _sweep(jobs: list[Job]) -> None:
 
 
 def generate(
-    engine: Engine, photo: np.ndarray, speech: Tensor, *, seed: int = 0, lips: Tensor | None = None
+    engine: Engine, photo: np.ndarray, speech: Tensor | Iterable[Tensor], *, seed: int = 0, lips: Tensor | None = None
 ) -> Iterator[np.ndarray]:
-    """Yield the frames, (H, W, 3) uint8, of the aligned `photo` (H, W, 3) speaking `speech` (F, D) (paper section 3.5).
+    """Yield the frames, (H, W, 3) uint8, of the aligned `photo` (H, W, 3) speaking `speech` (paper section 3.5).
 
-    `lips`: normalised lip codes (F, L) in place of those predicted from the speech.
+    `speech`: embeddings (F, D), or chunks (f, D) of them. `lips`: normalised lip codes (F, L) in place of those
+    predicted from the speech.
     """
-    for _, frame in perform(engine, [Talk(photo, speech, seed, lips)]):
+    for _, frame, _ in perform(engine, [Talk(photo, speech, seed, lips)]):
         yield frame
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from dheads import audio
 from dheads.audio import (
     BundleEncoder,
     ReleasedEncoder,
+    SpeechEncoder,
     WhisperEncoder,
+    claimed_seconds,
     frame_count,
     load_speech_encoder,
     load_waveform,
+    waveform_pieces,
 )
 from dheads.errors import DheadsError
 
@@ -239,12 +243,52 @@ def test_unusable_sound_is_one_sentence(tmp_path):
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_long_sound_comes_in_pieces(tmp_path, rate, monkeypatch):
+    """As if resampled at once, though the file is read no further than the piece."""
+    sound = np.tile(speechlike(10.0, rate) * 8, 15)[: 150 * rate]  # in part too loud
+    write_wav(tmp_path / "a.wav", (sound.clip(-1, 1) * 32767).astype(np.int16)[:, None], rate)
+    positions = []
+    monkeypatch.setattr(audio, "mono", lambda frame, mono=audio.mono: positions.append(frame.time) or mono(frame))
+    pieces = []
+    for piece in waveform_pieces(tmp_path / "a.wav"):
+        pieces.append(piece)
+        assert len(piece) < 62 * 16_000
+        assert positions[-1] < len(pieces) * 61
+    assert len(pieces) == 3
+    waveform = torch.cat(pieces)
+    assert torch.equal(waveform, load_waveform(tmp_path / "a.wav"))
+    truth = AF.resample(torch.from_numpy(sound.clip(-1, 1)), rate, 16_000).clamp(-1, 1)
+    assert waveform.shape == truth.shape
+    assert (waveform - truth).abs().max() < 1e-3
+
+
+def test_too_much_sound_is_found_on_the_way(tmp_path, monkeypatch):
+    write_wav(tmp_path / "a.wav", np.zeros((70 * 16_000, 1), np.int16), 16_000)
+    monkeypatch.setattr(audio, "MAX_SECONDS", 65)
+    pieces = waveform_pieces(tmp_path / "a.wav")
+    assert len(next(pieces)) == pytest.approx(60 * 16_000, abs=16_000)
+    with pytest.raises(DheadsError, match=r"a\.wav holds more than 0 hours of sound; cut it"):
+        next(pieces)
+
+
+def test_containers_claim_a_length(tmp_path, shared):
+    assert claimed_seconds(shared / "samples" / "speech_en_jfk.flac") == 11.0
+    write_sound(tmp_path / "a.mkv", speechlike(1.0, 48_000), 48_000, "flac")
+    assert claimed_seconds(tmp_path / "a.mkv") == pytest.approx(1.0, abs=0.03)
+    clip = shared / "data" / "hdtf" / "RD_Radio2_000.mp4"
+    assert claimed_seconds(clip) == pytest.approx(len(load_waveform(clip)) / 16_000, abs=0.1)
+    (tmp_path / "text.wav").write_text("this is no sound\n" * 50)
+    with pytest.raises(DheadsError, match="not a sound or video"):
+        claimed_seconds(tmp_path / "text.wav")
+
+
 @pytest.mark.parametrize(
     ("samples", "frames"),
     [(0, 1), (1, 1), (640, 1), (959, 1), (961, 2), (16_000, 25), (16_321, 26), (57_600_000, 90_000)],
 )
 def test_frame_count(samples, frames):
-    assert frame_count(torch.empty(1).expand(samples)) == frames
+    assert frame_count(samples) == frames
 
 
 # --- Speech encoder --------------------------------------------------------------------------------------------------
@@ -322,6 +366,13 @@ def small() -> WhisperEncoder:
     return WhisperEncoder(blocks=1).eval()
 
 
+def test_pieces_of_speech_give_the_embeddings_of_the_whole(whisper, shared):
+    sound = load_waveform(shared / "samples" / "speech_es.wav")[:60_001]
+    chunks = list(whisper.encode_pieces(sound.split(7_000)))
+    assert [len(chunk) for chunk in chunks] == [32, 32, 30]
+    assert (torch.cat(chunks) - whisper.encode(sound)).abs().max() < 1e-6
+
+
 def test_shifting_the_sound_shifts_the_embeddings(small, shared):
     sound = load_waveform(shared / "samples" / "speech_nl.wav")[16_000:64_000]  # begins amid speech
     embeddings = small.encode(sound)
@@ -335,7 +386,7 @@ def test_shifting_the_sound_shifts_the_embeddings(small, shared):
 def test_sound_of_any_length(small, shared):
     sound = load_waveform(shared / "samples" / "speech_de.wav")[:32_000]
     for samples in (1, 300, 1_600, 16_000):
-        assert small.encode(sound[:samples]).shape == (frame_count(sound[:samples]), 384)
+        assert small.encode(sound[:samples]).shape == (frame_count(samples), 384)
     # 45 s, longer than the 30 s that Whisper was made for: a phrase is heard alike wherever it comes.
     embeddings = small.encode(torch.nn.functional.pad(sound, (0, 16_000)).repeat(15))
     assert embeddings.shape == (1_125, 384)
@@ -424,6 +475,8 @@ def test_the_released_encoder_gives_as_many_frames_as_asked_for():
     longer = encoder.encode(torch.ones(6_400), 15)
     assert torch.equal(longer[:10], own)
     assert longer[13, 2] == 0  # silence after the end
+    assert torch.equal(encoder.encode(torch.ones(64_000), 7), own[:7])
+    assert torch.equal(encoder.encode(torch.ones(64_000), 60)[:50], encoder.encode(torch.ones(64_000))[:50])
     assert torch.equal(encoder.encode(torch.ones(6_400)), own)  # nothing is left of the recording before
 
 
@@ -521,3 +574,45 @@ def test_a_damaged_or_hostile_bundle(bundle):
         assert str(bundle.parent) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not bundle.with_name("harm").exists()
+
+
+# --- Sound in pieces
+
+
+def encoders() -> list[SpeechEncoder]:
+    """One of each kind, small."""
+    torch.manual_seed(0)
+    bundle = BundleEncoder("bundle", torchaudio.models.wav2vec2_model(**SMALL).eval())
+    bundle.chunk, bundle.margin = 30, 20
+    return [WhisperEncoder(blocks=1).eval(), ReleasedEncoder(Told()), bundle]
+
+
+@pytest.mark.parametrize("encoder", encoders(), ids=lambda encoder: encoder.name)
+@pytest.mark.parametrize("samples", [0, 1, 319, 321, 960, 15_999, 58_674, 80 * 640 + 319, 80 * 640 + 321])
+def test_embeddings_do_not_depend_on_the_pieces(encoder, samples, examples):
+    sound = load_waveform(examples / "speech.wav")[:samples]
+    for frames in (None, 20, 100):
+        whole = encoder.encode(sound, frames)
+        assert len(whole) == (frame_count(samples) if frames is None else frames)
+        uneven = np.random.default_rng(samples).integers(0, samples + 1, 9).tolist()
+        for pieces in (sound.split(16_000), sound.split(641), sound.tensor_split(sorted(uneven))):
+            chunks = list(encoder.encode_pieces(pieces, frames))
+            assert (torch.cat(chunks) - whole).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("encoder", encoders(), ids=lambda encoder: encoder.name)
+def test_sound_without_end_is_encoded_as_it_comes(encoder):
+    heard = 0
+
+    def pieces() -> Iterator[torch.Tensor]:
+        nonlocal heard
+        while True:
+            heard += 4_000
+            yield torch.full((4_000,), 0.1)
+
+    given = 0
+    chunks = encoder.encode_pieces(pieces())
+    while given < 500:
+        given += len(next(chunks))
+        # Of the bundle the margin, of Whisper one second.
+        assert heard <= (given + 26) * 640 + 4_000

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from real_data import decoded, dheads, write_wav
 from test_sample import TINY, untrained
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from dheads import cli
 from dheads import sample as verb
 from dheads.audio import load_waveform
 from dheads.config import Config, override
+from dheads.engine import Engine, Inputs
 from dheads.errors import DheadsError
 from dheads.files import part_of
 from dheads.jobs import Job, check_distinct, jobs_of_sounds, read_jobs, takes_of
-from dheads.video import write_video
+from dheads.video import VideoWriter, write_video
 from dheads.weights import save_checkpoint
 
 pytest_plugins = "real_data"
@@ -189,6 +194,79 @@ def test_what_is_made_together_equals_what_is_made_alone(media: Path, tmp_path: 
         )
         apart = np.abs(decoded(alone).astype(int) - decoded(tmp_path / f"{k}.mp4"))
         assert apart.max() <= 3, "a level of rounding, through a lossy codec"
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all batches that are drawn."""
+    sizes: list[int] = []
+    draw = Engine.draw
+
+    def counted(self: Engine, inputs: Inputs, first: bool = True) -> Tensor:
+        sizes.append(len(inputs.identity))
+        return draw(self, inputs, first)
+
+    monkeypatch.setattr(Engine, "draw", counted)
+    return sizes
+
+
+def test_a_job_on_a_full_disk_stops_computing(
+    media: Path, tmp_path: Path, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers: list[VideoWriter] = []
+    add = VideoWriter.add
+
+    def full(self: VideoWriter, image: np.ndarray) -> None:
+        writers.extend([] if self in writers else [self])
+        if self is writers[0] and self.count == 2:
+            self.discard()
+            raise DheadsError("cannot write it: No space left on device")
+        add(self, image)
+
+    monkeypatch.setattr(VideoWriter, "add", full)
+    jobs = jobs_of_sounds(Job(media / "face.jpg", Path(), Path()), [media / "s5.wav", media / "s4.wav"], tmp_path)
+    told = {"device": "cpu", "progress": False}
+    jobs = [dataclasses.replace(job, weights=str(media / "weights.safetensors"), steps=1) for job in jobs]
+    failed, made = verb.sample_all(jobs, **told)
+    assert failed == verb.Outcome(tmp_path / "s5.mp4", error="cannot write it: No space left on device")
+    assert (made.output, made.frames, made.error) == (tmp_path / "s4.mp4", 4, None)
+    assert batches == [2, 2, 2, 1], "three frames of the first, the last of which found no room"
+    assert names(tmp_path) == ["s4.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (
+            DheadsError("s.wav holds more than 3 hours of sound; cut it"),
+            "s.wav holds more than 3 hours of sound; cut it",
+        ),
+        (MemoryError("no\nmore"), "MemoryError: no more (unexpected; please report it)"),
+    ],
+)
+def test_sound_that_turns_out_bad_midway_ends_its_own_job(
+    media: Path, tmp_path: Path, batches: list[int], monkeypatch: pytest.MonkeyPatch, fault: Exception, reason: str
+) -> None:
+    pieces = verb.waveform_pieces
+
+    def turning_bad(source: Path) -> Iterator[Tensor]:
+        if source.name != "s5.wav":
+            yield from pieces(source)
+            return
+        yield torch.zeros(60 * SAMPLES_PER_FRAME)  # enough for a first chunk of 32 embeddings
+        raise fault
+
+    monkeypatch.setattr(verb, "waveform_pieces", turning_bad)
+    table = write_table(
+        tmp_path / "jobs.csv", [(media / "face.jpg", media / f"s{k}.wav", tmp_path / f"{k}.mp4") for k in (3, 5, 4)]
+    )
+    done = dheads("sample", "--jobs", table, *options(media), "--steps", 1)
+    assert done.exit_code == 1
+    assert done.stdout.split() == [str(tmp_path / "3.mp4"), str(tmp_path / "4.mp4")]
+    assert f"failed {tmp_path / '5.mp4'}: {reason}\n" in done.stderr
+    assert "2 made, 0 were there already, 1 failed\n" in done.stderr
+    assert names(tmp_path) == ["3.mp4", "4.mp4", "jobs.csv"]
+    assert len(batches) <= 32
 
 
 def test_a_second_run_keeps_what_is_there(media: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from dheads.config import SamplingConfig, preset
 from dheads.engine import Engine, Inputs
+from dheads.lips import LipPredictor
 from dheads.lockstep import Talk, perform
 
 TINY = preset("tiny")
@@ -38,9 +41,10 @@ def talk(seed: int, frames: int) -> Talk:
 
 def by_talk(engine: Engine, talks: list[Talk], places: int) -> list[np.ndarray]:
     videos: list[list[np.ndarray]] = [[] for _ in talks]
-    for index, frame in perform(engine, talks, places):
+    for index, frame, last in perform(engine, talks, places):
         assert (frame.shape, frame.dtype) == ((32, 32, 3), np.uint8)
         videos[index].append(frame)
+        assert last == (len(videos[index]) == len(talks[index].speech))
     return [np.stack(video) for video in videos]
 
 
@@ -67,7 +71,7 @@ def test_a_video_does_not_depend_on_what_shares_its_batch(
 def test_free_places_are_filled_as_videos_end() -> None:
     engine = Watched(DDPM)
     talks = [talk(seed, frames) for seed, frames in enumerate([2, 4, 1, 3])]
-    told = [index for index, _ in perform(engine, talks, 2)]
+    told = [index for index, _, _ in perform(engine, talks, 2)]
     assert engine.batches == [2, 2, 2, 2, 1, 1]
     assert told == [0, 1, 0, 1, 1, 2, 1, 3, 3, 3]
 
@@ -75,9 +79,63 @@ def test_free_places_are_filled_as_videos_end() -> None:
 def test_first_frames_take_their_own_steps_where_the_others_start_warm() -> None:
     engine = Watched(WARM)
     talks = [talk(seed, frames) for seed, frames in enumerate([2, 3, 2])]
-    told = [index for index, _ in perform(engine, talks, 2)]
+    told = [index for index, _, _ in perform(engine, talks, 2)]
     assert sorted(told) == [0, 0, 1, 1, 1, 2, 2]
     assert engine.batches == [2, 2, 1, 1, 1], "both begin, both go on, the third begins while the second ends"
+
+
+@pytest.mark.parametrize("sizes", [1, 2, 5, 100])
+@pytest.mark.parametrize("frames", [1, 3, 12])
+def test_speech_in_chunks_gives_the_frames_of_the_whole(frames: int, sizes: int) -> None:
+    whole = talk(0, frames)
+    (wanted,) = by_talk(Watched(DDPM), [whole], 1)
+    assert len(wanted) == frames
+    chunks = replace(whole, speech=iter(whole.speech.split(sizes)))
+    told = list(perform(Watched(DDPM), [chunks]))
+    assert np.array_equal(np.stack([frame for _, frame, _ in told]), wanted)
+    assert [last for _, _, last in told] == [False] * (frames - 1) + [True]
+
+
+def test_no_more_speech_is_held_than_frames_are_told_of() -> None:
+    arrays: list[weakref.ref] = []
+
+    def endless() -> Iterator[Tensor]:
+        random = np.random.default_rng(0)
+        while True:
+            array = random.standard_normal((4, 384), dtype=np.float32)
+            arrays.append(weakref.ref(array))
+            yield torch.from_numpy(array)
+            del array
+
+    reach = TINY.conditioning.lip_context + LipPredictor.context
+    assert reach > TINY.conditioning.audio_context > 0
+    frames = perform(Watched(DDPM), [replace(talk(0, 0), speech=endless())])
+    assert arrays == []
+    for k in range(40):
+        next(frames)
+        assert len(arrays) == (k + reach) // 4 + 1, "read when it is needed"
+        assert sum(array() is not None for array in arrays) <= 1, "copied into what is held, which is as short"
+
+
+def test_a_talk_that_is_stopped_leaves_its_place() -> None:
+    engine, stopped, told = Watched(DDPM), set(), []
+    talks = [talk(seed, frames) for seed, frames in enumerate([100, 3, 2])]
+    for index, _, last in perform(engine, talks, 2, stopped):
+        told.append((index, last))
+        if told.count((0, False)) == 2:
+            stopped.add(0)
+    assert told == [(0, False), (1, False), (0, False), (1, False), (1, True), (2, False), (2, True)]
+    assert engine.batches == [2, 2, 2, 1]
+
+
+def test_a_recorded_frame_of_a_talk_that_is_stopped_is_not_told(tapes: list[Tape]) -> None:  # noqa: F811
+    engine, stopped = Watched(DDPM), set()
+    engine.records = True
+    told = []
+    for index, _, _ in perform(engine, [talk(0, 100), talk(1, 4)], 2, stopped):
+        told.append(index)
+        stopped.add(0)
+    assert told == [0, 1, 1, 1, 1]
 
 
 def test_talks_are_taken_when_there_is_room() -> None:
@@ -98,7 +156,7 @@ def test_talks_are_taken_when_there_is_room() -> None:
 
 def test_a_talk_without_sound_has_no_frames() -> None:
     talks = [talk(0, 0), talk(1, 2), talk(2, 0)]
-    assert [index for index, _ in perform(Watched(DDPM), talks, 2)] == [1, 1]
+    assert [index for index, _, _ in perform(Watched(DDPM), talks, 2)] == [1, 1]
     assert list(perform(Watched(DDPM), [], 2)) == []
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import av
 import pytest
@@ -42,3 +44,17 @@ def test_a_time_beyond_the_next_one_is_no_time() -> None:
     assert times(Damaged([])) == []
     (packet,) = [p for p in media.packets(Damaged([5, 1]), None) if p.dts is None]
     assert packet.pts is None
+
+
+def test_two_containers_read_one_stream_in_turns(examples: Path) -> None:
+    def sound(container: av.container.InputContainer) -> Iterator[bytes]:
+        return (frame.to_ndarray().tobytes() for frame in media.decoded(container, container.streams.audio[0]))
+
+    data = (examples / "speech.wav").read_bytes()
+    stream = io.BytesIO(data)
+    with media.opened(stream, "a stream") as first, media.opened(stream, "a stream") as second:
+        assert first.name == "a stream"
+        ours, theirs = zip(*zip(sound(first), sound(second), strict=True), strict=True)
+    assert ours == theirs
+    assert b"".join(ours) in data
+    assert len(b"".join(ours)) > 100_000

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from typer.testing import Result
 
-from dheads import conditioning, faces
+from dheads import audio, conditioning, faces
 from dheads import sample as verb
 from dheads.audio import load_waveform
 from dheads.conditioning import Condition
@@ -119,10 +119,10 @@ def test_steps_and_solver_are_the_weights_own_unless_given(
 ) -> None:
     told: list[dict[str, object]] = []
 
-    def fake(engine: Engine, photo: np.ndarray, speech: Tensor, **options: object) -> Iterator[np.ndarray]:
+    def fake(engine: Engine, photo: np.ndarray, speech: Iterator[Tensor], **options: object) -> Iterator[np.ndarray]:
         told.append({"steps": engine.sampling.steps, "solver": engine.sampling.solver, **options})
-        assert speech.shape == (FRAMES, 384)
-        return itertools.repeat(photo, len(speech))
+        assert torch.cat(list(speech)).shape == (FRAMES, 384)
+        return itertools.repeat(photo, FRAMES)
 
     monkeypatch.setattr(verb, "generate", fake)
     assert command(folder, face, tmp_path / "out.mp4", "--seed", 9, *options).exit_code == 0
@@ -158,6 +158,46 @@ def test_an_interrupt_leaves_nothing_behind(
     assert command(folder, face, tmp_path / "out.mp4").exit_code == 130
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert (tmp_path / "out.mp4").read_bytes() == b"an older video"
+
+
+def test_sound_that_turns_out_bad_midway_leaves_nothing_behind(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turning_bad(source: Path) -> Iterator[Tensor]:
+        yield torch.zeros(60 * 640)  # enough for a first chunk of 32 embeddings
+        raise DheadsError(f"{source} holds more than 3 hours of sound; cut it")
+
+    monkeypatch.setattr(verb, "waveform_pieces", turning_bad)
+    done = command(folder, face, tmp_path / "out.mp4", "--steps", 1)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"\nerror: {folder / 'speech.wav'} holds more than 3 hours of sound; cut it\n" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_long_a_sound_is_refused_before_any_work(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the container claims it, and it is true."""
+    out = tmp_path / "out.mp4"
+    monkeypatch.setattr(verb, "claimed_seconds", lambda _: 4 * 3600.0)
+    assert command(folder, face, out, "--steps", 1, "--quiet").exit_code == 0
+    assert len(decoded(out)) == FRAMES
+    monkeypatch.setattr(audio, "MAX_SECONDS", 0)
+    monkeypatch.setattr(verb, "generate", None)
+    done = command(folder, face, out, "--quiet")
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"error: {folder / 'speech.wav'} holds more than 0 hours of sound; cut it\n",
+    )
+
+
+def test_without_a_claimed_length_the_bar_has_no_end(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "claimed_seconds", lambda _: None)
+    done = command(folder, face, tmp_path / "out.mp4", "--steps", 1)
+    assert done.exit_code == 0
+    assert f" {FRAMES}frame [" in done.stderr
 
 
 def test_an_odd_size_is_refused_before_any_work(folder: Path, face: Path, tmp_path: Path) -> None:
@@ -198,6 +238,16 @@ def test_sound_without_end_does_not_fill_the_disk(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(verb, "MAX_SPOOLED", 3 << 20)
     with pytest.raises(DheadsError, match="give the sound as a file"), verb.spooled(Endless()):
         pass
+
+
+def test_a_sound_in_memory_is_read_twice_at_once(folder: Path, face: Path, tmp_path: Path) -> None:
+    """By the encoder and by the writer, each at its own place."""
+    sound = io.BytesIO((folder / "speech.wav").read_bytes())
+    told = {"weights": str(folder / "weights.safetensors"), "device": "cpu", "progress": False, "steps": 1}
+    verb.sample(face, sound, tmp_path / "memory.mp4", **told)
+    verb.sample(face, folder / "speech.wav", tmp_path / "file.mp4", **told)
+    assert np.array_equal(decoded(tmp_path / "memory.mp4"), decoded(tmp_path / "file.mp4"))
+    assert torch.equal(load_waveform(tmp_path / "memory.mp4"), load_waveform(tmp_path / "file.mp4"))
 
 
 # --- Frame by frame

@@ -6,7 +6,7 @@ cost, and a rounded time stamp) and 14 ms after sample; there their middles are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -195,13 +195,17 @@ SOUNDS = [
 class Energy:
     """In place of a speech encoder: how loud each frame's own 40 ms are, (F, 1)."""
 
-    def encode(self, waveform: torch.Tensor) -> torch.Tensor:
-        frames = frame_count(waveform)
+    def encode_pieces(self, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        waveform = torch.cat(list(pieces))
+        frames = frame_count(len(waveform))
         sound = torch.nn.functional.pad(waveform, (0, max(0, frames * SAMPLES_PER_FRAME - len(waveform))))
-        return sound[: frames * SAMPLES_PER_FRAME].view(frames, -1).square().mean(dim=1, keepdim=True)
+        yield sound[: frames * SAMPLES_PER_FRAME].view(frames, -1).square().mean(dim=1, keepdim=True)
 
 
-def bright_where_loud(_: object, photo: np.ndarray, speech: torch.Tensor, **__: object) -> Iterator[np.ndarray]:
+def bright_where_loud(
+    _: object, photo: np.ndarray, chunks: Iterator[torch.Tensor], **__: object
+) -> Iterator[np.ndarray]:
+    speech = torch.cat(list(chunks))
     for level in (speech[:, 0] / speech.max()).tolist():
         yield np.full_like(photo, 20 + round(200 * level))
 
