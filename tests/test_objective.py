@@ -58,7 +58,9 @@ class Spy(Denoiser):
 def test_a_network_that_says_zero_has_the_loss_of_zero(batch: Batch, prediction: str) -> None:
     """The paper's loss: the squared error of eps (or v, x_0), its mean in the mouth box, and their weighted sum."""
     config = override(TINY, {"diffusion": {"prediction": prediction}, "model": {"copy_gates": False}})
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, snr_clip=None, lambda_lip=0.2))
+    config = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, snr_clip=None, lambda_lip=0.2, lambda_eye=0.5)
+    )
     denoiser = Spy(UNet(config).eval())
     terms = training_loss(denoiser, batch, config, 3)
     eps = denoiser.eps(batch.target)
@@ -67,7 +69,10 @@ def test_a_network_that_says_zero_has_the_loss_of_zero(batch: Batch, prediction:
     torch.testing.assert_close(terms["simple"], error.mean((1, 2, 3)), rtol=1e-3, atol=1e-5)
     for i, (x0, y0, x1, y1) in enumerate(batch.mouth_box.int().tolist()):
         torch.testing.assert_close(terms["lip"][i], error[i, :, y0:y1, x0:x1].mean(), rtol=1e-2, atol=1e-4)
-    torch.testing.assert_close(terms["loss"], terms["simple"] + 0.2 * terms["lip"])
+    eyes = torch.stack(
+        [error[i, :, y0:y1, x0:x1].mean() for i, (x0, y0, x1, y1) in enumerate(batch.eye_box.int().tolist())]
+    )
+    torch.testing.assert_close(terms["loss"], terms["simple"] + 0.2 * terms["lip"] + 0.5 * eyes, rtol=1e-2, atol=1e-4)
     assert torch.equal(terms["vlb"], torch.zeros(16))
     assert torch.equal(terms["t"], denoiser.t)
 
