@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
 from importlib import resources
-from itertools import groupby
+from itertools import chain, groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
@@ -93,10 +93,13 @@ def _chunks_in_step(container: av.container.InputContainer) -> Iterator[tuple[np
     start = start_seconds(container)
     position = 0.0  # seconds given out so far
     tolerance = 0.0  # the first frame is placed exactly, later ones only where time stamps really jump
-    for frame in decoded(container, container.streams.audio[0]):
+    frames = decoded(container, container.streams.audio[0])
+    for frame, following in pairwise(chain(frames, [None])):
         if not _RATES_HZ[0] <= frame.rate <= _RATES_HZ[1]:
             raise DheadsError(f"{container.name} has {frame.rate} sound samples a second; resample it to 16000 Hz")
         samples = mono(frame)
+        if following is None and frame.duration:  # an encoder fills its last packet up; the packet says how far
+            samples = samples[: round(frame.duration * frame.time_base * frame.rate)]
         gap = 0.0 if frame.time is None else frame.time - start - position
         if tolerance < gap < _MAX_GAP_SECONDS:
             silence = round(gap * frame.rate)

@@ -24,6 +24,7 @@ from dheads.media import decoded, mono, name_of, opened, packets, start_seconds
 VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".m4v"})  # file endings
 # Sound that is copied as it is: MP4 holds these, and browsers or their systems play them.
 COPIED_CODECS = frozenset({"aac", "mp3", "alac", "flac", "opus"})
+_MIN_MP3_RATE = 16_000  # slower MP3 ("MPEG 2.5") is not in MP4's standard
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 _AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}  # by number of channels
 _PROGRAM = f"dheads {__version__}"
@@ -144,6 +145,7 @@ class VideoWriter:
             self._video.pix_fmt = "yuv420p"
             self._video.color_primaries = self._video.color_trc = self._video.colorspace = _BT709
             self._video.color_range = ColorRange.MPEG
+            self._scaler = VideoReformatter()  # one for all frames, as when reading
             self._sound = add_sound(self._output)
             self._pending = next(self._sound, None)
             self._open = stack.pop_all()
@@ -168,7 +170,7 @@ class VideoWriter:
             while self._pending and self._pending.dts * self._pending.time_base <= self.count / self._fps:
                 self._mux_sound(self._pending)
                 self._pending = next(self._sound, None)
-            self._output.mux(self._video.encode(_yuv(image, self.count)))
+            self._output.mux(self._video.encode(_yuv(image, self.count, self._scaler)))
             self.count += 1
             failing.pop_all()
 
@@ -250,8 +252,9 @@ def check_even(height: int, width: int) -> None:
         raise DheadsError(f"frames of {width} x {height} px cannot be written; make both even")
 
 
-def _yuv(image: np.ndarray, index: int) -> av.VideoFrame:
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
+def _yuv(image: np.ndarray, index: int, scaler: VideoReformatter) -> av.VideoFrame:
+    frame = scaler.reformat(
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"),
         format="yuv420p",
         dst_colorspace=Colorspace.ITU709,
         src_color_range=ColorRange.JPEG,
@@ -323,15 +326,21 @@ def _source_sound(audio: Path | BinaryIO) -> Iterator[AddSound]:
 def _add_source_sound(source: av.container.InputContainer, output: av.container.OutputContainer) -> Iterator[av.Packet]:
     stream = source.streams.audio[0]
     codec = stream.codec_context
-    # MP4 wants the codec's header, which damaged files lack; AAC's it makes itself, and MP3 has none.
-    name = codec.codec.canonical_name
-    if name in COPIED_CODECS and (codec.extradata or name in ("aac", "mp3")):
+    if _fits_mp4(codec):
         return _copied_packets(source, stream, output.add_stream_from_template(stream))
     rate = min((r for r in _AAC_RATES if r >= codec.sample_rate), default=max(_AAC_RATES))
     layout = _AAC_LAYOUTS.get(codec.layout.nb_channels, "mono")
     out = output.add_stream("aac", rate=rate, layout=layout)
     out.bit_rate = 96_000 * out.layout.nb_channels
     return _encoded_packets(source, stream, out)
+
+
+def _fits_mp4(codec: av.AudioCodecContext) -> bool:
+    name = codec.codec.canonical_name
+    if name == "mp3":
+        return codec.sample_rate >= _MIN_MP3_RATE
+    # MP4 wants the codec's header, which damaged files lack; AAC's it makes itself.
+    return name in COPIED_CODECS and (name == "aac" or bool(codec.extradata))
 
 
 def _copied_packets(

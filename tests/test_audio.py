@@ -168,6 +168,11 @@ def test_a_gap_between_time_stamps_is_silence(tmp_path):
     assert lag(speechlike(2.0)[17_600:], sound[25_600:]) == pytest.approx(0, abs=16)
 
 
+def test_what_fills_the_last_packet_up_is_no_sound(tmp_path):
+    write_sound(tmp_path / "a.m4a", speechlike(2, 8_000), 8_000, "aac", "mono")
+    assert len(load_waveform(tmp_path / "a.m4a")) == 2 * 16_000
+
+
 def test_a_stream_reads_like_a_file_and_from_its_beginning(tmp_path):
     write_sound(tmp_path / "a.ogg", speechlike(1.0, 48_000), 48_000, "libopus")
     stream = io.BytesIO((tmp_path / "a.ogg").read_bytes())

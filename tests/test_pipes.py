@@ -1,4 +1,4 @@
-"""`dheads sample` as one program among others: pipes, signals, and the README's recipes for the shell."""
+"""`dheads sample` as one program among others: pipes and signals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -26,8 +25,7 @@ FRAMES = 3
 
 @pytest.fixture(scope="module")
 def media(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """face.jpg, speech.mp3 of a few frames, long.wav of seconds, weights.safetensors, and bin/ with a dheads that
-    takes those weights and a player that keeps what it is given."""
+    """face.jpg, short.wav and speech.mp3 of a few frames, long.wav of seconds, and weights.safetensors."""
     folder = tmp_path_factory.mktemp("media")
     speech = load_waveform(examples / "speech.wav")
     write_wav(folder / "long.wav", speech.repeat(2)[:80_000])
@@ -39,15 +37,7 @@ def media(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         target.mux(stream.encode())
     save_checkpoint(folder / "weights.safetensors", untrained(TINY).state_dict(), TINY, {})
     shutil.copy(examples / "face.jpg", folder)
-    program(folder / "bin" / "dheads", f'"{sys.executable}" -m dheads "$@" {" ".join(options(folder))}')
-    program(folder / "bin" / "ffplay", "cat > played.mp4")
     return folder
-
-
-def program(path: Path, command: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{command}\n")
-    path.chmod(0o755)
 
 
 def options(media: Path) -> list[str]:
@@ -136,76 +126,3 @@ def test_terminals_are_no_pipes(media: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert done.stderr.count(b"\n") == 1
             assert reason in done.stderr
     os.close(ends[0])
-
-
-# --- Recipes
-
-MAKEFILE = """%.mp4: %.wav face.jpg
-	dheads sample face.jpg $< -o $@
-"""
-LIST = """face,audio,output,seed
-face.jpg,a.wav,first.mp4,1
-face.jpg,b.wav,second.mp4,2
-"""
-# What is run in a folder with face.jpg, speech.mp3, a.wav, b.wav, jobs.csv and Makefile; the videos it makes.
-RECIPES = {
-    "player": ("dheads sample face.jpg - -o - < speech.mp3 | ffplay -", ["played.mp4"]),
-    "sounds": ("dheads sample face.jpg a.wav speech.mp3 --out-dir out/", ["out/a.mp4", "out/speech.mp4"]),
-    "xargs": (
-        "find . -name '*.wav' -print0 | xargs -0 dheads sample face.jpg --out-dir out/",
-        ["out/a.mp4", "out/b.mp4"],
-    ),
-    "loop": (
-        "find . -name '*.wav' -print0 | while IFS= read -r -d '' sound; do\n"
-        '    printf \'face.jpg,"%s","%s"\\n\' "$sound" "${sound%.wav}.mp4"\n'
-        "done | { echo face,audio,output; cat; } | dheads sample --jobs -",
-        ["a.mp4", "b.mp4"],
-    ),
-    "make": ("make a.mp4", ["a.mp4"]),
-    "finished": (
-        'dheads sample --jobs jobs.csv | while IFS= read -r video; do cp "$video" out/; done',
-        ["first.mp4", "out/first.mp4", "out/second.mp4", "second.mp4"],
-    ),
-}
-
-
-@pytest.fixture
-def shell(media: Path, tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """Runs a command in a folder with the recipes' files."""
-    shutil.copy(media / "face.jpg", tmp_path)
-    shutil.copy(media / "speech.mp3", tmp_path)
-    for name in ("a.wav", "b.wav"):
-        shutil.copy(media / "short.wav", tmp_path / name)
-    (tmp_path / "jobs.csv").write_text(LIST)
-    (tmp_path / "Makefile").write_text(MAKEFILE)
-    path = f"{media / 'bin'}{os.pathsep}{os.environ['PATH']}"
-
-    def run(command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes(shell: Callable[[str], subprocess.CompletedProcess[str]], tmp_path: Path, recipe: str) -> None:
-    command, videos = RECIPES[recipe]
-    for needed in ("find", "xargs", "make"):
-        if needed in command.split() and shutil.which(needed) is None:
-            pytest.skip(f"there is no {needed}")
-    if recipe == "finished":
-        (tmp_path / "out").mkdir()
-    done = shell(command)
-    assert done.returncode == 0, done.stderr
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.mp4")) == videos
-    for name in videos:
-        assert len(decoded(tmp_path / name)) >= FRAMES
-    if recipe == "make":
-        assert "up to date" in shell(command).stdout

@@ -6,6 +6,7 @@ cost, and a rounded time stamp) and 14 ms after sample; there their middles are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -123,21 +124,35 @@ def recorded_sound(container: av.container.OutputContainer, take: Recording, _: 
 # --- What a player shows and plays, and when -------------------------------------------------------------------------
 
 
-def played(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Times (F,) and brightness (F,) of a file's pictures, times (N,) and samples (N,) of its sound, by its stamps."""
-    with av.open(str(path)) as container:
-        start = container.start_time / av.time_base
-        pictures = [(f.time - start, f.to_ndarray(format="gray").mean()) for f in container.decode(video=0)]
-    sounds = []
-    resampler = av.AudioResampler(format="fltp", layout="mono")
-    with av.open(str(path)) as container:
-        for frame in container.decode(audio=0):
+def played(path: Path, *spans: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Times (F,) and brightness (F,) of a file's pictures, times (N,) and samples (N,) of its sound, by its stamps.
+
+    spans: of seconds; without any the whole file.
+    """
+    pictures, sounds = [], []
+    for span in spans or [(0.0, math.inf)]:
+        pictures += [(time, frame.to_ndarray(format="gray").mean()) for time, frame in presented(path, "video", *span)]
+        resampler = av.AudioResampler(format="fltp", layout="mono")
+        for time, frame in presented(path, "audio", *span):
             (same,) = resampler.resample(frame)
             samples = same.to_ndarray()[0]
-            sounds.append((frame.time - start + np.arange(len(samples)) / frame.sample_rate, samples))
+            sounds.append((time + np.arange(len(samples)) / frame.sample_rate, samples))
     shown, brightness = np.array(pictures).T
     heard, samples = (np.concatenate(parts) for parts in zip(*sounds, strict=True))
     return shown, brightness, heard, samples
+
+
+def presented(path: Path, kind: str, begin: float, end: float) -> Iterator[tuple[float, av.frame.Frame]]:
+    """When a player shows or plays each of a stream's frames between two times, and the frame."""
+    with av.open(str(path)) as container:
+        start = container.start_time / av.time_base
+        if begin > 1:  # a decoder needs a moment to settle
+            container.seek(round((begin - 1 + start) * av.time_base))
+        for frame in container.decode(**{kind: 0}):
+            if frame.time - start > end:
+                return
+            if frame.time - start >= begin:
+                yield frame.time - start, frame
 
 
 def marks_of(times: np.ndarray, level: np.ndarray, span: float = 0.0) -> tuple[np.ndarray, np.ndarray]:

@@ -250,6 +250,7 @@ def test_the_sound_is_copied_bit_for_bit(tmp_path, file, codec, rate, layout):
         ("f.wav", "pcm_s16le", 17_000, "mono", 22_050, "mono"),
         ("g.ogg", "vorbis", 44_100, "stereo", 44_100, "stereo"),
         ("h.ac3", "ac3", 48_000, "stereo", 48_000, "stereo"),
+        ("i.mp3", "libmp3lame", 8_000, "mono", 8_000, "mono"),
     ],
 )
 def test_other_sound_becomes_aac_of_the_same_kind(tmp_path, file, codec, rate, layout, as_rate, as_layout):
