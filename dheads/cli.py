@@ -133,7 +133,8 @@ def sample(
     jobs: Annotated[
         Path | None,
         typer.Option(
-            help="CSV with the columns face, audio, output, and any of seed, size, steps, solver, weights; -: stdin.",
+            help="CSV with the columns face, audio, output, and any of seed, size, steps, solver, weights, guidance, "
+            "at, which, paste, still; -: stdin.",
             show_default=False,
         ),
     ] = None,
@@ -175,6 +176,7 @@ def sample(
         typer.Option(min=16, max=4096, help="Side of the video in px.", show_default="the weights' own"),
     ] = None,
     paste: Annotated[bool, typer.Option("--paste", help="Put the face back into its whole picture.")] = False,
+    still: Annotated[bool, typer.Option("--still", help="Keep the head in its place; lips and eyes move.")] = False,
     compiled: Annotated[
         bool, typer.Option("--compile", help="A minute of torch.compile first; for hours of video.")
     ] = False,
@@ -213,6 +215,7 @@ def sample(
         "at": _finite(at, "--at"),
         "which": which,
         "paste": paste,
+        "still": still,
     }
     running = {"device": device, "compiled": compiled, "progress": not quiet}
     with _ended_cleanly():

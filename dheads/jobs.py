@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,8 @@ from dheads.config import SamplingConfig
 from dheads.errors import DheadsError
 
 SIZES = 16, 4096  # px; of a video's side
+MOST_GUIDANCE = 20.0
+LAST_SECOND = 86_400.0  # of a video as face
 LARGEST_SEED = 2**63 - 1
 SOLVERS = typing.get_args(typing.get_type_hints(SamplingConfig)["solver"])
 
@@ -35,12 +38,13 @@ class Job:
     at: float | None = None  # seconds into a video as face; None: its first frame with a face
     which: int | None = None  # of several faces, from the largest: 1; None: the largest
     paste: bool = False  # the face goes back into its picture
+    still: bool = False  # the head keeps to its place in the photo
     fault: str | None = None  # why a row of a list is no job
 
 
 def read_jobs(source: Path | BinaryIO, defaults: Job) -> list[Job]:
-    """The rows of a CSV file with the columns face, audio and output, and any others of seed, size, steps, solver and
-    weights, in any order. What a row leaves empty is as in `defaults`. A row that cannot be used has a `fault`.
+    """The rows of a CSV file with the columns face, audio and output, and any others of a `Job`'s options, in any
+    order. What a row leaves empty is as in `defaults`. A row that cannot be used has a `fault`.
 
     Raises DheadsError for a file that cannot be read, another header, and no rows.
     """
@@ -112,7 +116,10 @@ def _job(name: str, header: list[str], row: list[str], defaults: Job) -> Job:
             raise ValueError(f"has {len(row)} fields where the first line has {len(header)}")
         if missing := [column for column in _NEEDED if column not in given]:
             raise ValueError(f"has no {missing[0]}")
-        return replace(defaults, **{column: _value(column, text) for column, text in given.items()})
+        job = replace(defaults, **{column: _value(column, text) for column, text in given.items()})
+        if job.paste and job.size is not None:
+            raise ValueError("has paste and a size, but pasted frames are as large as the picture")
+        return job
     except ValueError as error:
         return replace(defaults, output=output, fault=f"{name} {error}")
 
@@ -139,6 +146,25 @@ def _number(least: int, most: int) -> Callable[[str], int]:
     return parsed
 
 
+def _real(least: float, most: float) -> Callable[[str], float]:
+    def parsed(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise ValueError(f"a number from {least:g} to {most:g}")
+        return value
+
+    return parsed
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("yes or no")
+    return text == "yes"
+
+
 def _solver(text: str) -> str:
     if text not in SOLVERS:
         raise ValueError(f"one of {', '.join(SOLVERS)}")
@@ -153,4 +179,9 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "steps": _number(1, 100_000),
     "solver": _solver,
     "weights": str,
+    "guidance": _real(0, MOST_GUIDANCE),
+    "at": _real(0, LAST_SECOND),
+    "which": _number(1, 1_000),
+    "paste": _yes_or_no,
+    "still": _yes_or_no,
 }

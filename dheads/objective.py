@@ -18,7 +18,7 @@ from dheads.diffusion import q_sample, v_target
 from dheads.draws import Batch
 from dheads.model import UNet
 
-TALLIED = ("loss", "simple", "vlb", "lip", "simple_q1", "simple_q2", "simple_q3", "simple_q4")
+TALLIED = ("loss", "simple", "vlb", "lip", "eye", "simple_q1", "simple_q2", "simple_q3", "simple_q4")
 
 
 def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, part: int = 0) -> dict[str, Tensor]:
@@ -49,10 +49,10 @@ def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, p
     vlb = torch.zeros_like(simple)
     if denoised.var_frac is not None:
         vlb = losses.vlb(schedule, x_0, x_t, t, denoised.x_0, denoised.var_frac)
-    loss = losses.total(simple, vlb, lip, training.lambda_vlb, training.lambda_lip)
-    if training.lambda_eye:
-        loss = loss + training.lambda_eye * losses.inside(error, batch.eye_box)
-    return {"loss": loss, "simple": simple, "vlb": vlb, "lip": lip, "t": t}
+    eye = losses.inside(error, batch.eye_box)
+    # Beyond the paper: the eyes, as the mouth.
+    loss = losses.total(simple, vlb, lip, training.lambda_vlb, training.lambda_lip) + training.lambda_eye * eye
+    return {"loss": loss, "simple": simple, "vlb": vlb, "lip": lip, "eye": eye, "t": t}
 
 
 def training_condition(unet: UNet, batch: Batch, config: Config, generator: torch.Generator) -> Condition:
@@ -85,10 +85,10 @@ def training_condition(unet: UNet, batch: Batch, config: Config, generator: torc
 
 
 def tally(terms: dict[str, Tensor], num_steps: int) -> Tensor:
-    """Sums and counts (8, 2) over a batch of what TALLIED names: the losses, and the simple one by quartile of t."""
+    """Sums and counts (9, 2) over a batch of what TALLIED names: the losses, and the simple one by quartile of t."""
     simple = terms["simple"]
     quartile = F.one_hot(terms["t"] * 4 // num_steps, 4).to(simple)  # (B, 4)
-    means = torch.stack([terms[name].detach() for name in TALLIED[:4]])  # (4, B)
+    means = torch.stack([terms[name].detach() for name in TALLIED[:5]])  # (5, B)
     sums = torch.cat([means.sum(1), simple.detach() @ quartile])
     return torch.stack([sums, torch.cat([sums.new_full((4,), len(simple)), quartile.sum(0)])], dim=1)
 

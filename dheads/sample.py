@@ -41,6 +41,7 @@ PLACES = {"cuda": 16}  # videos in lock-step; more make no more frames a second
 _PLACES = 8  # on other devices
 MAX_SPOOLED = 8 << 30  # bytes of sound from a pipe
 _CHUNK = 1 << 20  # bytes read at a time
+_STILL = 0.8  # the photo's share in the motion frames of a still head
 _SEARCHED_FRAMES = 10 * FPS  # of a video, for its first face
 
 
@@ -161,7 +162,7 @@ def _all(
         except DheadsError as error:
             yield from (Outcome(job.output, error=str(error)) for job in group)
             continue
-        for alike in _grouped(group, lambda job: (job.steps, job.solver, job.guidance)):
+        for alike in _grouped(group, lambda job: (job.steps, job.solver, job.guidance, job.still)):
             try:
                 engine = studio.engine(alike[0], compiled)
             except DheadsError as error:
@@ -297,6 +298,8 @@ class Studio:
     def engine(self, job: Job, compiled: bool = False) -> Engine:
         """Raises DheadsError for settings that these weights do not take."""
         sampling = chosen(self.config.sampling, steps=job.steps, solver=job.solver, guidance=job.guidance)
+        if job.still:
+            sampling = chosen(sampling, identity_anchor=max(_STILL, sampling.identity_anchor))
         if sampling.steps > self.config.diffusion.num_steps:
             raise DheadsError(
                 f"{self._weights}: was trained with {self.config.diffusion.num_steps} timesteps, which cannot be "

@@ -26,9 +26,10 @@ PAPER = override(
     {
         "model": {"copy_gates": False, "learned_variance": True, "dropout": 0.1},
         "diffusion": {"prediction": "eps"},
-        "conditioning": {"motion_noise": 0.0, "lip_dims": 0, "hide_motion_mouth": False},
+        "conditioning": {"motion_noise": 0.0, "lip_dims": 0, "eye_dims": 0, "hide_motion_mouth": False},
         "sampling": {"steps": 3, "solver": "ddpm"},
         "training": {"augment": False, "audio_dropout": 0.0, "motion_drift": 0.0, "balance": "clips", "steps": 2}
+        | {"lambda_eye": 0.0, "blink_share": 0.0, "start_share": 0.0}
         | {"lr_schedule": "paper", "log_every": 1, "sample_clips": 0, "checkpoint_every": 2, "batch_size": 2},
     },
 )

@@ -197,6 +197,7 @@ def test_sample_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
                 "at": None,
                 "which": None,
                 "paste": False,
+                "still": False,
                 "compiled": False,
                 "progress": True,
             },

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from test_sample import TINY, untrained
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from dheads import cli
+from dheads import cli, jobs
 from dheads import sample as verb
 from dheads.audio import load_waveform
 from dheads.config import Config, override
@@ -85,6 +86,42 @@ def test_columns_lie_over_the_options() -> None:
     )
     assert first == Job(Path("f.jpg"), Path("a, b.wav"), Path("o.mp4"), 3, 64, 4, "dpm++2m", "crema")
     assert second == Job(Path("g.jpg"), Path("b.wav"), Path("p.mp4"), 7)
+
+
+def test_every_option_has_a_column() -> None:
+    first, second = read(
+        "face,audio,output,guidance,at,which,paste,still\nf.mp4,a.wav,o.mp4,1.5,2.25,3,yes,no\ng.jpg,b.wav,p.mp4,,,,,yes\n"
+    )
+    assert first == replace(
+        DEFAULTS,
+        face=Path("f.mp4"),
+        audio=Path("a.wav"),
+        output=Path("o.mp4"),
+        guidance=1.5,
+        at=2.25,
+        which=3,
+        paste=True,
+    )
+    assert second == replace(DEFAULTS, face=Path("g.jpg"), audio=Path("b.wav"), output=Path("p.mp4"), still=True)
+    columns = {name for name in vars(first) if name != "fault"}
+    assert columns == set(jobs._COLUMNS), "an option without a column"
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "fault"),
+    [
+        ("guidance", "nan", "guidance is 'nan', which must be a number from 0 to 20"),
+        ("guidance", "-1", "from 0 to 20"),
+        ("at", "soon", "a number from 0 to 86400"),
+        ("which", "0", "a whole number from 1 to"),
+        ("still", "true", "still is 'true', which must be yes or no"),
+        ("paste", "1", "yes or no"),
+        ("paste,size", "yes,64", "has paste and a size, but pasted frames are as large as the picture"),
+    ],
+)
+def test_a_value_that_a_column_does_not_take(column: str, text: str, fault: str) -> None:
+    (bad,) = read(f"face,audio,output,{column}\nf.jpg,a.wav,o.mp4,{text}\n")
+    assert fault in bad.fault
 
 
 @pytest.mark.parametrize(
@@ -370,6 +407,20 @@ def test_settings_by_row(media: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "walked in 2000 steps" in failed[0]
     assert "b.mp4" in failed[1]
     assert "takes no guidance" in failed[2]
+
+
+def test_a_still_head_is_told_of_the_photo_more_than_of_the_last_frames(media: Path, tmp_path: Path) -> None:
+    """By row; the packaged weights' own share of the photo is a quarter."""
+    rows = [(media / "face.jpg", media / "s2.wav", tmp_path / f"{still}.mp4", still) for still in ("no", "yes")]
+    table = write_table(tmp_path / "jobs.csv", rows, ("face", "audio", "output", "still"))
+    assert dheads("sample", "--jobs", table, *options(media)).exit_code == 0
+    job = Job(media / "face.jpg", media / "s2.wav", tmp_path / "x.mp4", weights=str(media / "weights.safetensors"))
+    studio = verb.Studio(job.weights, torch.device("cpu"), progress=False)
+    anchors = [studio.engine(replace(job, still=still)).sampling.identity_anchor for still in (False, True)]
+    assert anchors == [studio.config.sampling.identity_anchor, 0.8]
+    moving, still = (decoded(tmp_path / f"{name}.mp4").astype(int) for name in ("no", "yes"))
+    assert np.abs(moving[0] - still[0]).max() <= 3, "the first frame has no other before it"
+    assert np.abs(moving[1] - still[1]).max() > 3
 
 
 def test_takes_are_performances_of_their_own(media: Path, tmp_path: Path) -> None:

@@ -101,7 +101,10 @@ def test_the_x_0_loss_without_its_clip_is_the_v_loss(batch: Batch) -> None:
 
 
 def test_the_hybrid_loss_has_its_three_terms(batch: Batch) -> None:
-    config = override(TINY, {"model": {"learned_variance": True}, "training": {"lambda_vlb": 0.25, "lambda_lip": 0.5}})
+    config = override(
+        TINY,
+        {"model": {"learned_variance": True}, "training": {"lambda_vlb": 0.25, "lambda_lip": 0.5, "lambda_eye": 0.0}},
+    )
     terms = training_loss(Denoiser(UNet(config).eval()), batch, config, 3)
     assert (terms["vlb"] > 0).all()
     torch.testing.assert_close(terms["loss"], terms["simple"] + 0.25 * terms["vlb"] + 0.5 * terms["lip"])
