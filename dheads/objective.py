@@ -90,7 +90,7 @@ def tally(terms: dict[str, Tensor], num_steps: int) -> Tensor:
     quartile = F.one_hot(terms["t"] * 4 // num_steps, 4).to(simple)  # (B, 4)
     means = torch.stack([terms[name].detach() for name in TALLIED[:5]])  # (5, B)
     sums = torch.cat([means.sum(1), simple.detach() @ quartile])
-    return torch.stack([sums, torch.cat([sums.new_full((4,), len(simple)), quartile.sum(0)])], dim=1)
+    return torch.stack([sums, torch.cat([sums.new_full((5,), len(simple)), quartile.sum(0)])], dim=1)
 
 
 def _seed(generator: torch.Generator) -> int:

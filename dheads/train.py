@@ -219,7 +219,7 @@ class _Records:
                 training_loss(self._denoiser, self._draws.draw(step, 0), config, step)
                 for step in range(_VALIDATION_STEP, _VALIDATION_STEP + batches)
             ]
-            names = ("loss", "simple", "lip")
+            names = ("loss", "simple", "lip", "eye")
             return {f"val_{name}": float(torch.stack([row[name] for row in rows]).mean()) for name in names}
         return {}
 

@@ -169,11 +169,11 @@ def test_a_dataset_made_for_another_network_is_refused(dataset: Dataset) -> None
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"format = 99\n", "format 99 is not the known one, 1; prepare the data again"),
+        (b"format = 99\n", "format 99 is not the known one, 2; prepare the data again"),
         (b"format = \xff\n", r"dataset\.toml: cannot be read .*; prepare the data again"),
-        (b"format = 1\n", "size None is no number of pixels; prepare the data again"),
-        (b"format = 1\nsize = true\n", "size True is no number of pixels"),
-        (b"format = 1\nsize = -32\n", "size -32 is no number of pixels"),
+        (b"format = 2\n", "size None is no number of pixels; prepare the data again"),
+        (b"format = 2\nsize = true\n", "size True is no number of pixels"),
+        (b"format = 2\nsize = -32\n", "size -32 is no number of pixels"),
     ],
 )
 def test_a_damaged_description_is_refused(copy: Path, content: bytes, reason: str) -> None:

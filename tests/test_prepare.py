@@ -91,7 +91,7 @@ def test_files_that_the_splits_do_not_name_are_left_alone(prepared: Prepared) ->
 
 def test_dataset_toml_tells_how_the_clips_were_made(prepared: Prepared) -> None:
     info = tomllib.loads((prepared.data / "dataset.toml").read_text(encoding="utf-8"))
-    assert (info["format"], info["size"], info["fps"]) == (1, 32, 25)
+    assert (info["format"], info["size"], info["fps"]) == (2, 32, 25)
     assert info["speech_encoder"] == "whisper-tiny.en"
     assert (info["layout"], info["preset"]) == ("folder", "tiny")
     assert info["alignment"] == asdict(TINY.alignment)

@@ -16,9 +16,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from test_sync import BEEP, FRAME, Energy, marks_of, played
 
-from dheads.audio import load_waveform
+from dheads.audio import waveform_pieces
 from dheads.video import write_video
 
 SECONDS = 30  # of most recordings, to save time
@@ -112,7 +113,7 @@ def gray_pictures(container: av.container.OutputContainer, take: Long) -> Iterat
 
 def made_from(sound: Path, target: Path) -> None:
     """As `dheads sample` does."""
-    levels = Energy().encode(load_waveform(sound))[:, 0]
+    levels = torch.cat(list(Energy().encode_pieces(waveform_pieces(sound))))[:, 0]
     pictures = (np.full((16, 16, 3), 20 + round(200 * level), np.uint8) for level in (levels / levels.max()).tolist())
     write_video(target, pictures, sound)
 

@@ -153,15 +153,17 @@ def test_the_command_prints_the_checkpoint(short: Run) -> None:
 
 
 def test_metrics(short: Run) -> None:
-    losses = {"loss", "simple", "vlb", "lip"}
-    others = {"step", "lr", "grad_norm", "broken_clips", "bad_steps", "val_loss", "val_simple", "val_lip"}
+    losses = {"loss", "simple", "vlb", "lip", "eye"}
+    others = {"step", "lr", "grad_norm", "broken_clips", "bad_steps", "val_loss", "val_simple", "val_lip", "val_eye"}
     quarters = {f"simple_q{k}" for k in (1, 2, 3, 4)}
     assert [row["step"] for row in rows(short.path)] == [2, 4, 6]
     for row in rows(short.path):
         assert losses | others | SPEED <= set(row) <= losses | others | SPEED | quarters
         assert all(math.isfinite(value) for value in row.values())
-        assert row["loss"] == pytest.approx(row["simple"] + TINY.training.lambda_lip * row["lip"], rel=1e-4)
-        assert row["val_loss"] == pytest.approx(row["val_simple"] + TINY.training.lambda_lip * row["val_lip"], rel=1e-4)
+        for held_out in ("", "val_"):
+            simple, lip, eye = (row[held_out + name] for name in ("simple", "lip", "eye"))
+            total = simple + TINY.training.lambda_lip * lip + TINY.training.lambda_eye * eye
+            assert row[f"{held_out}loss"] == pytest.approx(total, rel=1e-4)
         assert row["vlb"] == 0, "the tiny network has no learned variance"
         means = [row[name] for name in quarters & set(row)]
         assert min(means) <= row["simple"] <= max(means)
@@ -566,13 +568,13 @@ def test_validation_asks_the_same_every_time(prepared: Prepared, tmp_path: Path)
     config = override(TINY, PLAIN)
     dataset = Dataset(prepared.data)
     state = TrainingState(verb.UNet(config), config)
-    records = verb._Records(tmp_path, dataset, state)
+    records = verb._Records(tmp_path, dataset, state, "fp32")
     first = records.validate()
     torch.manual_seed(3)
     assert records.validate() == first
-    assert set(first) == {"val_loss", "val_simple", "val_lip"}
+    assert set(first) == {"val_loss", "val_simple", "val_lip", "val_eye"}
     dataset.clips = [clip for clip in dataset.clips if clip.split == "train"]
-    assert verb._Records(tmp_path, dataset, state).validate() == {}
+    assert verb._Records(tmp_path, dataset, state, "fp32").validate() == {}
 
 
 def test_a_tiny_model_learns_one_clip_until_its_mouth_follows_the_sound(
