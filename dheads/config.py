@@ -99,6 +99,12 @@ class SamplingConfig:
     # Beyond the paper: how far beyond what is drawn without sound; 1: what the network says. Wants
     # training.audio_dropout.
     guidance: float = 1.0
+    # Beyond the paper: noise of this standard deviation (of full scale) in what the speech encoder hears, for networks
+    # that have learned from recordings only: no room is as silent as a file can be.
+    room_noise: float = 0.0
+    # Beyond the paper: the share of x_T's variance around the mouth that is the same in all frames of a video, so that
+    # what the sound leaves open is drawn alike in each of them; 0 .. 1.
+    shared_noise: float = 0.0
     # Beyond the paper: noise on the network's own last frames, told as in training, so that errors do not pile up.
     motion_noise: float = 0.0
     # Beyond the paper: each finished frame becomes a motion frame with this share of the identity blended in.
@@ -315,7 +321,8 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
         "diffusion": {"prediction": "x_0"},
         "conditioning": {"motion_noise": 0.25, "hide_motion_mouth": True, "lip_dims": 3, "eye_dims": 1},
         "alignment": {"eye_distance": 0.30, "eye_y": 0.38},
-        "sampling": {"steps": 6, "solver": "dpm++2m", "spacing": "quadratic", "identity_anchor": 0.25},
+        "sampling": {"steps": 6, "solver": "dpm++2m", "spacing": "quadratic"}
+        | {"identity_anchor": 0.5, "shared_noise": 1.0, "room_noise": 1e-3},
         "training": {
             "steps": 5_600,
             "batch_size": 16,
@@ -327,9 +334,9 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "ema_decay": 0.999,
             "balance": "speakers",
             "lambda_vlb": 0.0,
-            "lambda_lip": 1.0,
+            "lambda_lip": 1.5,
             "precision": "bf16",
-            "snr_clip": 5.0,
+            "snr_clip": 10.0,
             "augment": True,
             "audio_dropout": 0.1,
             "motion_drift": 1.0,

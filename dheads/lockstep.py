@@ -74,6 +74,8 @@ class _Place:
         # The generator lives on the CPU, so that a seed means the same noise on every device.
         self._generator = torch.Generator().manual_seed(talk.seed)
         self._identity = to_unit(talk.photo)[None].to(device)  # (1, 3, H, W)
+        shares = engine.shared_noise is not None
+        self._shared_noise = self._random((1, 1, *self._identity.shape[1:])) if shares else None
         self._buffer = MotionBuffer(self._identity, told.motion_frames, engine.sampling.identity_anchor)
 
     @property
@@ -95,9 +97,19 @@ class _Place:
             self._sent(window(speech, at, told.audio_context)[None]),
             self._lip_window(speech, at),
             self._random(motion_frames.shape) if noisy else None,
-            self._random((1, self._engine.draws, *self._identity.shape[1:])),
+            self._noise(),
             self._eye_window(),
         )
+
+    def _noise(self) -> Tensor:
+        """(1, N, 3, H, W): x_T, of which a share is the same in every frame, and what the solver adds."""
+        noise = self._random((1, self._engine.draws, *self._identity.shape[1:]))
+        if self._shared_noise is None:
+            return noise
+        share = self._engine.shared_noise
+        # x_T = sqrt(s) shared + sqrt(1 - s) own
+        x_T = share.sqrt() * self._shared_noise + (1 - share).sqrt() * noise[:, :1]
+        return torch.cat([x_T, noise[:, 1:]], dim=1)
 
     def _eye_window(self) -> Tensor | None:
         context = self._engine.config.conditioning.eye_context

@@ -326,8 +326,16 @@ class Studio:
         if seconds is not None and seconds > MAX_SECONDS:
             # Nobody wants to hear of it after hours of work, but the claim may be wrong: read it all.
             deque(waveform_pieces(audio), maxlen=0)
-        chunks = (chunk.cpu() for chunk in self.encoder.encode_pieces(waveform_pieces(audio)))
+        pieces = _in_a_room(waveform_pieces(audio), self.config.sampling.room_noise)
+        chunks = (chunk.cpu() for chunk in self.encoder.encode_pieces(pieces))
         return chain([next(chunks)], chunks)
+
+
+def _in_a_room(pieces: Iterable[Tensor], level: float) -> Iterator[Tensor]:
+    """The sound (n,) with a little noise, the same for the same sound."""
+    generator = torch.Generator().manual_seed(0)
+    for piece in pieces:
+        yield piece + level * torch.randn(piece.shape, generator=generator) if level else piece
 
 
 def find_portrait(

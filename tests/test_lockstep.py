@@ -12,6 +12,8 @@ import torch
 from test_engine import Tape, lively, tapes  # noqa: F401  (a fixture)
 from torch import Tensor
 
+from dheads.blinks import Blinks
+from dheads.conditioning import mouth_mask
 from dheads.config import SamplingConfig, preset
 from dheads.engine import Engine, Inputs
 from dheads.lips import LipPredictor
@@ -174,3 +176,48 @@ def test_recorded_frames_are_the_same_and_come_one_turn_later(tapes: list[Tape])
     assert len(tapes) == 1
     for video, other in zip(ours, wanted, strict=True):
         assert np.abs(video.astype(int) - other).max() <= 1
+
+
+# --- What is drawn by chance
+
+
+class Noted(Watched):
+    """Remembers the noise and the eye codes of every frame."""
+
+    def __init__(self, sampling: SamplingConfig) -> None:
+        super().__init__(sampling)
+        self.noise: list[Tensor] = []
+        self.eyes: list[Tensor] = []
+
+    def draw(self, inputs: Inputs, first: bool = True) -> Tensor:
+        self.noise.append(inputs.noise)
+        self.eyes.append(inputs.eye_window)
+        return super().draw(inputs, first)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_mouths_noise_is_the_same_in_every_frame(share: float) -> None:
+    """x_T stays standard normal; elsewhere, and what the solver adds, it is each frame's own."""
+    engine = Noted(SamplingConfig(3, shared_noise=share))
+    by_talk(engine, [talk(1, 30)], 1)
+    x_T = torch.cat([noise[:, 0] for noise in engine.noise])  # (F, 3, H, W)
+    added = torch.cat([noise[:, 1] for noise in engine.noise])
+    mouth = mouth_mask(TINY.alignment, 32)[0, 0]
+    assert x_T.std() == pytest.approx(1, abs=0.03)
+    for values, where, wanted in ((x_T, mouth == 1, share), (x_T, mouth == 0, 0.0), (added, mouth == 1, 0.0)):
+        inside = values[:, :, where].flatten(1)  # (F, n)
+        alike = torch.corrcoef(inside)[0, 1:]
+        assert alike.mean() == pytest.approx(wanted, abs=0.05)
+        assert inside.var() == pytest.approx(1, abs=0.1)
+
+
+def test_eyes_are_told_to_blink_by_chance_or_as_given() -> None:
+    engine = Noted(SamplingConfig(1, "ddim"))
+    by_talk(engine, [talk(5, 60)], 1)
+    chance = Blinks(5)
+    assert all(torch.equal(told[0], chance.window(frame, 2)) for frame, told in enumerate(engine.eyes))
+    assert min(float(told.min()) for told in engine.eyes) < -0.25
+    code = torch.linspace(-1, 0, 4)[:, None]
+    engine = Noted(SamplingConfig(1, "ddim"))
+    by_talk(engine, [replace(talk(5, 4), eyes=code)], 1)
+    assert engine.eyes[0][0, :, 0].tolist() == pytest.approx([-1, -1, -1, -2 / 3, -1 / 3])

@@ -396,3 +396,27 @@ def test_devices() -> None:
 def test_a_result_is_plain_data() -> None:
     result = verb.Result(Path("a.mp4"), 25, 1.0, 0.5)
     assert dataclasses.asdict(result)["notes"] == []
+
+
+# --- What the encoder hears
+
+
+def test_weights_may_ask_for_a_room_that_is_not_silent(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A little noise, the same every time, for the encoder alone; by default the sound as it is."""
+    heard: list[Tensor] = []
+
+    class Ear(audio.SpeechEncoder):
+        def encode_pieces(self, pieces: Iterator[Tensor], frames: int | None = None) -> Iterator[Tensor]:
+            heard.append(torch.cat(list(pieces)))
+            yield torch.zeros(2, 384)
+
+    monkeypatch.setattr(verb, "load_speech_encoder", lambda *_: Ear())
+    quiet, room = (override(TINY, {"sampling": {"room_noise": level}}) for level in (0.0, 1e-3))
+    for config in (quiet, room, room):
+        monkeypatch.setattr(verb, "load_model", lambda *_, config=config: (untrained(config), config, {}))
+        studio = verb.Studio("any", torch.device("cpu"), progress=False)
+        studio.scene(verb.Job(examples / "face.jpg", examples / "speech.wav", Path("o.mp4")))
+    said = load_waveform(examples / "speech.wav")
+    assert torch.equal(heard[0], said)
+    assert (heard[1] - said).std() == pytest.approx(1e-3, rel=0.02)
+    assert torch.equal(heard[1], heard[2])
