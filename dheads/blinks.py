@@ -14,10 +14,9 @@ from dheads.conditioning import window
 from dheads.config import FPS
 
 SHUT = -0.25  # an eye code below this is part of a blink, as measures.blinks counts them
-_PAUSE_SECONDS, _MEAN_WAIT_SECONDS = 1.0, 2.0  # from one blink to the next: the least, and what is added on average
-# The eye code throughout a blink. In the median of 605 blinks of real clips (GRID, TalkVid, HDTF) it goes down to -0.62
-# with the same pace; networks close the eyes less than they are told.
-_BLINK = (-0.05, -0.5, -0.95, -0.85, -0.4, -0.2, -0.13, -0.08)
+_PAUSE_SECONDS = 0.8  # the least from one blink to the next
+# The eye code throughout a blink: the median of 605 in real clips (GRID, TalkVid, HDTF).
+_BLINK = (-0.02, -0.33, -0.62, -0.47, -0.22, -0.13, -0.09, -0.06)
 
 
 def eye_code(openness: Tensor) -> Tensor:
@@ -28,14 +27,19 @@ def eye_code(openness: Tensor) -> Tensor:
 class Blinks:
     """The eye code of a video of any length, by chance; the same seed blinks at the same times."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, rate: float) -> None:
+        """rate: blinks a second."""
         self._rng = np.random.default_rng([seed, FPS])
+        self._mean_wait = np.inf if rate == 0 else max(0.0, 1 / rate - _PAUSE_SECONDS - len(_BLINK) / FPS)
         self._code: list[float] = []
 
     def window(self, frame: int, context: int) -> Tensor:
         """The code of a frame and of those around it, (2 context + 1, 1)."""
         while len(self._code) <= frame + context:
-            wait = _PAUSE_SECONDS + self._rng.exponential(_MEAN_WAIT_SECONDS)
+            if self._mean_wait == np.inf:
+                self._code += [0.0] * FPS
+                continue
+            wait = _PAUSE_SECONDS + self._rng.exponential(self._mean_wait)
             self._code += [0.0] * round(wait * FPS) + list(_BLINK)
         first = max(0, frame - context)
         return window(torch.tensor(self._code[first : frame + context + 1])[:, None], frame - first, context)

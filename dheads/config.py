@@ -102,6 +102,8 @@ class SamplingConfig:
     # Beyond the paper: noise of this standard deviation (of full scale) in what the speech encoder hears, for networks
     # that have learned from recordings only: no room is as silent as a file can be.
     room_noise: float = 0.0
+    # Beyond the paper: how often eyes blink, a second, where the network is told an eye code; at most 0.9.
+    blink_rate: float = 0.3
     # Beyond the paper: the share of x_T's variance around the mouth that is the same in all frames of a video, so that
     # what the sound leaves open is drawn alike in each of them; 0 .. 1.
     shared_noise: float = 0.0
@@ -322,7 +324,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
         "conditioning": {"motion_noise": 0.25, "hide_motion_mouth": True, "lip_dims": 3, "eye_dims": 1},
         "alignment": {"eye_distance": 0.30, "eye_y": 0.38},
         "sampling": {"steps": 6, "solver": "dpm++2m", "spacing": "quadratic"}
-        | {"identity_anchor": 0.5, "shared_noise": 1.0, "room_noise": 1e-3},
+        | {"identity_anchor": 0.5, "shared_noise": 1.0, "room_noise": 1e-3, "blink_rate": 0.0},
         "training": {
             "steps": 5_600,
             "batch_size": 16,

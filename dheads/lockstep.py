@@ -65,7 +65,8 @@ class _Place:
         config, device = engine.config, engine.device
         told = config.conditioning
         self.index, self._engine, self._frame = index, engine, 0
-        self._eyes, self._blinks = talk.eyes, Blinks(talk.seed) if told.eye_dims else None
+        self._eyes = talk.eyes
+        self._blinks = Blinks(talk.seed, engine.sampling.blink_rate) if told.eye_dims else None
         self._lips, self._predictor, reach = talk.lips, None, told.audio_context
         if engine.unet.lips is not None and talk.lips is None:
             self._predictor = copy.deepcopy(engine.unet.lips).cpu()  # a trifle to compute, beside the speech

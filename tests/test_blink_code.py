@@ -11,9 +11,9 @@ from dheads.config import FPS
 from dheads.measures import blink_seconds, blinks, blinks_per_second
 
 
-def drawn(seed: int, seconds: int) -> np.ndarray:
+def drawn(seed: int, seconds: int, rate: float = 0.3) -> np.ndarray:
     """(F,): the code of every frame."""
-    chance = Blinks(seed)
+    chance = Blinks(seed, rate)
     return torch.cat([chance.window(frame, 0) for frame in range(seconds * FPS)])[:, 0].numpy()
 
 
@@ -27,10 +27,12 @@ def test_the_code_is_relative_to_the_persons_own_eyes() -> None:
 def test_blinks_come_as_often_and_last_as_long_as_peoples() -> None:
     """The paper's real clips: .24 to .53 a second, .28 to .40 s long."""
     openness = 1 + drawn(0, 600)
-    assert blinks_per_second(openness) == pytest.approx(0.31, abs=0.05)
+    assert blinks_per_second(openness) == pytest.approx(0.3, abs=0.05)
     assert 0.12 <= blink_seconds(openness) <= 0.4
     begins = np.array([first for first, _ in blinks(openness)])
     assert np.diff(begins).min() >= FPS, "never twice within a second"
+    assert blinks_per_second(1 + drawn(0, 600, rate=0.6)) == pytest.approx(0.6, abs=0.08)
+    assert (drawn(0, 60, rate=0.0) == 0).all()
     assert np.diff(begins).std() > FPS, "not like a clock"
     assert ((1 + drawn(0, 5)) <= 1).all()
 
@@ -38,7 +40,7 @@ def test_blinks_come_as_often_and_last_as_long_as_peoples() -> None:
 def test_a_seed_blinks_at_the_same_times_and_windows_are_of_one_track() -> None:
     assert np.array_equal(drawn(3, 30), drawn(3, 30))
     assert not np.array_equal(drawn(3, 30), drawn(4, 30))
-    chance, code = Blinks(3), drawn(3, 30)
+    chance, code = Blinks(3, 0.3), drawn(3, 30)
     assert (code < SHUT).any()
     for frame in (0, 1, 2, 100, 500):
         around = np.clip(np.arange(frame - 2, frame + 3), 0, None)

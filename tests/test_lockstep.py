@@ -214,7 +214,7 @@ def test_a_share_of_the_mouths_noise_is_the_same_in_every_frame(share: float) ->
 def test_eyes_are_told_to_blink_by_chance_or_as_given() -> None:
     engine = Noted(SamplingConfig(1, "ddim"))
     by_talk(engine, [talk(5, 60)], 1)
-    chance = Blinks(5)
+    chance = Blinks(5, 0.3)
     assert all(torch.equal(told[0], chance.window(frame, 2)) for frame, told in enumerate(engine.eyes))
     assert min(float(told.min()) for told in engine.eyes) < -0.25
     code = torch.linspace(-1, 0, 4)[:, None]
