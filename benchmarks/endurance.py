@@ -55,6 +55,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the videos and report.json.")],
     weights: str = "small",
     at: Annotated[list[int] | None, typer.Option(help="Seconds.", show_default="60")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the weights' own by default.")] = None,
     still: Annotated[bool, typer.Option("--still", help="As `dheads sample --still`.")] = False,
     seed: int = 0,
     device: str = "auto",
@@ -62,7 +63,7 @@ def main(
     """Measure how long videos hold."""
     times = at or [60]
     studio = Studio(weights, resolve_device(device))
-    engine = studio.engine(Job(photos[0], speech, out, still=still))
+    engine = studio.engine(Job(photos[0], speech, out, steps=steps, still=still))
     loop = heard(studio, speech)
     count = round(max(times) * FPS)
     told = loop[torch.arange(count) % len(loop)]
