@@ -96,7 +96,7 @@ def heard(studio: Studio, speech: Path) -> torch.Tensor:
         raise typer.BadParameter(f"must last {SPEECH_SECONDS:g} s", param_hint="--speech")
     once = torch.cat([said, torch.zeros(round(PAUSE_SECONDS * SAMPLE_RATE))])
     frames = len(once) * FPS // SAMPLE_RATE
-    return studio.encoder.encode(once.repeat(3))[frames : 2 * frames].cpu()
+    return torch.cat(list(studio.hear([once.repeat(3)])))[frames : 2 * frames]
 
 
 def crop(studio: Studio, photo: Path) -> np.ndarray:

@@ -67,9 +67,10 @@ class Engine:
                 self.config, torch.empty(3, *[self.config.model.image_size] * 2, device=self.device)
             )
             self._times = self._time_affines()
-        # By pixel, (1, 1, 1, H, W) or a number alike: within the mouth, as elsewhere what is drawn alike piles up.
+        # By pixel, (1, 1, 1, H, W), or one number: within the mouth, as elsewhere what is drawn alike piles up.
         share = self.sampling.shared_noise
-        self.shared_noise = None if share == 0 else share * (torch.ones(1) if self._mask is None else self._mask[None])
+        where = torch.ones(1, device=self.device) if self._mask is None else self._mask[None]
+        self.shared_noise = None if share == 0 else share * where
         self._graphs: dict[tuple[int, bool], _Graph] = {}
 
     @property

@@ -233,7 +233,7 @@ class _Take:
     def _speech(self) -> Iterator[Tensor]:
         try:
             yield from self._scene.talk.speech
-        except Exception as error:  # as when the job is begun
+        except Exception as error:  # whatever a hostile file provokes midway, the other jobs go on
             self._unheard = _reason(error)
 
     def add(self, frame: np.ndarray, last: bool) -> Outcome | None:
@@ -326,9 +326,13 @@ class Studio:
         if seconds is not None and seconds > MAX_SECONDS:
             # Nobody wants to hear of it after hours of work, but the claim may be wrong: read it all.
             deque(waveform_pieces(audio), maxlen=0)
-        pieces = _in_a_room(waveform_pieces(audio), self.config.sampling.room_noise)
-        chunks = (chunk.cpu() for chunk in self.encoder.encode_pieces(pieces))
+        chunks = self.hear(waveform_pieces(audio))
         return chain([next(chunks)], chunks)
+
+    def hear(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """16 kHz sound in pieces (n,) -> embeddings in chunks (f, D) on the CPU, as these weights want to hear it."""
+        heard = _in_a_room(pieces, self.config.sampling.room_noise)
+        return (chunk.cpu() for chunk in self.encoder.encode_pieces(heard))
 
 
 def _in_a_room(pieces: Iterable[Tensor], level: float) -> Iterator[Tensor]:
