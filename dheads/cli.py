@@ -29,6 +29,7 @@ from dheads import __version__
 from dheads import config as configuration
 from dheads.config import Config
 from dheads.errors import DheadsError
+from dheads.jobs import LARGEST_SEED, LAST_SECOND, MOST_GUIDANCE, SIZES
 
 
 def _printable(text: str) -> str:
@@ -74,7 +75,7 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps a frame.
 Solver = Annotated[
     Literal["ddpm", "ddim", "dpm++2m"] | None, typer.Option(help="How to denoise.", show_default="the weights' own")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same video.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="The same seed gives the same video.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="TOML file laid over the preset.", show_default=False)]
 Changes = Annotated[
     list[str] | None,
@@ -150,7 +151,7 @@ def sample(
     at: Annotated[
         float | None,
         typer.Option(
-            min=0, max=86_400, help="Second of FACE, a video, to take.", show_default="its first frame with a face"
+            min=0, max=LAST_SECOND, help="Second of FACE, a video, to take.", show_default="its first frame with a face"
         ),
     ] = None,
     which: Annotated[
@@ -163,7 +164,10 @@ def sample(
     guidance: Annotated[
         float | None,
         typer.Option(
-            min=0, max=20, help="Above 1: stronger lips, in twice the time; 1: none.", show_default="the weights' own"
+            min=0,
+            max=MOST_GUIDANCE,
+            help="Above 1: stronger lips, in twice the time; 1: none.",
+            show_default="the weights' own",
         ),
     ] = None,
     seed: Seed = 0,
@@ -173,7 +177,7 @@ def sample(
     device: Device = "auto",
     size: Annotated[
         int | None,
-        typer.Option(min=16, max=4096, help="Side of the video in px.", show_default="the weights' own"),
+        typer.Option(min=SIZES[0], max=SIZES[1], help="Side of the video in px.", show_default="the weights' own"),
     ] = None,
     paste: Annotated[bool, typer.Option("--paste", help="Put the face back into its whole picture.")] = False,
     still: Annotated[bool, typer.Option("--still", help="Keep the head in its place; lips and eyes move.")] = False,

@@ -16,8 +16,8 @@ from dheads.config import SamplingConfig
 from dheads.errors import DheadsError
 
 SIZES = 16, 4096  # px; of a video's side
-MOST_GUIDANCE = 20.0
-LAST_SECOND = 86_400.0  # of a video as face
+MOST_GUIDANCE = 20
+LAST_SECOND = 86_400  # of a video as face
 LARGEST_SEED = 2**63 - 1
 SOLVERS = typing.get_args(typing.get_type_hints(SamplingConfig)["solver"])
 
