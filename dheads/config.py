@@ -107,6 +107,9 @@ class SamplingConfig:
     # Beyond the paper: the share of x_T's variance around the mouth that is the same in all frames of a video, so that
     # what the sound leaves open is drawn alike in each of them; 0 .. 1.
     shared_noise: float = 0.0
+    # Beyond the paper: the same share everywhere in pauses, where the sound is told as its mean too, so that the mouth
+    # rests; 0 .. 1; 0: pauses are like all else.
+    pause_shared_noise: float = 0.0
     # Beyond the paper: noise on the network's own last frames, told as in training, so that errors do not pile up.
     motion_noise: float = 0.0
     # Beyond the paper: each finished frame becomes a motion frame with this share of the identity blended in.
@@ -323,8 +326,16 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
         "diffusion": {"prediction": "x_0"},
         "conditioning": {"motion_noise": 0.25, "hide_motion_mouth": True, "lip_dims": 3, "eye_dims": 1},
         "alignment": {"eye_distance": 0.30, "eye_y": 0.38},
-        "sampling": {"steps": 6, "solver": "dpm++2m", "spacing": "quadratic"}
-        | {"identity_anchor": 0.5, "shared_noise": 1.0, "room_noise": 1e-3, "blink_rate": 0.0},
+        "sampling": {
+            "steps": 6,
+            "solver": "dpm++2m",
+            "spacing": "quadratic",
+            "identity_anchor": 0.5,
+            "shared_noise": 1.0,
+            "pause_shared_noise": 0.99,
+            "room_noise": 1e-3,
+            "blink_rate": 0.0,
+        },
         "training": {
             "steps": 5_600,
             "batch_size": 16,
@@ -343,9 +354,9 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "audio_dropout": 0.1,
             "motion_drift": 1.0,
             "lip_noise": 0.15,
-            "lambda_eye": 0.5,
-            "blink_share": 0.15,
-            "start_share": 0.15,
+            "lambda_eye": 1.0,
+            "blink_share": 0.3,
+            "start_share": 0.25,
             "still_share": 0.1,
             "speaker_cap": 0.25,
             "log_every": 200,

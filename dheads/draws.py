@@ -170,10 +170,13 @@ class Draws:
                 f"{clip.clip}: has {label['speech'].shape[1]} values of speech a frame instead of {told.speech_dim}; "
                 "prepare the data again"
             )
+        # A photo has no sound, as where training.audio_dropout takes it away: told silence, the network would learn
+        # that whoever falls silent looks as in their photo.
+        speech = label["speech"] if clip.frames > 1 else torch.zeros_like(label["speech"])
         return _Example(
             clip.clip,
             self._dataset.pictures(clip, [target, identity, *motion]),
-            window(label["speech"], target, told.audio_context),
+            window(speech, target, told.audio_context),
             window(label["centred_lips"], target, told.lip_context),
             torch.stack([label["mouth_box"][target], label["eye_box"][target]]),
             window(label["eye_code"], target, told.eye_context),

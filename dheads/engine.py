@@ -68,9 +68,8 @@ class Engine:
             )
             self._times = self._time_affines()
         # By pixel, (1, 1, 1, H, W), or one number: within the mouth, as elsewhere what is drawn alike piles up.
-        share = self.sampling.shared_noise
         where = torch.ones(1, device=self.device) if self._mask is None else self._mask[None]
-        self.shared_noise = None if share == 0 else share * where
+        self._shared_noise = self.sampling.shared_noise * where
         self._graphs: dict[tuple[int, bool], _Graph] = {}
 
     @property
@@ -82,6 +81,16 @@ class Engine:
     def warms(self) -> bool:
         """Whether frames after the first start from the last one."""
         return 0 < self.sampling.warm_steps < self.sampling.steps and self.config.conditioning.motion_frames > 0
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether some of x_T is the same in all frames of a video."""
+        return self.sampling.shared_noise > 0 or self.sampling.pause_shared_noise > 0
+
+    def shared_noise(self, pause: Tensor) -> Tensor:
+        """The share of x_T's variance that is the same in all frames, (1, 1, 1, H, W) or (1,); pause (): how far it is
+        one, 0 .. 1."""
+        return self._shared_noise.clamp(min=(self.sampling.pause_shared_noise * pause).to(self.device))
 
     @torch.inference_mode()
     def draw(self, inputs: Inputs, first: bool = True) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dheads.blinks import Blinks
 from dheads.conditioning import MotionBuffer, window
 from dheads.engine import Engine, Inputs
+from dheads.pauses import CONTEXT, hushed, pause_degree
 from dheads.video import to_uint8, to_unit
 
 
@@ -68,15 +69,14 @@ class _Place:
         self._eyes = talk.eyes
         self._blinks = Blinks(talk.seed, engine.sampling.blink_rate) if told.eye_dims else None
         self._lips, self._predictor, reach = talk.lips, None, told.audio_context
-        if engine.unet.lips is not None and talk.lips is None:
+        if engine.unet.lips is not None:
             self._predictor = copy.deepcopy(engine.unet.lips).cpu()  # a trifle to compute, beside the speech
-            reach = max(reach, told.lip_context + self._predictor.context)
+            reach = max(reach, max(told.lip_context, CONTEXT) + self._predictor.context)
         self._speech = _Passing(talk.speech, reach)
         # The generator lives on the CPU, so that a seed means the same noise on every device.
         self._generator = torch.Generator().manual_seed(talk.seed)
         self._identity = to_unit(talk.photo)[None].to(device)  # (1, 3, H, W)
-        shares = engine.shared_noise is not None
-        self._shared_noise = self._random((1, 1, *self._identity.shape[1:])) if shares else None
+        self._shared_noise = self._random((1, 1, *self._identity.shape[1:])) if engine.shares_noise else None
         self._buffer = MotionBuffer(self._identity, told.motion_frames, engine.sampling.identity_anchor)
 
     @property
@@ -92,22 +92,30 @@ class _Place:
         told, motion_frames = self._engine.config.conditioning, self._buffer.stacked()
         noisy = told.motion_noise > 0
         speech, at = self._speech.around(self._frame)
+        pause = self._pause(speech, at)
+        speech = hushed(speech, pause)
         return Inputs(
             self._identity,
             motion_frames,
             self._sent(window(speech, at, told.audio_context)[None]),
             self._lip_window(speech, at),
             self._random(motion_frames.shape) if noisy else None,
-            self._noise(),
+            self._noise(pause),
             self._eye_window(),
         )
 
-    def _noise(self) -> Tensor:
+    def _pause(self, speech: Tensor, at: int) -> Tensor:
+        """How far it is a pause around the frame, (), where pauses are told apart."""
+        if self._predictor is None or not self._engine.sampling.pause_shared_noise:
+            return torch.zeros(())
+        return pause_degree(self._predictor.predict(speech)[max(0, at - CONTEXT) : at + CONTEXT + 1])
+
+    def _noise(self, pause: Tensor) -> Tensor:
         """(1, N, 3, H, W): x_T, of which a share is the same in every frame, and what the solver adds."""
         noise = self._random((1, self._engine.draws, *self._identity.shape[1:]))
         if self._shared_noise is None:
             return noise
-        share = self._engine.shared_noise
+        share = self._engine.shared_noise(pause)
         # x_T = sqrt(s) shared + sqrt(1 - s) own
         x_T = share.sqrt() * self._shared_noise + (1 - share).sqrt() * noise[:, :1]
         return torch.cat([x_T, noise[:, 1:]], dim=1)

@@ -128,7 +128,8 @@ def test_a_batch_holds_what_the_clips_hold(dataset: Dataset, identity_frame: str
         before = [k if k >= 0 else identity for k in (target - 2, target - 1)]
         assert seen(batch.motion_frames[i]) == [(clip, k) for k in before]
         label = dataset.labels(dataset.clips[clip])
-        assert torch.equal(batch.audio_window[i], window(label["speech"], target, 2))
+        sound = label["speech"] if FRAMES[name] > 1 else torch.zeros_like(label["speech"])  # a photo has none
+        assert torch.equal(batch.audio_window[i], window(sound, target, 2))
         assert torch.equal(batch.lip_window[i], window(label["centred_lips"], target, 2))
         assert torch.equal(batch.mouth_box[i], label["mouth_box"][target])
         assert torch.equal(batch.eye_box[i], label["eye_box"][target])

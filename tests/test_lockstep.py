@@ -18,6 +18,7 @@ from dheads.config import SamplingConfig, preset
 from dheads.engine import Engine, Inputs
 from dheads.lips import LipPredictor
 from dheads.lockstep import Talk, perform
+from dheads.pauses import CONTEXT
 
 TINY = preset("tiny")
 
@@ -109,8 +110,8 @@ def test_no_more_speech_is_held_than_frames_are_told_of() -> None:
             yield torch.from_numpy(array)
             del array
 
-    reach = TINY.conditioning.lip_context + LipPredictor.context
-    assert reach > TINY.conditioning.audio_context > 0
+    reach = CONTEXT + LipPredictor.context
+    assert reach > TINY.conditioning.audio_context + TINY.conditioning.lip_context > 0
     frames = perform(Watched(DDPM), [replace(talk(0, 0), speech=endless())])
     assert arrays == []
     for k in range(40):
@@ -182,15 +183,17 @@ def test_recorded_frames_are_the_same_and_come_one_turn_later(tapes: list[Tape])
 
 
 class Noted(Watched):
-    """Remembers the noise and the eye codes of every frame."""
+    """Remembers the noise, the sound and the eye codes of every frame."""
 
     def __init__(self, sampling: SamplingConfig) -> None:
         super().__init__(sampling)
         self.noise: list[Tensor] = []
+        self.sound: list[Tensor] = []
         self.eyes: list[Tensor] = []
 
     def draw(self, inputs: Inputs, first: bool = True) -> Tensor:
         self.noise.append(inputs.noise)
+        self.sound.append(inputs.audio_window)
         self.eyes.append(inputs.eye_window)
         return super().draw(inputs, first)
 
@@ -209,6 +212,26 @@ def test_a_share_of_the_mouths_noise_is_the_same_in_every_frame(share: float) ->
         alike = torch.corrcoef(inside)[0, 1:]
         assert alike.mean() == pytest.approx(wanted, abs=0.05)
         assert inside.var() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_in_pauses_noise_is_shared_everywhere_and_the_sound_is_its_mean(share: float) -> None:
+    engine = Noted(SamplingConfig(3, shared_noise=0.5, pause_shared_noise=share))
+    # One lip code is the first number of the embedding: it changes by 0.01 a frame, and by 1 in speech.
+    engine.unet.lips.weight[LipPredictor.context * TINY.conditioning.speech_dim, 0] = 1
+    speech = torch.zeros(60, 384)
+    speech[:, 0] = torch.arange(60) * 0.01
+    speech[30::2, 0] += 3
+    by_talk(engine, [replace(talk(1, 60), speech=speech)], 1)
+    x_T = torch.cat([noise[:, 0] for noise in engine.noise])  # (F, 3, H, W)
+    mouth = mouth_mask(TINY.alignment, 32)[0, 0]
+    pause, spoken = slice(0, 30 - CONTEXT), slice(30 + CONTEXT, None)
+    for values, wanted in ((x_T[pause][:, :, mouth == 0], share), (x_T[pause][:, :, mouth == 1], max(0.5, share))):
+        assert torch.corrcoef(values.flatten(1))[0, 1:].mean() == pytest.approx(wanted, abs=0.05)
+    assert torch.corrcoef(x_T[spoken][:, :, mouth == 0].flatten(1))[0, 1:].mean() == pytest.approx(0, abs=0.05)
+    inner = engine.sound[15][0, :, 0]  # of embeddings 13 .. 17, with those of 6 .. 24 around the frame at hand
+    assert inner.tolist() == pytest.approx([0.15] * 5 if share else [0.13, 0.14, 0.15, 0.16, 0.17])
+    assert torch.equal(engine.sound[45][0], speech[43:48])
 
 
 def test_eyes_are_told_to_blink_by_chance_or_as_given() -> None:
