@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Self
 import av
 import numpy as np
 import torch
+from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from dheads import __version__
@@ -347,7 +348,7 @@ def _copied_packets(
     source: av.container.InputContainer, stream: av.AudioStream, out: av.AudioStream
 ) -> Iterator[av.Packet]:
     last = None
-    for packet in packets(source, stream):
+    for packet in _plain_packets(source, stream):
         if packet.dts is None or (last is not None and packet.dts <= last):  # the end, or a damaged time stamp
             continue
         last = packet.dts
@@ -356,6 +357,17 @@ def _copied_packets(
         packet.dts -= start
         packet.stream = out
         yield packet
+
+
+def _plain_packets(source: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.Packet]:
+    """AAC that has its header in every packet, as in broadcasts, without. The muxer's own remedy fails in streams."""
+    if stream.codec.canonical_name != "aac" or stream.codec_context.extradata:
+        yield from packets(source, stream)
+        return
+    headless = BitStreamFilterContext("aac_adtstoasc", stream)
+    for packet in packets(source, stream):
+        with suppress(av.FFmpegError):  # a damaged packet, and what comes after the end
+            yield from headless.filter(packet)
 
 
 def _encoded_packets(
