@@ -334,7 +334,6 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "shared_noise": 1.0,
             "pause_shared_noise": 0.99,
             "room_noise": 1e-3,
-            "blink_rate": 0.0,
         },
         "training": {
             "steps": 5_600,
