@@ -13,7 +13,7 @@ LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "e
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
 LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
 LIBRARY |= {"distributed", "objective", "state", "journal", "plan"}
-LIBRARY |= {"blinks", "eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
+LIBRARY |= {"blinks", "pauses", "eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
 LIBRARY |= {
     "footage",
     "comparison",
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conditioning": {"config"},
     "lips": {"config", "conditioning"},
     "blinks": {"config", "conditioning"},
+    "pauses": set(),
     "model": {"config", "conditioning", "lips"},
     "diffusion": set(),
     "losses": {"diffusion"},
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "released": BASE | {"model"},
     "weights": BASE | {"model", "released"},
     "audio": BASE | {"media", "weights", "released"},  # encoders that are downloaded
-    "lockstep": {"blinks", "conditioning", "engine", "video"},
+    "lockstep": {"blinks", "conditioning", "engine", "pauses", "video"},
     "manifest": BASE,
     "layouts": BASE | {"photos", "video"},  # the endings of their files
     "extraction": BASE | {"audio", "faces", "eyes", "landmarks", "layouts", "photos", "screening", "video"},
