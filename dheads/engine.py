@@ -87,10 +87,10 @@ class Engine:
         """Whether some of x_T is the same in all frames of a video."""
         return self.sampling.shared_noise > 0 or self.sampling.pause_shared_noise > 0
 
-    def shared_noise(self, pause: Tensor) -> Tensor:
-        """The share of x_T's variance that is the same in all frames, (1, 1, 1, H, W) or (1,); pause (): how far it is
+    def shared_noise(self, pause: float) -> Tensor:
+        """The share of x_T's variance that is the same in all frames, (1, 1, 1, H, W) or (1,); pause: how far it is
         one, 0 .. 1."""
-        return self._shared_noise.clamp(min=(self.sampling.pause_shared_noise * pause).to(self.device))
+        return self._shared_noise.clamp(min=self.sampling.pause_shared_noise * pause)
 
     @torch.inference_mode()
     def draw(self, inputs: Inputs, first: bool = True) -> Tensor:

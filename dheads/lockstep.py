@@ -104,13 +104,13 @@ class _Place:
             self._eye_window(),
         )
 
-    def _pause(self, speech: Tensor, at: int) -> Tensor:
-        """How far it is a pause around the frame, (), where pauses are told apart."""
+    def _pause(self, speech: Tensor, at: int) -> float:
+        """How far it is a pause around the frame, where pauses are told apart."""
         if self._predictor is None or not self._engine.sampling.pause_shared_noise:
-            return torch.zeros(())
+            return 0.0
         return pause_degree(self._predictor.predict(speech)[max(0, at - CONTEXT) : at + CONTEXT + 1])
 
-    def _noise(self, pause: Tensor) -> Tensor:
+    def _noise(self, pause: float) -> Tensor:
         """(1, N, 3, H, W): x_T, of which a share is the same in every frame, and what the solver adds."""
         noise = self._random((1, self._engine.draws, *self._identity.shape[1:]))
         if self._shared_noise is None:
