@@ -92,23 +92,26 @@ class _Place:
         told, motion_frames = self._engine.config.conditioning, self._buffer.stacked()
         noisy = told.motion_noise > 0
         speech, at = self._speech.around(self._frame)
-        pause = self._pause(speech, at)
-        speech = hushed(speech, pause)
+        codes = None if self._predictor is None else self._predictor.predict(speech)
+        pause = self._pause(codes, at)
+        if pause:
+            speech = hushed(speech, pause)
+            codes = self._predictor.predict(speech)
         return Inputs(
             self._identity,
             motion_frames,
             self._sent(window(speech, at, told.audio_context)[None]),
-            self._lip_window(speech, at),
+            self._lip_window(codes, at),
             self._random(motion_frames.shape) if noisy else None,
             self._noise(pause),
             self._eye_window(),
         )
 
-    def _pause(self, speech: Tensor, at: int) -> float:
+    def _pause(self, codes: Tensor | None, at: int) -> float:
         """How far it is a pause around the frame, where pauses are told apart."""
-        if self._predictor is None or not self._engine.sampling.pause_shared_noise:
+        if codes is None or not self._engine.sampling.pause_shared_noise:
             return 0.0
-        return pause_degree(self._predictor.predict(speech)[max(0, at - CONTEXT) : at + CONTEXT + 1])
+        return pause_degree(codes[max(0, at - CONTEXT) : at + CONTEXT + 1])
 
     def _noise(self, pause: float) -> Tensor:
         """(1, N, 3, H, W): x_T, of which a share is the same in every frame, and what the solver adds."""
@@ -128,14 +131,12 @@ class _Place:
             return self._sent(window(self._eyes, self._frame, context)[None])
         return self._sent(self._blinks.window(self._frame, context)[None])
 
-    def _lip_window(self, speech: Tensor, at: int) -> Tensor | None:
-        """(1, A', L), as given or as predicted from the speech around the frame."""
+    def _lip_window(self, codes: Tensor | None, at: int) -> Tensor | None:
+        """(1, A', L), as given or of the codes (n, L) that are predicted from the speech around the frame."""
         context = self._engine.config.conditioning.lip_context
         if self._lips is not None:
             return self._sent(window(self._lips, self._frame, context)[None])
-        if self._predictor is not None:
-            return self._sent(window(self._predictor.predict(speech), at, context)[None])
-        return None
+        return None if codes is None else self._sent(window(codes, at, context)[None])
 
     def push(self, x_0: Tensor) -> None:
         self._buffer.push(x_0)

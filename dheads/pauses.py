@@ -23,4 +23,4 @@ def pause_degree(codes: Tensor) -> float:
 
 def hushed(speech: Tensor, degree: float) -> Tensor:
     """Embeddings (n, D) as they are in speech, and their mean throughout in a full pause."""
-    return torch.lerp(speech, speech.mean(dim=0).expand_as(speech), degree)
+    return torch.lerp(speech, speech.mean(dim=0), degree)

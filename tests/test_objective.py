@@ -186,9 +186,8 @@ def condition(batch: Batch, **changes: dict[str, object]) -> tuple[UNet, Conditi
 
 
 def test_sound_is_taken_away_at_times(batch: Batch) -> None:
-    """For whole examples; the lip code stays. Photos have no sound to begin with."""
-    sounds = batch.audio_window.abs().amax((1, 2)) > 0
-    assert sounds.sum() >= 8
+    """For whole examples; the lip code stays."""
+    batch = dataclasses.replace(batch, audio_window=batch.audio_window + 1)  # photos have none to begin with
     _, always = condition(batch, training={"audio_dropout": 0.0})
     assert torch.equal(always.audio_window, batch.audio_window)
     _, never = condition(batch, training={"audio_dropout": 1.0})
@@ -196,8 +195,8 @@ def test_sound_is_taken_away_at_times(batch: Batch) -> None:
     _, half = condition(batch, training={"audio_dropout": 0.5})
     heard = (half.audio_window == batch.audio_window).all((1, 2))
     silent = (half.audio_window == 0).all((1, 2))
-    assert (heard ^ silent)[sounds].all()
-    assert 0.2 < heard[sounds].float().mean() < 0.8
+    assert (heard ^ silent).all()
+    assert 3 <= heard.sum() <= 13
     assert half.lip_window.abs().amax((1, 2)).min() > 0
 
 
