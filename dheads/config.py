@@ -33,6 +33,8 @@ class ModelConfig:
     # Beyond the paper.
     patch_size: int = 1  # the network works on patches of n x n px, as channels
     copy_gates: bool = False  # blend the network's own x_0 with the last motion frame and the identity
+    # width of a shallow network on patches of half the side, which draws what the patches leave out; 0: none
+    detail_channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ class TrainingConfig:
 
 
 _LEAST = {
+    "model.detail_channels": 0,
     "conditioning.motion_frames": 0,
     "conditioning.audio_context": 0,
     "conditioning.lip_context": 0,
@@ -206,6 +209,10 @@ class Config:
             raise DheadsError(
                 f"configuration: model.image_size is {self.model.image_size}, but must be a multiple of {coarsest} "
                 "(patch_size times 2 for every level of channel_mult after the first)"
+            )
+        if self.model.detail_channels and self.model.patch_size % 2:
+            raise DheadsError(
+                f"configuration: model.detail_channels needs an even model.patch_size, not {self.model.patch_size}"
             )
         if self.model.copy_gates and self.conditioning.motion_frames < 1:
             raise DheadsError("configuration: model.copy_gates needs conditioning.motion_frames of 1 or more")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dheads.conditioning import Condition, blend_copies
 from dheads.config import Config, DiffusionConfig
-from dheads.diffusion import Denoised, Schedule, cosine_schedule, x_0_from
+from dheads.diffusion import Denoised, Schedule, cosine_schedule, keep_seen, x_0_from
 from dheads.model import Output, UNet
 
 
@@ -25,6 +26,8 @@ def denoised(
     x_0 = x_0_from(schedule, x_t, t, output.prediction.float(), config.diffusion.prediction)
     if output.gates is not None:
         x_0 = blend_copies(x_0, output.gates.float(), told)
+    if output.keep is not None:
+        x_0 = keep_seen(schedule, x_0, x_t, t, output.keep.float())
     return Denoised(x_0, None if output.var_frac is None else output.var_frac.float())
 
 
@@ -45,4 +48,4 @@ class Denoiser:
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self._bf16):
             output = self._network(x_t, t, condition)
         x_0 = denoised(self.unet.config, self.schedule, x_t, t, output, condition)
-        return x_0, Output(output.prediction.float(), x_0.var_frac, output.gates)
+        return x_0, replace(output, prediction=output.prediction.float(), var_frac=x_0.var_frac)

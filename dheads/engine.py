@@ -59,7 +59,7 @@ class Engine:
         self._steps = {int(t): step for step, t in enumerate(self.schedule.timestep_map)}
         # Embeddings, scales and shifts are a trifle to compute: they stay float32.
         network = copy.deepcopy(unet).eval().to(self.dtype, memory_format=torch.channels_last)
-        self._stem = network.stem
+        self._stems = network.stems()
         self._denoise = torch.compile(network.denoise, dynamic=False) if compiled else network.denoise
         self._blocks = [[(b.time_affine, b.audio_affine) for b in layer.blocks()] for layer in unet.layers()]
         with torch.no_grad():
@@ -149,11 +149,10 @@ class Engine:
 
     def frame(self, condition: Condition) -> Denoise:
         """What a solver asks for one frame of B videos, with everything computed that is the same at every step."""
-        patch, channels = self.config.model.patch_size, 3 * self.config.model.patch_size**2
-        # The stem is linear: what it makes of x_t is added at every step.
+        # The stems are linear: what they make of x_t is added at every step.
         others = network_input(self.config, torch.zeros_like(condition.identity), condition)
-        still = self._stem(F.pixel_unshuffle(others, patch).to(self.dtype, memory_format=torch.channels_last))
-        kernel = self._stem.weight[:, :channels]
+        still = [stem(self._patches(others, patch)) for stem, patch in self._stems]
+        kernels = [stem.weight[:, : 3 * patch**2] for stem, patch in self._stems]
         audio_emb = self.unet.embed_audio(condition)
         modulations = [  # (steps, B, C) each
             [
@@ -165,12 +164,18 @@ class Engine:
         ]
 
         def denoise(x_t: Tensor, t: int) -> Denoised:
-            h = F.conv2d(F.pixel_unshuffle(x_t, patch).to(still), kernel, padding=1) + still
+            stems = [
+                F.conv2d(self._patches(x_t, patch), kernel, padding=1) + constant
+                for (_, patch), kernel, constant in zip(self._stems, kernels, still, strict=True)
+            ]
             step = self._steps[t]
-            output = self._denoise(h, [[part[step] for part in layer] for layer in modulations])
+            output = self._denoise(stems, [[part[step] for part in layer] for layer in modulations])
             return denoised(self.config, self._full, x_t, t, output, condition)
 
         return denoise
+
+    def _patches(self, picture: Tensor, patch: int) -> Tensor:
+        return F.pixel_unshuffle(picture, patch).to(self.dtype, memory_format=torch.channels_last)
 
     def _time_affines(self) -> list[list[Tensor]]:
         """By layer and block: what each step says, (steps, 2C)."""

@@ -23,6 +23,7 @@ class Output:
     prediction: Tensor  # (B, 3, H, W) eps, v or x_0
     var_frac: Tensor | None  # (B, 3, H, W), -1 .. 1: posterior variance .. beta
     gates: Tensor | None  # (B, 2, H, W) logits of copying the last motion frame and the identity
+    keep: Tensor | None = None  # (B, 1, H, W) logits of keeping what x_t shows
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float) -> Tensor:
@@ -124,6 +125,23 @@ class Layer(nn.Module):
         return h if self.up is None else self.up(h, *modulations[2:])
 
 
+class Detail(nn.Module):
+    """A shallow network on patches of half the side (beyond the paper): draws what the U-Net's patches leave out.
+
+    Between its patches and its width, a U-Net on patches loses what x_t shows of fine detail, however little noise
+    there is. Begins at zero, so that weights without it can be trained on with it.
+    """
+
+    def __init__(self, inputs: int, coarse: int, channels: int, outputs: int, blocks: Sequence[ResBlock]) -> None:
+        """inputs: of a patch; coarse: the U-Net's width; outputs: of a patch."""
+        super().__init__()
+        self.stem = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.lift = nn.Conv2d(coarse, channels, 1)
+        self.layers = nn.ModuleList(Layer(block) for block in blocks)
+        self.out_norm = group_norm(channels)
+        self.out_conv = zero_init(nn.Conv2d(channels, outputs, 3, padding=1))
+
+
 class UNet(nn.Module):
     """Predicts the noise (or v) in x_t from x_t, the time and the conditioning."""
 
@@ -184,6 +202,12 @@ class UNet(nn.Module):
         self.out_norm = group_norm(channels)
         self._splits = [3, 3 if net.learned_variance else 0, 2 if net.copy_gates else 0]
         self.out_conv = zero_init(nn.Conv2d(channels, sum(self._splits) * area, 3, padding=1))
+        self.detail = None
+        if net.detail_channels:
+            fine, blocks = net.detail_channels, [res(net.detail_channels, net.detail_channels) for _ in range(2)]
+            area //= 4
+            self._splits.append(1)
+            self.detail = Detail(input_channels(config) * area, channels, fine, sum(self._splits) * area, blocks)
 
     def embed_time(self, t: Tensor, motion_noise: Tensor | None) -> Tensor:
         """psi(t) (B,) through its MLP: (B, E), after the SiLU that every block applies first."""
@@ -206,7 +230,12 @@ class UNet(nn.Module):
 
     def layers(self) -> list[Layer]:
         """In the order of computation."""
-        return [*self.down, *self.middle, *self.up]
+        return [*self.down, *self.middle, *self.up, *(self.detail.layers if self.detail else [])]
+
+    def stems(self) -> list[tuple[nn.Conv2d, int]]:
+        """The convolutions that see the input, and the side of the patches that each sees it in."""
+        patch = self.config.model.patch_size
+        return [(self.stem, patch), *([(self.detail.stem, patch // 2)] if self.detail else [])]
 
     def _run(self, layer: nn.Module, *inputs: Tensor, skip: Tensor | None = None) -> Tensor:
         if self.training and self.config.training.checkpoint_activations:
@@ -221,12 +250,13 @@ class UNet(nn.Module):
             [part for b in layer.blocks() for part in modulation(b.time_affine(time_emb), b.audio_affine(audio_emb))]
             for layer in self.layers()
         ]
-        patches = F.pixel_unshuffle(network_input(self.config, x_t, condition), self.config.model.patch_size)
-        return self.denoise(self.stem(patches), modulations)
+        picture = network_input(self.config, x_t, condition)
+        return self.denoise([stem(F.pixel_unshuffle(picture, patch)) for stem, patch in self.stems()], modulations)
 
-    def denoise(self, h: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Output:
-        """From the stem's output (B, C, H, W) and each layer's scales and shifts to the network's words."""
-        told = iter(modulations)
+    def denoise(self, stems: Sequence[Tensor], modulations: Sequence[Sequence[Tensor]]) -> Output:
+        """From what each of `stems` says, (B, C, H', W') each, and each layer's scales and shifts to the network's
+        words."""
+        told, h = iter(modulations), stems[0]
         skips = [h]
         for layer in self.down:
             h = self._run(layer, h, *next(told))
@@ -235,8 +265,19 @@ class UNet(nn.Module):
             h = self._run(layer, h, *next(told))
         for layer in self.up:
             h = self._run(layer, h, *next(told), skip=skips.pop())
-        h = F.pixel_shuffle(
-            self.out_conv(F.silu(self.out_norm(h))), self.config.model.patch_size
-        )  # (B, 3 + 3 + 2, H, W)
-        prediction, var_frac, gates = h.split(self._splits, dim=1)
-        return Output(prediction, var_frac if self._splits[1] else None, gates if self._splits[2] else None)
+        h = F.silu(self.out_norm(h))
+        words = F.pixel_shuffle(self.out_conv(h), self.config.model.patch_size)  # (B, 3 + 3 + 2, H, W)
+        if self.detail is not None:
+            fine = stems[1] + F.interpolate(self.detail.lift(h), scale_factor=2, mode="nearest")
+            for layer in self.detail.layers:
+                fine = self._run(layer, fine, *next(told))
+            fine = self.detail.out_conv(F.silu(self.detail.out_norm(fine)))
+            fine = F.pixel_shuffle(fine, self.config.model.patch_size // 2)  # (B, 3 + 3 + 2 + 1, H, W)
+            words = fine + F.pad(words, (0, 0, 0, 0, 0, 1))
+        prediction, var_frac, gates, *keep = words.split(self._splits, dim=1)
+        return Output(
+            prediction,
+            var_frac if self._splits[1] else None,
+            gates if self._splits[2] else None,
+            keep[0] if keep else None,
+        )

@@ -33,8 +33,14 @@ _FREE = frozenset(
         "accumulate",  # but not its product with the processes
     )
 )
-# What weights to start from may differ in: it changes neither the network's shape nor what goes in and comes out.
-_START_FREE = ("model.dropout", "conditioning.identity_frame", "conditioning.eye_dims", "conditioning.eye_context")
+# What weights to start from may differ in: it leaves their shapes as they are, or adds what begins at zero.
+_START_FREE = (
+    "model.dropout",
+    "model.detail_channels",
+    "conditioning.identity_frame",
+    "conditioning.eye_dims",
+    "conditioning.eye_context",
+)
 # What reading a damaged file raises.
 _DAMAGE = (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError)
 _CALM_STEPS = 100  # after which a gradient can explode: the first ones have no usual size

@@ -168,6 +168,7 @@ def _is_sane(config: Config) -> bool:
         (max(net.channel_mult, default=0), 1, 64),
         (net.head_channels, 1, 4096),
         (net.patch_size, 1, 64),
+        (net.detail_channels, 0, 4096),
         (net.max_period, 1, 1e9),
         (diffusion.num_steps, 1, 100_000),
         (diffusion.cosine_s, 0, 1),

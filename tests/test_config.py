@@ -69,6 +69,7 @@ def test_override_keeps_the_rest() -> None:
         ({"conditioning": {"lip_dims": 2}}, "conditioning.lip_dims is 2"),
         ({"model": {"image_size": 33}}, "model.image_size is 33, but must be a multiple of 2"),
         ({"model": {"patch_size": 0}}, "must be a multiple of"),
+        ({"model": {"detail_channels": 8}}, "detail_channels needs an even model.patch_size, not 1"),
         ({"conditioning": {"motion_frames": 0}}, "copy_gates needs conditioning.motion_frames"),
         ({"training": {"snr_clip": None}}, "copy_gates needs training.snr_clip"),
     ],

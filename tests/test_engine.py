@@ -29,7 +29,8 @@ PAPER = override(
     },
 )
 PATCHES = override(TINY, {"model": {"patch_size": 2}, "diffusion": {"prediction": "x_0"}})
-CONFIGS = {"tiny": TINY, "paper": PAPER, "patches": PATCHES}
+DETAIL = override(PATCHES, {"model": {"patch_size": 4, "detail_channels": 8, "learned_variance": True}})
+CONFIGS = {"tiny": TINY, "paper": PAPER, "patches": PATCHES, "detail": DETAIL}
 
 
 def lively(config: Config) -> UNet:

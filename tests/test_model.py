@@ -62,6 +62,7 @@ def test_number_of_parameters() -> None:
         ("tiny", {"learned_variance": True, "copy_gates": False}, True, False),
         ("tiny", {"learned_variance": True}, True, True),
         ("tiny", {"num_res_blocks": 2, "channel_mult": [1, 2, 2], "attn_resolutions": [16]}, False, True),
+        ("tiny", {"patch_size": 2, "detail_channels": 16, "learned_variance": True}, True, True),
         ("small", {}, False, True),
     ],
 )
@@ -85,6 +86,25 @@ def test_patches_keep_the_shapes(patch: int) -> None:
     assert sides == [32 // patch]
     assert output.prediction.shape == (2, 3, 32, 32)
     assert output.gates.shape == (2, 2, 32, 32)
+
+
+def test_detail_adds_nothing_at_first() -> None:
+    """Weights without the detail network say the same with a new one, and it sees patches of half the side."""
+    plain = UNet(override(TINY, {"model": {"patch_size": 4}})).eval()
+    randomise(plain)
+    fine = UNet(override(TINY, {"model": {"patch_size": 4, "detail_channels": 8}})).eval()
+    fine.load_state_dict(fine.state_dict() | plain.state_dict())
+    sides: list[int] = []
+    fine.detail.stem.register_forward_hook(lambda module, given, h: sides.append(h.shape[-1]))
+    torch.manual_seed(1)
+    ours = forward(fine)
+    torch.manual_seed(1)
+    theirs = forward(plain)
+    assert sides == [16]
+    torch.testing.assert_close(ours.prediction, theirs.prediction)
+    torch.testing.assert_close(ours.gates, theirs.gates)
+    assert torch.equal(ours.keep, torch.zeros(2, 1, 32, 32))
+    assert theirs.keep is None
 
 
 def test_a_new_network_says_zero() -> None:
