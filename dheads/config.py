@@ -106,10 +106,12 @@ class SamplingConfig:
     room_noise: float = 0.0
     # Beyond the paper: how often eyes blink, a second, where the network is told an eye code; at most 0.9.
     blink_rate: float = 0.3
-    # Beyond the paper: the share of x_T's variance around the mouth that is the same in all frames of a video, so that
-    # what the sound leaves open is drawn alike in each of them; 0 .. 1.
+    # Beyond the paper: the share of x_T's variance around the mouth that a frame has from the one before, so that what the
+    # sound leaves open is drawn alike in each of them; 0 .. 1.
     shared_noise: float = 0.0
-    # Beyond the paper: the same share everywhere in pauses, where the sound is told as its mean too, so that the mouth
+    # Beyond the paper: the same share elsewhere, so that hair and shoulders do not shimmer; 0 .. 1.
+    outer_shared_noise: float = 0.0
+    # Beyond the paper: the least share anywhere in pauses, where the sound is told as its mean too, so that the mouth
     # rests; 0 .. 1; 0: pauses are like all else.
     pause_shared_noise: float = 0.0
     # Beyond the paper: noise on the network's own last frames, told as in training, so that errors do not pile up.
@@ -320,8 +322,9 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
     # The packaged weights: made on two CPU cores in a few hours from some 40 people.
     "small": {
         "model": {
-            "image_size": 96,
-            "patch_size": 3,
+            "image_size": 128,
+            "patch_size": 4,
+            "detail_channels": 32,
             "model_channels": 64,
             "channel_mult": [1, 2, 2],
             "num_res_blocks": 1,
@@ -355,7 +358,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "lambda_vlb": 0.0,
             "lambda_lip": 1.5,
             "precision": "bf16",
-            "snr_clip": 10.0,
+            "snr_clip": 20.0,
             "augment": True,
             "audio_dropout": 0.1,
             "motion_drift": 1.0,

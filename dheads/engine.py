@@ -67,9 +67,10 @@ class Engine:
                 self.config, torch.empty(3, *[self.config.model.image_size] * 2, device=self.device)
             )
             self._times = self._time_affines()
-        # By pixel, (1, 1, 1, H, W), or one number: within the mouth, as elsewhere what is drawn alike piles up.
-        where = torch.ones(1, device=self.device) if self._mask is None else self._mask[None]
-        self._shared_noise = self.sampling.shared_noise * where
+        # By pixel, (1, 1, 1, H, W), or one number.
+        mouth = torch.ones(1, device=self.device) if self._mask is None else self._mask[None]
+        outer = self.sampling.outer_shared_noise
+        self._shared_noise = outer + (self.sampling.shared_noise - outer) * mouth
         self._graphs: dict[tuple[int, bool], _Graph] = {}
 
     @property
@@ -82,14 +83,9 @@ class Engine:
         """Whether frames after the first start from the last one."""
         return 0 < self.sampling.warm_steps < self.sampling.steps and self.config.conditioning.motion_frames > 0
 
-    @property
-    def shares_noise(self) -> bool:
-        """Whether some of x_T is the same in all frames of a video."""
-        return self.sampling.shared_noise > 0 or self.sampling.pause_shared_noise > 0
-
     def shared_noise(self, pause: float) -> Tensor:
-        """The share of x_T's variance that is the same in all frames, (1, 1, 1, H, W) or (1,); pause: how far it is
-        one, 0 .. 1."""
+        """The share of x_T's variance that a frame has from the one before, (1, 1, 1, H, W) or (1,); pause: how far it
+        is one, 0 .. 1."""
         return self._shared_noise.clamp(min=self.sampling.pause_shared_noise * pause)
 
     @torch.inference_mode()

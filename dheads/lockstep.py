@@ -76,7 +76,7 @@ class _Place:
         # The generator lives on the CPU, so that a seed means the same noise on every device.
         self._generator = torch.Generator().manual_seed(talk.seed)
         self._identity = to_unit(talk.photo)[None].to(device)  # (1, 3, H, W)
-        self._shared_noise = self._random((1, 1, *self._identity.shape[1:])) if engine.shares_noise else None
+        self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
         self._buffer = MotionBuffer(self._identity, told.motion_frames, engine.sampling.identity_anchor)
 
     @property
@@ -114,14 +114,14 @@ class _Place:
         return pause_degree(codes[max(0, at - CONTEXT) : at + CONTEXT + 1])
 
     def _noise(self, pause: float) -> Tensor:
-        """(1, N, 3, H, W): x_T, of which a share is the same in every frame, and what the solver adds."""
+        """(1, N, 3, H, W): x_T, which a frame shares with the one before, and what the solver adds."""
         noise = self._random((1, self._engine.draws, *self._identity.shape[1:]))
-        if self._shared_noise is None:
-            return noise
-        share = self._engine.shared_noise(pause)
-        # x_T = sqrt(s) shared + sqrt(1 - s) own
-        x_T = share.sqrt() * self._shared_noise + (1 - share).sqrt() * noise[:, :1]
-        return torch.cat([x_T, noise[:, 1:]], dim=1)
+        if self._x_T is not None:
+            share = self._engine.shared_noise(pause)
+            # x_T = sqrt(s) x_T^(k-1) + sqrt(1 - s) eps: nothing stays for good, so nothing piles up
+            noise[:, :1] = share.sqrt() * self._x_T + (1 - share).sqrt() * noise[:, :1]
+        self._x_T = noise[:, :1]
+        return noise
 
     def _eye_window(self) -> Tensor | None:
         context = self._engine.config.conditioning.eye_context

@@ -159,7 +159,7 @@ def test_talks_leave_out_what_cannot_be_read(copy: Path, caplog: pytest.LogCaptu
 
 def test_a_dataset_made_for_another_network_is_refused(dataset: Dataset) -> None:
     dataset.check(preset("tiny"))
-    with pytest.raises(DheadsError, match=r"prepared with size = 32, but the configuration wants 96; prepare the data"):
+    with pytest.raises(DheadsError, match=r"size = 32, but the configuration wants 128; prepare the data"):
         dataset.check(preset("small"))
     other = override(preset("tiny"), {"alignment": {"eye_distance": 0.3}})
     with pytest.raises(DheadsError, match="prepared with alignment"):

@@ -198,19 +198,24 @@ class Noted(Watched):
         return super().draw(inputs, first)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_share_of_the_mouths_noise_is_the_same_in_every_frame(share: float) -> None:
-    """x_T stays standard normal; elsewhere, and what the solver adds, it is each frame's own."""
-    engine = Noted(SamplingConfig(3, shared_noise=share))
+def following(values: Tensor) -> float:
+    """The mean correlation of a frame with the one before it, (F, ...)."""
+    return float(torch.corrcoef(values.flatten(1)).diagonal(1).mean())
+
+
+@pytest.mark.parametrize(("share", "outer"), [(0.0, 0.0), (0.5, 0.9), (1.0, 0.25)])
+def test_a_share_of_the_noise_is_that_of_the_frame_before(share: float, outer: float) -> None:
+    """x_T stays standard normal, and forgets; what the solver adds is each frame's own."""
+    engine = Noted(SamplingConfig(3, shared_noise=share, outer_shared_noise=outer))
     by_talk(engine, [talk(1, 30)], 1)
     x_T = torch.cat([noise[:, 0] for noise in engine.noise])  # (F, 3, H, W)
     added = torch.cat([noise[:, 1] for noise in engine.noise])
     mouth = mouth_mask(TINY.alignment, 32)[0, 0]
-    assert x_T.std() == pytest.approx(1, abs=0.03)
-    for values, where, wanted in ((x_T, mouth == 1, share), (x_T, mouth == 0, 0.0), (added, mouth == 1, 0.0)):
+    for values, where, wanted in ((x_T, mouth == 1, share), (x_T, mouth == 0, outer), (added, mouth == 1, 0.0)):
         inside = values[:, :, where].flatten(1)  # (F, n)
-        alike = torch.corrcoef(inside)[0, 1:]
-        assert alike.mean() == pytest.approx(wanted, abs=0.05)
+        alike = torch.corrcoef(inside)
+        for lag in (1, 4):
+            assert alike.diagonal(lag).mean() == pytest.approx(wanted ** (lag / 2), abs=0.05)
         assert inside.var() == pytest.approx(1, abs=0.1)
 
 
@@ -227,8 +232,8 @@ def test_in_pauses_noise_is_shared_everywhere_and_the_sound_is_its_mean(share: f
     mouth = mouth_mask(TINY.alignment, 32)[0, 0]
     pause, spoken = slice(0, 30 - CONTEXT), slice(30 + CONTEXT, None)
     for values, wanted in ((x_T[pause][:, :, mouth == 0], share), (x_T[pause][:, :, mouth == 1], max(0.5, share))):
-        assert torch.corrcoef(values.flatten(1))[0, 1:].mean() == pytest.approx(wanted, abs=0.05)
-    assert torch.corrcoef(x_T[spoken][:, :, mouth == 0].flatten(1))[0, 1:].mean() == pytest.approx(0, abs=0.05)
+        assert following(values) == pytest.approx(wanted**0.5, abs=0.05)
+    assert following(x_T[spoken][:, :, mouth == 0]) == pytest.approx(0, abs=0.05)
     inner = engine.sound[15][0, :, 0]  # of embeddings 13 .. 17, with those of 6 .. 24 around the frame at hand
     assert inner.tolist() == pytest.approx([0.15] * 5 if share else [0.13, 0.14, 0.15, 0.16, 0.17])
     assert torch.equal(engine.sound[45][0], speech[43:48])

@@ -91,7 +91,7 @@ def test_the_edge_is_under_two_levels_when_only_the_mouth_changes(real: tuple[np
 
 
 def test_the_mask_holds_the_face_and_leaves_the_border_free() -> None:
-    for name, size in (("small", 96), ("crema", 128)):
+    for name, size in (("small", 128), ("crema", 128)):
         alignment = preset(name).alignment
         mask = face_mask(alignment, size)
         x, y = np.clip(np.rint(faces.mean_face(alignment, size)), 0, size - 1).astype(int).T

@@ -241,7 +241,7 @@ def test_a_folder_of_another_configuration_is_refused(prepared: Prepared) -> Non
     done = dheads("prepare", prepared.raw, "--out", prepared.data, "--preset", "small", "--splits", prepared.splits)
     assert done.exit_code == 1
     assert done.stderr == (
-        f"error: {prepared.data}: holds clips prepared with size = 32, not 96; choose another --out\n"
+        f"error: {prepared.data}: holds clips prepared with size = 32, not 128; choose another --out\n"
     )
     assert "size = 32" in (prepared.data / "dataset.toml").read_text(encoding="utf-8")
 

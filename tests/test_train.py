@@ -297,7 +297,7 @@ def test_a_run_of_another_configuration_is_refused(prepared: Prepared, short: Ru
 def test_a_dataset_of_another_preset_is_refused(prepared: Prepared, tmp_path: Path) -> None:
     done = dheads("train", "--data", prepared.data, "--out", tmp_path / "run", "--preset", "small", "--device", "cpu")
     assert done.exit_code == 1
-    assert f"error: {prepared.data}: prepared with size = 32, but the configuration wants 96; " in done.stderr
+    assert f"error: {prepared.data}: prepared with size = 32, but the configuration wants 128; " in done.stderr
     assert not (tmp_path / "run").exists()
 
 
