@@ -106,8 +106,8 @@ class SamplingConfig:
     room_noise: float = 0.0
     # Beyond the paper: how often eyes blink, a second, where the network is told an eye code; at most 0.9.
     blink_rate: float = 0.3
-    # Beyond the paper: the share of x_T's variance around the mouth that a frame has from the one before, so that what the
-    # sound leaves open is drawn alike in each of them; 0 .. 1.
+    # Beyond the paper: the share of x_T's variance around the mouth that a frame has from the one before, so that what
+    # the sound leaves open is drawn alike in each of them; 0 .. 1.
     shared_noise: float = 0.0
     # Beyond the paper: the same share elsewhere, so that hair and shoulders do not shimmer; 0 .. 1.
     outer_shared_noise: float = 0.0
