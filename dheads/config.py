@@ -111,6 +111,8 @@ class SamplingConfig:
     shared_noise: float = 0.0
     # Beyond the paper: the same share elsewhere, so that hair and shoulders do not shimmer; 0 .. 1.
     outer_shared_noise: float = 0.0
+    # Beyond the paper: the standard deviation of x_T elsewhere; under 1 what is drawn is likelier, with fewer specks.
+    outer_temperature: float = 1.0
     # Beyond the paper: the least share anywhere in pauses, where the sound is told as its mean too, so that the mouth
     # rests; 0 .. 1; 0: pauses are like all else.
     pause_shared_noise: float = 0.0
@@ -342,6 +344,8 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "spacing": "quadratic",
             "identity_anchor": 0.5,
             "shared_noise": 1.0,
+            "outer_shared_noise": 0.9,
+            "outer_temperature": 0.8,
             "pause_shared_noise": 0.99,
             "room_noise": 1e-3,
         },

@@ -71,6 +71,7 @@ class Engine:
         mouth = torch.ones(1, device=self.device) if self._mask is None else self._mask[None]
         outer = self.sampling.outer_shared_noise
         self._shared_noise = outer + (self.sampling.shared_noise - outer) * mouth
+        self.temperature = self.sampling.outer_temperature + (1 - self.sampling.outer_temperature) * mouth  # of x_T
         self._graphs: dict[tuple[int, bool], _Graph] = {}
 
     @property

@@ -120,7 +120,8 @@ class _Place:
             share = self._engine.shared_noise(pause)
             # x_T = sqrt(s) x_T^(k-1) + sqrt(1 - s) eps: nothing stays for good, so nothing piles up
             noise[:, :1] = share.sqrt() * self._x_T + (1 - share).sqrt() * noise[:, :1]
-        self._x_T = noise[:, :1]
+        self._x_T = noise[:, :1].clone()
+        noise[:, :1] *= self._engine.temperature
         return noise
 
     def _eye_window(self) -> Tensor | None:

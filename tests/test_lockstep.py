@@ -219,6 +219,16 @@ def test_a_share_of_the_noise_is_that_of_the_frame_before(share: float, outer: f
         assert inside.var() == pytest.approx(1, abs=0.1)
 
 
+def test_the_temperature_is_that_of_x_T_elsewhere_than_around_the_mouth() -> None:
+    engine = Noted(SamplingConfig(3, outer_shared_noise=0.9, outer_temperature=0.5))
+    by_talk(engine, [talk(1, 30)], 1)
+    mouth = mouth_mask(TINY.alignment, 32)[0, 0]
+    noise = torch.cat(engine.noise)  # (F, N, 3, H, W)
+    spreads = [noise[:, draw][..., where].std() for draw in (0, 1) for where in (mouth == 1, mouth == 0)]
+    assert [float(spread) for spread in spreads] == pytest.approx([1, 0.5, 1, 1], abs=0.06)
+    assert following(noise[:, 0][..., mouth == 0]) == pytest.approx(0.9**0.5, abs=0.05)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_in_pauses_noise_is_shared_everywhere_and_the_sound_is_its_mean(share: float) -> None:
     engine = Noted(SamplingConfig(3, shared_noise=0.5, pause_shared_noise=share))
