@@ -489,16 +489,26 @@ def test_training_starts_from_given_weights(
     assert same_tensors(load_checkpoint(tmp_path / "weights.safetensors").tensors, load_checkpoint(start).tensors)
 
 
-def test_weights_without_an_eye_code_can_be_trained_on_with_one(prepared: Prepared, tmp_path: Path) -> None:
-    """At first it changes nothing: the code's last layer starts at zero."""
+@pytest.mark.parametrize(
+    ("without", "with_it", "part", "last"),
+    [
+        ({"conditioning": {"eye_dims": 0}}, {}, "eye_embed", "2"),
+        ({"model": {"patch_size": 2}}, {"model": {"patch_size": 2, "detail_channels": 8}}, "detail", "out_conv"),
+    ],
+)
+def test_weights_without_a_part_can_be_trained_on_with_it(
+    prepared: Prepared, tmp_path: Path, without: dict[str, Any], with_it: dict[str, Any], part: str, last: str
+) -> None:
+    """At first it changes nothing: its last layer starts at zero."""
     still = {"training": {"steps": 1, "learning_rate": 0.0, "sample_clips": 0, "weight_decay": 0.0}}
-    deaf = trained(prepared.data, tmp_path / "blind", still, {"conditioning": {"eye_dims": 0}})
-    seeing = trained(prepared.data, tmp_path / "seeing", still, init=str(deaf))
-    start, tensors = load_checkpoint(deaf).tensors, load_checkpoint(seeing).tensors
-    assert {name.split(".")[0] for name in tensors.keys() - start.keys()} == {"eye_embed"}
+    lacking = trained(prepared.data, tmp_path / "lacking", still, without)
+    having = trained(prepared.data, tmp_path / "having", still, with_it, init=str(lacking))
+    start, tensors = load_checkpoint(lacking).tensors, load_checkpoint(having).tensors
+    assert {name.split(".")[0] for name in tensors.keys() - start.keys()} == {part}
     assert same_tensors({name: tensors[name] for name in start}, start)
-    assert tensors["eye_embed.2.weight"].abs().max() == tensors["eye_embed.2.bias"].abs().max() == 0
-    assert tensors["eye_embed.0.weight"].abs().max() > 0
+    assert tensors[f"{part}.{last}.weight"].abs().max() == tensors[f"{part}.{last}.bias"].abs().max() == 0
+    others = [tensor for name, tensor in tensors.items() if name.startswith(part) and last not in name]
+    assert max(float(tensor.abs().max()) for tensor in others) > 0
 
 
 def test_weights_of_another_network_are_refused(prepared: Prepared, short: Run, tmp_path: Path) -> None:
