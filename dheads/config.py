@@ -350,7 +350,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "room_noise": 1e-3,
         },
         "training": {
-            "steps": 5_600,
+            "steps": 20_000,
             "batch_size": 16,
             "learning_rate": 5e-4,
             "weight_decay": 0.01,
