@@ -117,9 +117,15 @@ class MotionBuffer:
         self._identity, self._anchor = identity, anchor
         self._frames = identity[:, None].repeat(1, count, 1, 1, 1)  # (B, M, 3, H, W)
 
-    def push(self, frame: Tensor) -> None:
-        """Take the finished frame in, (B, 3, H, W), and forget the oldest."""
+    def push(self, frame: Tensor, rest: float = 0.0) -> None:
+        """Take the finished frame in, (B, 3, H, W), and forget the oldest.
+
+        rest: how far the face rests, 0 .. 1. Then half of the last frame is blended in (beyond the paper): frames that
+        answer one another would sway to and fro.
+        """
         anchored = torch.lerp(frame, self._identity, self._anchor)
+        if rest and self._frames.shape[1]:
+            anchored = torch.lerp(anchored, self._frames[:, -1], rest / 2)
         self._frames = torch.cat([self._frames, anchored[:, None]], dim=1)[:, 1:]
 
     def stacked(self) -> Tensor:

@@ -77,6 +77,7 @@ class _Place:
         self._generator = torch.Generator().manual_seed(talk.seed)
         self._identity = to_unit(talk.photo)[None].to(device)  # (1, 3, H, W)
         self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
+        self._rest = 0.0  # how far the frame at hand is in a pause
         self._buffer = MotionBuffer(self._identity, told.motion_frames, engine.sampling.identity_anchor)
 
     @property
@@ -93,7 +94,7 @@ class _Place:
         noisy = told.motion_noise > 0
         speech, at = self._speech.around(self._frame)
         codes = None if self._predictor is None else self._predictor.predict(speech)
-        pause = self._pause(codes, at)
+        self._rest = pause = self._pause(codes, at)
         if pause:
             speech = hushed(speech, pause)
             codes = self._predictor.predict(speech)
@@ -140,7 +141,7 @@ class _Place:
         return None if codes is None else self._sent(window(codes, at, context)[None])
 
     def push(self, x_0: Tensor) -> None:
-        self._buffer.push(x_0)
+        self._buffer.push(x_0, self._rest)
         self._frame += 1
 
     def _random(self, shape: tuple[int, ...]) -> Tensor:

@@ -246,3 +246,18 @@ def test_an_anchored_buffer_pulls_every_frame_towards_the_identity() -> None:
     buffer = conditioning.MotionBuffer(picture(1.0), 2, anchor=0.25)
     buffer.push(picture(0.0))
     assert [float(frame.mean()) for frame in buffer.stacked()[0]] == [1.0, 0.25]
+
+
+def test_at_rest_frames_that_answer_one_another_come_to_rest() -> None:
+    """Of what sways from frame to frame a third is left, and what stays comes through whole."""
+    buffer = MotionBuffer(picture(0.5), 2)
+    for k in range(40):
+        buffer.push(picture(0.5 + 0.3 * (-1) ** k), rest=1.0)
+    swing = buffer.stacked()[:, 1] - buffer.stacked()[:, 0]
+    torch.testing.assert_close(swing.abs(), torch.full_like(swing, 0.2))
+    for _ in range(20):
+        buffer.push(picture(0.9), rest=1.0)
+    torch.testing.assert_close(buffer.stacked()[:, 1], picture(0.9), rtol=0, atol=1e-5)
+    empty = MotionBuffer(picture(0.5), 0)
+    empty.push(picture(0.1), rest=1.0)
+    assert empty.stacked().shape[1] == 0
