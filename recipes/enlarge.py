@@ -30,10 +30,13 @@ def main(
     net, tensors = checkpoint.config.model, dict(checkpoint.tensors)
     if image_size * net.patch_size != net.image_size * patch_size:
         raise typer.BadParameter(f"pictures must stay {net.image_size // net.patch_size} patches wide")
-    tensors["stem.weight"] = _resampled_stem(tensors["stem.weight"], net.patch_size, patch_size)
-    for name in ("out_conv.weight", "out_conv.bias"):
-        tensors[name] = _resampled_patches(tensors[name], net.patch_size, patch_size)
     config = override(checkpoint.config, {"model": {"image_size": image_size, "patch_size": patch_size}})
+    parts = {"": 1, "detail.": 2} if net.detail_channels else {"": 1}  # and how many of its patches fit along one
+    for part, finer in parts.items():
+        old, new = net.patch_size // finer, patch_size // finer
+        tensors[f"{part}stem.weight"] = _resampled_stem(tensors[f"{part}stem.weight"], old, new)
+        for name in (f"{part}out_conv.weight", f"{part}out_conv.bias"):
+            tensors[name] = _resampled_patches(tensors[name], old, new)
     save_checkpoint(out, tensors, config, checkpoint.info)
     typer.echo(out)
 

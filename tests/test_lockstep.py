@@ -211,6 +211,7 @@ def test_a_share_of_the_noise_is_that_of_the_frame_before(share: float, outer: f
     x_T = torch.cat([noise[:, 0] for noise in engine.noise])  # (F, 3, H, W)
     added = torch.cat([noise[:, 1] for noise in engine.noise])
     mouth = mouth_mask(TINY.alignment, 32)[0, 0]
+    assert x_T.std() == pytest.approx(1, abs=0.03)
     for values, where, wanted in ((x_T, mouth == 1, share), (x_T, mouth == 0, outer), (added, mouth == 1, 0.0)):
         inside = values[:, :, where].flatten(1)  # (F, n)
         alike = torch.corrcoef(inside)
