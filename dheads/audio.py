@@ -160,6 +160,17 @@ class SpeechEncoder(nn.Module):
         """Sound in pieces (n,) of any size -> the same embeddings in chunks (f, D), each as soon as it can be."""
         raise NotImplementedError
 
+    def encode_at(self, tempo: float, waveform: torch.Tensor, frames: int) -> torch.Tensor:
+        """What `encode` says of the sound played `tempo` times as fast, and so as high, at each frame's own moment:
+        (N,) 16 kHz -> (F, D) float32."""
+        ratio = Fraction(1 / tempo).limit_denominator(100)
+        count = max(1, round(frames * ratio))
+        speech = self.encode(_resample(waveform.numpy(), ratio), count)
+        # The middle of frame k, k + 1/2, is heard at (k + 1/2) / tempo; in between, embeddings are mixed.
+        at = ((torch.arange(frames) + 0.5) * float(ratio) - 0.5).clamp(0, count - 1)
+        before = at.long()
+        return torch.lerp(speech[before], speech[(before + 1).clamp(max=count - 1)], (at - before)[:, None].to(speech))
+
 
 def load_speech_encoder(name: str, device: str | torch.device = "cpu", progress: bool = True) -> SpeechEncoder:
     """The frozen encoder of that name, downloaded where it is not packaged. Raises DheadsError, listing the known ones.

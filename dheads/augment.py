@@ -1,9 +1,11 @@
-"""Makes few faces into many: random changes that are the same for all frames of one example."""
+"""Makes few faces into many by random changes, the same for all frames of one example; and spoils motion frames."""
 
 from __future__ import annotations
 
 import math
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,9 +14,9 @@ from torch import Tensor
 def augment(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """frames (B, N, 3, H, W) in [-1, 1], boxes (B, K, 4) px in them -> both flipped, moved, bent, and recoloured."""
     frames, boxes = _geometry(frames, boxes, generator)
-    frames = _background(frames, generator)
+    frames = _occlusion(_background(frames, generator), generator)
     frames = _blur(_colour(frames, generator), generator)
-    return frames.clamp(-1, 1), boxes
+    return _jpeg(frames.clamp(-1, 1), generator), boxes
 
 
 def drift(frames: Tensor, size: float, generator: torch.Generator) -> Tensor:
@@ -35,6 +37,17 @@ def drift(frames: Tensor, size: float, generator: torch.Generator) -> Tensor:
     return (flat * gain + strength * shading).clamp(-1, 1).view_as(frames)
 
 
+def drop_patches(frames: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Holes (zeros) in that share of the examples: up to half of a grid of 8 x 8 patches, the same in all frames.
+
+    frames (B, M, 3, H, W).
+    """
+    batch, _, _, height, width = frames.shape
+    density = 0.5 * _uniform(batch, 0, 1, generator) * _chance(batch, share, generator)
+    holes = torch.rand((batch, 1, 8, 8), generator=generator) < density[:, None, None, None]
+    return frames * (1 - F.interpolate(holes.float(), (height, width)))[:, None]
+
+
 def _normal(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> Tensor:
     return scale * torch.randn(shape, generator=generator)
 
@@ -45,6 +58,11 @@ def _uniform(batch: int, low: float, high: float, generator: torch.Generator) ->
 
 def _chance(batch: int, probability: float, generator: torch.Generator) -> Tensor:
     return torch.rand(batch, generator=generator) < probability
+
+
+def _coordinates(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """x and y of every pixel, (H, W) each, from -1 to 1."""
+    return torch.meshgrid(torch.linspace(-1, 1, width), torch.linspace(-1, 1, height), indexing="xy")
 
 
 def _geometry(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -88,20 +106,38 @@ def _background(frames: Tensor, generator: torch.Generator) -> Tensor:
     some = _chance(batch, 0.25, generator).nonzero()[:, 0]
     if len(some) == 0:
         return frames
-    x, y = torch.meshgrid(torch.linspace(-1, 1, width), torch.linspace(-1, 1, height), indexing="xy")
+    x, y = _coordinates(height, width)
     head = torch.sigmoid((1 - torch.hypot(x / 0.75, (y + 0.02) / 1.05)) * 12)  # 1 on the head, which alignment centres
     blurred = F.interpolate(F.interpolate(other[some], size=6, mode="area"), (height, width), mode="bilinear")
     return frames.index_copy(0, some, torch.lerp(blurred[:, None], frames[some], head))
 
 
+def _occlusion(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """In a few examples something with a soft edge hides a part of the picture, as hands, hair and microphones do."""
+    batch, _, _, height, width = frames.shape
+    some = _chance(batch, 0.08, generator).nonzero()[:, 0]
+    other = frames[torch.randperm(batch, generator=generator)[: len(some)], 0]  # (b, 3, H, W)
+    if len(some) == 0:
+        return frames
+    colours = F.interpolate(F.interpolate(other, size=4, mode="area"), (height, width), mode="bicubic")
+    x, y = _coordinates(height, width)
+    at_x, at_y = _uniform(2 * len(some), -1, 1, generator).view(2, -1, 1, 1)
+    radius_x, radius_y = _uniform(2 * len(some), 0.1, 0.5, generator).view(2, -1, 1, 1)
+    inside = 1 - torch.hypot((x - at_x) / radius_x, (y - at_y) / radius_y)  # (b, H, W)
+    cover = torch.sigmoid(inside * 12)[:, None, None]
+    return frames.index_copy(0, some, torch.lerp(frames[some], colours[:, None], cover))
+
+
 def _colour(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Gamma, saturation, gain of the channels, and lift."""
+    """Gamma, saturation, a mix of the channels, their gain, and lift."""
     batch = len(frames)
     gamma = torch.exp(_normal((batch, 1, 1, 1, 1), 0.2, generator))
     saturation = _uniform(batch, 0.4, 1.5, generator)[:, None, None, None, None]
     gain = torch.exp(_normal((batch, 1, 3, 1, 1), 0.07, generator) + _normal((batch, 1, 1, 1, 1), 0.15, generator))
     lift = _normal((batch, 1, 1, 1, 1), 0.05, generator)
     unit = ((frames + 1) / 2).clamp_(1e-3, 1).pow_(gamma)
+    mix = torch.eye(3) + _normal((batch, 3, 3), 0.04, generator)
+    unit = torch.einsum("bij,bnjhw->bnihw", mix / mix.sum(2, keepdim=True), unit)  # white stays white
     luma = unit.mean(dim=2, keepdim=True)
     return torch.addcmul(2 * lift - 1, torch.lerp(luma, unit, saturation), 2 * gain)
 
@@ -114,3 +150,18 @@ def _blur(frames: Tensor, generator: torch.Generator) -> Tensor:
     soft = F.avg_pool2d(F.pad(sharp, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     blurred = torch.lerp(sharp, soft, amount[:, None, None, None])
     return frames.index_copy(0, some, blurred.unflatten(1, frames.shape[1:3]))
+
+
+def _jpeg(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Some examples as JPEG files would show them: photos have been through one, most often."""
+    some = _chance(len(frames), 0.15, generator).nonzero()[:, 0]
+    qualities = _uniform(len(some), 40, 95, generator).int().tolist()
+    pixels = ((frames[some] + 1) * 127.5).round().byte().movedim(2, -1).numpy()  # (b, N, H, W, 3)
+    coded = [[_through_jpeg(frame, quality) for frame in one] for one, quality in zip(pixels, qualities, strict=True)]
+    shown = torch.from_numpy(np.array(coded, np.float32).reshape(pixels.shape)).movedim(-1, 2) / 127.5 - 1
+    return frames.index_copy(0, some, shown)
+
+
+def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
+    # OpenCV takes RGB for BGR, and gives it back so: red and blue lose in each other's place, little as that is.
+    return cv2.imdecode(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)

@@ -78,13 +78,15 @@ class AlignmentConfig:
 
 @dataclass(frozen=True)
 class PreparationConfig:
-    """Which raw clips are good enough to train on."""
+    """Which raw clips are good enough to train on, and what is made of their sound."""
 
     min_face_px: float = 48.0  # from jaw to jaw in the raw picture
     max_gap: int = 5  # frames without a face that are filled in from their neighbours
     max_missing: float = 0.2  # share of a clip's frames that may be filled in
     max_jump: float = 0.25  # how far a face may move from one frame to the next, in its widths
     max_skew_seconds: float = 0.25  # between the lengths of picture and sound
+    # Beyond the paper: the sound is encoded at these speeds too, as other voices (1.1: a tenth faster and higher).
+    speech_tempos: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,12 +157,20 @@ class TrainingConfig:
     augment: bool = False
     audio_dropout: float = 0.0
     motion_drift: float = 0.0  # motion frames made as unlike the truth as a long video's own frames are; 0 .. 1
+    patch_drop: float = 0.0  # share of the examples whose motion frames have holes, to be filled from the identity
+    # Share of the examples whose motion frames the averaged network draws itself, as `sampling` says but in
+    # rollout_draws steps each; from that part of the run on.
+    rollout_share: float = 0.0
+    rollout_draws: int = 3
+    rollout_from: float = 0.7
     lip_noise: float = 0.0  # noise on the lip code, in its standard deviations
     lambda_eye: float = 0.0  # weight of the loss around the eyes
     blink_share: float = 0.0  # share of a moving clip's examples that show it blink, where it does
     start_share: float = 0.0  # share of the examples that are told copies of the identity as motion frames
     still_share: float = 0.0  # share of the draws given to clips of one frame, when balanced by speakers
     speaker_cap: float = 1.0  # no speaker gets more than this share of the draws, when balanced by speakers
+    source_cap: float = 1.0  # the same, for each of the raw folder's own folders
+    other_clip_share: float = 0.0  # share of the examples whose identity is of another clip of the speaker, if any
 
 
 _LEAST = {
@@ -175,6 +185,7 @@ _LEAST = {
     "training.batch_size": 1,
     "training.accumulate": 1,
     "training.seed": 0,
+    "training.rollout_draws": 1,
     "training.log_every": 1,
     "training.checkpoint_every": 1,
     "training.keep": 0,
@@ -220,6 +231,10 @@ class Config:
             )
         if self.model.copy_gates and self.conditioning.motion_frames < 1:
             raise DheadsError("configuration: model.copy_gates needs conditioning.motion_frames of 1 or more")
+        if not all(0.5 <= tempo <= 2 for tempo in self.preparation.speech_tempos):
+            raise DheadsError("configuration: preparation.speech_tempos must lie between 0.5 and 2")
+        if self.training.rollout_share and self.conditioning.motion_frames < 1:
+            raise DheadsError("configuration: training.rollout_share needs conditioning.motion_frames of 1 or more")
         if self.model.copy_gates and self.training.snr_clip is None:
             raise DheadsError("configuration: model.copy_gates needs training.snr_clip, for a loss that sees the gates")
 
@@ -338,6 +353,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
         "diffusion": {"prediction": "x_0"},
         "conditioning": {"motion_noise": 0.25, "hide_motion_mouth": True, "lip_dims": 3, "eye_dims": 1},
         "alignment": {"eye_distance": 0.30, "eye_y": 0.38},
+        "preparation": {"speech_tempos": [0.85, 1.18]},
         "sampling": {
             "steps": 6,
             "solver": "dpm++2m",
@@ -366,12 +382,16 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "augment": True,
             "audio_dropout": 0.1,
             "motion_drift": 1.0,
+            "patch_drop": 0.15,
+            "rollout_share": 0.25,
             "lip_noise": 0.15,
             "lambda_eye": 1.0,
             "blink_share": 0.3,
             "start_share": 0.25,
-            "still_share": 0.1,
+            "still_share": 0.05,
             "speaker_cap": 0.25,
+            "source_cap": 0.35,
+            "other_clip_share": 0.25,
             "log_every": 200,
             "checkpoint_every": 500,
             "sample_every": 2_000,
@@ -391,6 +411,7 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
         },
         "diffusion": {"prediction": "v"},
         "conditioning": {"motion_noise": 0.3, "lip_dims": 3, "eye_dims": 1, "hide_motion_mouth": True},
+        "preparation": {"speech_tempos": [1.1]},
         "sampling": {"steps": 4, "solver": "dpm++2m"},
         "training": {
             "steps": 40,
@@ -404,12 +425,16 @@ _PRESETS: dict[str, dict[str, typing.Any]] = {
             "augment": True,
             "audio_dropout": 0.1,
             "motion_drift": 1.0,
+            "patch_drop": 0.2,
+            "rollout_share": 0.5,
+            "rollout_draws": 2,
             "lip_noise": 0.2,
             "lambda_eye": 0.5,
             "blink_share": 0.15,
             "start_share": 0.15,
             "still_share": 0.1,
             "speaker_cap": 0.25,
+            "other_clip_share": 0.2,
             "log_every": 10,
             "checkpoint_every": 20,
             "sample_every": 20,

@@ -4,7 +4,7 @@ dataset.toml                     format version, size, fps, alignment recipe, sp
 clips.csv, failed.csv            see dheads.manifest
 clips/<speaker>/<clip>.mp4       aligned square RGB at 25 fps, every frame a key frame, with its 16 kHz sound
 clips/<speaker>/<clip>.safetensors   speech (F, D), landmarks (F, 68, 2), mouth_box (F, 4), lips (F, 3),
-                                     eyes (F,)
+                                     eyes (F,), and, as preparation.speech_tempos asks, speech_at_tempos (V, F, D)
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Dataset:
 
     def labels(self, clip: Clip) -> dict[str, Tensor]:
         """speech (F, D), landmarks (F, 68, 2) px, mouth_box and eye_box (F, 4) px, lips and centred_lips (F, 3),
-        eyes (F,), eye_code (F, 1), float32.
+        eyes (F,), eye_code (F, 1), speech_at_tempos (V, F, D), float32.
 
         Raises DheadsError for a file that is missing, damaged or of another shape.
         """
@@ -104,7 +104,8 @@ class Dataset:
         return self._read_pictures(clip, indices)
 
     def talks(self, split: str) -> list[Talk]:
-        """Clips of a split that move: what LipPredictor is fitted to. At most 2,000, evenly chosen from the list.
+        """Clips of a split that move: what LipPredictor is fitted to, at every tempo. At most 2,000 clips, evenly chosen
+        from the list.
 
         Those that cannot be read are left out, with a warning.
         """
@@ -116,7 +117,8 @@ class Dataset:
             except DheadsError as error:
                 log.warning("%s; left out of the lip code's fit", error)
                 continue
-            talks.append(Talk(moving[index].speaker, labels["speech"], labels["centred_lips"]))
+            for speech in (labels["speech"], *labels["speech_at_tempos"]):
+                talks.append(Talk(moving[index].speaker, speech, labels["centred_lips"]))
         return talks
 
     def _read_pictures(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
@@ -192,6 +194,7 @@ def _read_labels(path: Path, frames: int, size: int) -> dict[str, Tensor]:
         # Not load_file: it maps the file, and a mapped file that is cut or unmounted kills the process.
         stored = load(path.read_bytes())
         labels = {name: stored[name].float() for name in _LABEL_SHAPES}
+        tempos = stored.get("speech_at_tempos", torch.empty(0, *labels["speech"].shape)).float()
     except (OSError, SafetensorError, KeyError) as error:
         raise _damaged(path, f"cannot be read ({error})") from error
     for name, label in labels.items():
@@ -200,11 +203,19 @@ def _read_labels(path: Path, frames: int, size: int) -> dict[str, Tensor]:
             raise _damaged(path, f"{name} is of shape {tuple(label.shape)}, for {frames} frames")
         if not label.isfinite().all():
             raise _damaged(path, f"{name} holds numbers that are not finite")
+    if tempos.shape[1:] != labels["speech"].shape or not tempos.isfinite().all():
+        raise _damaged(path, f"speech_at_tempos is of shape {tuple(tempos.shape)}, or not finite")
     low, high = labels["mouth_box"][:, :2], labels["mouth_box"][:, 2:]
     if not ((low >= 0) & (low < high) & (high <= size)).all():
         raise _damaged(path, "mouth_box lies outside the picture")
     boxes = torch.from_numpy(eye_box(labels["landmarks"].numpy(), size)).float()
-    return {**labels, "centred_lips": centred(labels["lips"]), "eye_code": eye_code(labels["eyes"]), "eye_box": boxes}
+    return {
+        **labels,
+        "speech_at_tempos": tempos,
+        "centred_lips": centred(labels["lips"]),
+        "eye_code": eye_code(labels["eyes"]),
+        "eye_box": boxes,
+    }
 
 
 def _damaged(path: Path, what: str) -> DheadsError:

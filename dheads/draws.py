@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,8 +22,19 @@ from dheads.data import Clip, Dataset
 from dheads.errors import DheadsError
 from dheads.video import to_unit
 
-_ORDER, _EXAMPLE, _AUGMENT = 1, 2, 3  # keep the random numbers of one purpose apart from those of another
+_ORDER, _EXAMPLE, _AUGMENT, _ROLLOUT, _VOICE, _OTHER = 1, 2, 3, 4, 5, 6  # keep the random numbers of one purpose apart from those of another
 _MAX_FAILURES = 20  # in a row: then it is not the clips, but the folder
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What the network draws some examples' motion frames from by itself, R = M frames one after the other."""
+
+    index: Tensor  # (n,) which examples of the batch
+    motion_frames: Tensor  # (n, M, 3, H, W) before the first of them
+    audio_windows: Tensor  # (n, R, A, D)
+    lip_windows: Tensor  # (n, R, A', 3) centred measures
+    eye_windows: Tensor  # (n, R, A'', 1)
 
 
 @dataclass(frozen=True)
@@ -39,16 +50,18 @@ class Batch:
     eye_window: Tensor  # (B, A'', 1)
     eye_box: Tensor  # (B, 4) as mouth_box
     clips: list[str]
+    lead: Lead | None = None  # late in a run with training.rollout_share
 
 
 @dataclass(frozen=True)
 class _Example:
     clip: str
-    frames: np.ndarray  # (2 + M, H, W, 3) uint8: target, identity, motion frames
-    audio: Tensor  # (A, D)
-    lips: Tensor  # (A', 3)
+    frames: np.ndarray  # (2 + M, H, W, 3) uint8: target, identity, motion frames; then M before these for roll-outs
+    audio: Tensor  # (1, A, D) of the target; or (M + 1, A, D) of the motion frames and the target
+    lips: Tensor  # (1 or M + 1, A', 3)
     boxes: Tensor  # (2, 4): mouth, eyes
-    eyes: Tensor  # (A'', 1)
+    eyes: Tensor  # (1 or M + 1, A'', 1)
+    leads: bool  # whether the network is to draw its motion frames
 
 
 class Draws:
@@ -65,8 +78,12 @@ class Draws:
         self._dataset, self._clips, self._config, self._parts = dataset, clips, config, parts
         self._cumulative = None  # by clip: the probability of drawing it or one before it
         if training.balance == "speakers":
-            self._cumulative = np.cumsum(_shares(clips, training.still_share, training.speaker_cap))
+            shares = _shares(clips, training.still_share, training.speaker_cap, training.source_cap)
+            self._cumulative = np.cumsum(shares)
             self._cumulative /= self._cumulative[-1]
+        self._of_speaker: dict[str, list[Clip]] = defaultdict(list)
+        for clip in clips:
+            self._of_speaker[clip.speaker].append(clip)
         self._order = lru_cache(maxsize=4)(self._permutation)
         self.broken = {}
         self._failures = 0  # in a row
@@ -93,16 +110,26 @@ class Draws:
         if self._config.training.augment:
             seed = int(self._rng(_AUGMENT, step * self._parts + part).integers(2**62))
             frames, boxes = augment(frames, boxes, torch.Generator().manual_seed(seed))
+        count = self._config.conditioning.motion_frames
+        audio = torch.stack([example.audio for example in examples])  # (B, 1 or M + 1, A, D)
+        lips = torch.stack([example.lips for example in examples])
+        eyes = torch.stack([example.eyes for example in examples])
+        index = torch.tensor([place for place, example in enumerate(examples) if example.leads])
+        lead = None
+        if len(index):
+            windows = (values[index, :-1] for values in (audio, lips, eyes))
+            lead = Lead(index, frames[index, 2 + count :], *windows)
         return Batch(
             target=frames[:, 0],
             identity=frames[:, 1],
-            motion_frames=frames[:, 2:],
-            audio_window=torch.stack([example.audio for example in examples]),
-            lip_window=torch.stack([example.lips for example in examples]),
+            motion_frames=frames[:, 2 : 2 + count],
+            audio_window=audio[:, -1],
+            lip_window=lips[:, -1],
             mouth_box=boxes[:, 0],
-            eye_window=torch.stack([example.eyes for example in examples]),
+            eye_window=eyes[:, -1],
             eye_box=boxes[:, 1],
             clips=[example.clip for example in examples],
+            lead=lead,
         )
 
     def _numbers(self, step: int, part: int) -> range:
@@ -134,13 +161,19 @@ class Draws:
         clip = self._choice(n, rng)
         while True:
             try:
-                example = self._read(clip, rng)
+                example = self._read(clip, rng, n)
             except DheadsError as error:
                 self._note_failure(clip, error)
                 clip = self._any(rng)
             else:
                 self._failures = 0
                 return example
+
+    def _late(self, n: int) -> bool:
+        """Whether example n is of the part of the run in which the network draws motion frames."""
+        training = self._config.training
+        step = n // (self._parts * training.batch_size)
+        return training.rollout_share > 0 and step >= training.rollout_from * training.steps
 
     def _note_failure(self, clip: Clip, error: DheadsError) -> None:
         with self._lock:
@@ -153,7 +186,7 @@ class Draws:
                     "the folder still there, and its disk mounted? Then give the same command to go on"
                 ) from error
 
-    def _read(self, clip: Clip, rng: np.random.Generator) -> _Example:
+    def _read(self, clip: Clip, rng: np.random.Generator, n: int) -> _Example:
         told, training = self._config.conditioning, self._config.training
         target, identity = _frames(clip.frames, told.identity_frame == "first", rng)
         label = self._dataset.labels(clip)
@@ -163,8 +196,14 @@ class Draws:
             target = int(shut[rng.integers(len(shut))])
         # As at the start of a video, at any frame.
         starts = training.start_share > 0 and rng.random() < training.start_share
-        before = motion_indices(0 if starts else target, told.motion_frames)
-        motion = [identity if k is None else k for k in before]
+        late, count = self._late(n), told.motion_frames
+        before = motion_indices(0 if starts else target, 2 * count if late else count)
+        wanted = [target, None, *before[-count:], *before[:-count]]  # None: the identity
+        pictures = self._dataset.pictures(clip, [identity if k is None else k for k in wanted])
+        if (other := self._other(clip, n)) is not None:
+            pictures[[place for place, k in enumerate(wanted) if k is None]] = other
+        leads = late and before[-count] is not None and self._rng(_ROLLOUT, n).random() < training.rollout_share
+        asked = torch.arange(target - count if late else target, target + 1)
         if label["speech"].shape[1] != told.speech_dim:
             raise DheadsError(
                 f"{clip.clip}: has {label['speech'].shape[1]} values of speech a frame instead of {told.speech_dim}; "
@@ -172,15 +211,31 @@ class Draws:
             )
         # A photo has no sound, as where training.audio_dropout takes it away: told silence, the network would learn
         # that whoever falls silent looks as in their photo.
-        speech = label["speech"] if clip.frames > 1 else torch.zeros_like(label["speech"])
+        voices = [label["speech"], *(label["speech_at_tempos"] if training.augment else [])]
+        speech = voices[self._rng(_VOICE, n).integers(len(voices))]
+        speech = speech if clip.frames > 1 else torch.zeros_like(speech)
         return _Example(
             clip.clip,
-            self._dataset.pictures(clip, [target, identity, *motion]),
-            window(speech, target, told.audio_context),
-            window(label["centred_lips"], target, told.lip_context),
+            pictures,
+            window(speech, asked, told.audio_context),
+            window(label["centred_lips"], asked, told.lip_context),
             torch.stack([label["mouth_box"][target], label["eye_box"][target]]),
-            window(label["eye_code"], target, told.eye_context),
+            window(label["eye_code"], asked, told.eye_context),
+            leads,
         )
+
+
+    def _other(self, clip: Clip, n: int) -> np.ndarray | None:
+        """In some examples a picture (H, W, 3) of the speaker in another clip: a photo smiles where its video does
+        not."""
+        rng, share = self._rng(_OTHER, n), self._config.training.other_clip_share
+        if clip.frames == 1 or rng.random() >= share:
+            return None
+        others = [one for one in self._of_speaker[clip.speaker] if one is not clip]
+        if not others:
+            return None
+        other = others[rng.integers(len(others))]
+        return self._dataset.pictures(other, [int(rng.integers(other.frames))])[0]
 
 
 def prefetch(draws: Draws, keys: Iterable[tuple[int, int]], threads: int) -> Iterator[Batch]:
@@ -208,16 +263,22 @@ def _frames(count: int, from_first: bool, rng: np.random.Generator) -> tuple[int
     return (identity + int(rng.integers(1, count))) % count, identity
 
 
-def _shares(clips: list[Clip], still_share: float, speaker_cap: float) -> np.ndarray:
-    """The probability of drawing each clip: speakers by the root of their clips' number, none above the cap."""
+def _shares(clips: list[Clip], still_share: float, speaker_cap: float, source_cap: float = 1.0) -> np.ndarray:
+    """The probability of drawing each clip: speakers by the root of their clips' number, none above the cap, and no
+    folder of the raw data above its own."""
     still = np.array([clip.frames == 1 for clip in clips])
     speakers, index = np.unique([clip.speaker for clip in clips], return_inverse=True)
     counts = np.bincount(index[~still], minlength=len(speakers))  # of clips that move
     by_speaker = np.sqrt(counts)
     if by_speaker.sum() > 0:
         by_speaker = _capped(by_speaker / by_speaker.sum(), speaker_cap)
+    shares = (by_speaker / np.maximum(1, counts))[index] * ~still
+    if shares.any():
+        _, source = np.unique([clip.source.partition("/")[0] for clip in clips], return_inverse=True)
+        by_source = np.bincount(source, shares)
+        shares *= (_capped(by_source, source_cap) / np.where(by_source > 0, by_source, 1))[source]
     moving_share = 1.0 if not still.any() else 0.0 if still.all() else 1 - still_share
-    shares = moving_share * (by_speaker / np.maximum(1, counts))[index]
+    shares *= moving_share
     shares[still] = (1 - moving_share) / max(1, still.sum())
     return shares / shares.sum()
 

@@ -31,7 +31,7 @@ class Extract:
     frames: Iterator[np.ndarray]  # F times (size, size, 3) uint8, made as they are asked for
     waveform: torch.Tensor  # (N,) 16 kHz
     labels: dict[str, torch.Tensor]  # speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3),
-    # eyes (F,)
+    # eyes (F,), speech_at_tempos (V, F, D) of clips that move
 
     def __len__(self) -> int:
         return len(self.labels["speech"])
@@ -64,12 +64,15 @@ class Detector:
             return iter([load_photo(path)]) if is_photo else islice(read_frames(path), len(landmarks))
 
         aligned = np.stack([apply_transform(matrix, row) for matrix, row in zip(matrices, landmarks, strict=True)])
+        count, tempos = len(landmarks), self.config.preparation.speech_tempos
+        labels = _labels(self.encoder.encode(waveform, count), aligned, eye_openness(images(), landmarks), size)
+        if tempos and not is_photo:
+            voices = [self.encoder.encode_at(tempo, waveform, count) for tempo in tempos]
+            labels["speech_at_tempos"] = torch.stack(voices).half().cpu()
         return Extract(
             frames=(warp(image, matrix, size) for image, matrix in zip(images(), matrices, strict=True)),
             waveform=waveform,
-            labels=_labels(
-                self.encoder.encode(waveform, len(landmarks)), aligned, eye_openness(images(), landmarks), size
-            ),
+            labels=labels,
         )
 
     def _photo(self, path: Path) -> tuple[np.ndarray, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dheads import losses
-from dheads.augment import drift
+from dheads.augment import drift, drop_patches
 from dheads.conditioning import Condition, build
 from dheads.config import Config
 from dheads.denoiser import Denoiser
@@ -63,6 +63,8 @@ def training_condition(unet: UNet, batch: Batch, config: Config, generator: torc
     motion_frames = batch.motion_frames
     if training.motion_drift > 0:
         motion_frames = drift(motion_frames, training.motion_drift, generator)
+    if training.patch_drop > 0:
+        motion_frames = drop_patches(motion_frames, training.patch_drop, generator)
     level = noise = None
     if told.motion_noise > 0:
         level = told.motion_noise * torch.rand(count, generator=generator).to(device)

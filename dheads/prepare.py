@@ -262,6 +262,7 @@ def _check_import(layout: str, config: Config) -> None:
 def _write_info(out: Path, config: Config, layout: str) -> None:
     """Write dataset.toml, or make sure that the one that is there says the same of how clips are made."""
     info = {**dataset_info(config), "layout": layout, "preparation": asdict(config.preparation)}
+    info = json.loads(json.dumps(info))  # as the file gives it back: tuples are lists
     path = out / "dataset.toml"
     if path.exists():
         try:

@@ -27,6 +27,7 @@ from dheads.journal import Journal
 from dheads.manifest import clip_path
 from dheads.model import UNet
 from dheads.objective import TALLIED, tally, training_loss
+from dheads.rollout import rolled_out
 from dheads.sample import generate
 from dheads.state import TrainingState, check_start, learning_rate, numbered, prune, publish
 from dheads.video import write_video
@@ -120,6 +121,7 @@ def train(
                 asked_at = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked_at
+                batch = rolled_out(state.ema, batch, config, step, part)
                 # Processes exchange gradients once a step.
                 with here.apart(network) if part != own[-1] else nullcontext():
                     terms = training_loss(denoiser, batch, config, step, part)

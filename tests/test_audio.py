@@ -426,6 +426,20 @@ def test_embeddings_do_not_depend_on_the_batch(small, shared, monkeypatch):
     assert (small.encode(sound) - embeddings).abs().max() < 1e-4
 
 
+def test_other_tempos_are_other_voices_in_step_with_the_frames(whisper, shared):
+    """Each frame hears its own moment: the embeddings are nearer to that frame's than to others'."""
+    sound = load_waveform(shared / "samples" / "speech_es.wav")[16_000 : 16_000 + 100 * 640]
+    plain = whisper.encode(sound, 100)
+    assert (whisper.encode_at(1.0, sound, 100) - plain).abs().max() < 1e-3
+    for tempo in (0.85, 1.18):
+        voice = whisper.encode_at(tempo, sound, 100)
+        assert voice.shape == (100, 384)
+        own, late, early = (
+            (voice[10:-10] - plain.roll(shift, 0)[10:-10]).norm(dim=1).mean() for shift in (0, 3, -3)
+        )
+        assert 1 < own < 0.8 * min(late, early)
+
+
 def test_frames_may_be_asked_for(small):
     sound = torch.from_numpy(speechlike(1.0))
     own = small.encode(sound)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dheads.augment import augment, drift
+from dheads.augment import _jpeg, _occlusion, augment, drift, drop_patches
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -82,6 +82,42 @@ def test_drift_is_the_same_for_all_frames_of_an_example() -> None:
     assert change.min() < 0.02 < 0.15 < change.max(), "many hardly, some badly"
     assert torch.equal(drift(one, 1.0, generator(7)), drift(one, 1.0, generator(7)))
     torch.testing.assert_close(drift(one, 0.0, generator(7)), one)
+
+
+def test_holes_are_patches_in_some_examples_the_same_in_all_frames() -> None:
+    frames = drop_patches(torch.ones(400, 2, 3, 32, 32), 0.25, generator(8))
+    assert torch.equal(frames[:, 1], frames[:, 0])
+    patches = frames[:, 0].unflatten(3, (8, 4)).unflatten(2, (8, 4))  # (B, 3, 8, 4, 8, 4)
+    assert torch.equal(patches.amin((1, 3, 5)), patches.amax((1, 3, 5))), "whole patches of 4 x 4 px"
+    dropped = 1 - patches.mean((1, 2, 3, 4, 5))
+    assert 0.15 < (dropped > 0).float().mean() < 0.3
+    assert 0.15 < dropped[dropped > 0].mean() < 0.35
+    assert dropped.max() < 0.75
+    assert torch.equal(drop_patches(torch.ones(8, 2, 3, 32, 32), 0.0, generator(8)), torch.ones(8, 2, 3, 32, 32))
+
+
+def test_something_hides_a_part_of_some_pictures() -> None:
+    count = 300
+    grey = torch.linspace(-1, 1, count)[:, None, None, None, None].expand(count, 2, 3, 32, 32)
+    changed = _occlusion(grey, generator(9))
+    hidden = (changed[:, 0, 0] - grey[:, 0, 0]).abs() > 0.01  # (B, 32, 32)
+    some = hidden.any(2).any(1)
+    assert 0.04 < some.float().mean() < 0.12
+    share = hidden[some].float().mean((1, 2))
+    assert 0.02 < share.mean() < 0.3
+    assert share.max() < 0.6
+    assert torch.equal(changed[:, 0], changed[:, 1])
+
+
+def test_some_pictures_have_been_through_jpeg() -> None:
+    given = torch.rand(200, 2, 3, 32, 32, generator=generator()) * 2 - 1
+    changed = _jpeg(given, generator(10))
+    error = (changed - given).abs().mean((1, 2, 3, 4))
+    assert 0.08 < (error > 0).float().mean() < 0.25
+    assert error[error > 0].min() > 0.02
+    assert changed.abs().max() <= 1
+    smooth = torch.linspace(-1, 1, 32).expand(200, 1, 3, 32, 32)
+    assert (_jpeg(smooth, generator(10)) - smooth).abs().mean((1, 2, 3, 4)).max() < 0.05, "what JPEG is good at"
 
 
 def test_a_box_at_the_edge_stays_in_the_picture_and_is_not_empty() -> None:

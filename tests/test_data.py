@@ -77,6 +77,7 @@ def test_clips_and_splits(dataset: Dataset) -> None:
             "centred_lips": ((clip.frames, 3), torch.float32),
             "eye_code": ((clip.frames, 1), torch.float32),
             "eye_box": ((clip.frames, 4), torch.float32),
+            "speech_at_tempos": ((int(clip.frames > 1), clip.frames, 384), torch.float32),
         }
         assert torch.equal(labels["centred_lips"], centred(labels["lips"]))
         assert torch.equal(labels["eye_code"], eye_code(labels["eyes"]))
@@ -131,24 +132,26 @@ def test_threads_may_read_together(dataset: Dataset, large: Dataset) -> None:
 
 def test_talks_are_of_clips_that_move(dataset: Dataset) -> None:
     talks = dataset.talks("train")
-    assert [talk.speaker for talk in talks] == ["en", "s1", "s1"]
-    assert [tuple(talk.speech.shape) for talk in talks] == [(31, 384), (25, 384), (25, 384)]
-    assert [tuple(talk.measures.shape) for talk in talks] == [(31, 3), (25, 3), (25, 3)]
-    for talk in talks:
+    assert [talk.speaker for talk in talks] == ["en", "en", "s1", "s1", "s1", "s1"], "each at two tempos"
+    assert [tuple(talk.speech.shape) for talk in talks[::2]] == [(31, 384), (25, 384), (25, 384)]
+    assert [tuple(talk.measures.shape) for talk in talks[::2]] == [(31, 3), (25, 3), (25, 3)]
+    for talk, other in zip(talks[::2], talks[1::2], strict=True):
+        assert torch.equal(other.measures, talk.measures)
+        assert 0.2 < float((other.speech - talk.speech).std()) < 1, "the same words in another voice"
         assert talk.measures[:, 1:].median(dim=0).values.abs().max() < 1e-6
     assert dataset.talks("test") == []
 
 
 def test_talks_of_many_clips_are_some_of_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "_MAX_TALKS", 2)
-    first, last = dataset.talks("train")
+    first, _, last, _ = dataset.talks("train")
     assert torch.equal(first.speech, dataset.labels(named(dataset, "en/talkvid_en"))["speech"])
     assert torch.equal(last.speech, dataset.labels(named(dataset, "s1/grid_two"))["speech"])
 
 
 def test_talks_leave_out_what_cannot_be_read(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     (copy / "clips" / f"{DAMAGED}.safetensors").unlink()
-    assert [talk.speaker for talk in Dataset(copy).talks("train")] == ["en", "s1"]
+    assert [talk.speaker for talk in Dataset(copy).talks("train")[::2]] == ["en", "s1"]
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("dheads", logging.WARNING)
     assert "grid_one.safetensors: cannot be read" in record.getMessage()
@@ -285,6 +288,8 @@ def without(name: str) -> Callable[[Path], None]:
         (changed("mouth_box", lambda x: x[:, :3]), r"mouth_box is of shape \(25, 3\)"),
         (changed("lips", lambda x: x[:, :, None]), r"lips is of shape \(25, 3, 1\)"),
         (changed("speech", lambda x: x.index_fill(0, torch.tensor(3), torch.nan)), "speech holds numbers that are not"),
+        (changed("speech_at_tempos", lambda x: x[:, 1:]), r"speech_at_tempos is of shape \(1, 24, 384\), or not finite"),
+        (changed("speech_at_tempos", lambda x: x / 0), "speech_at_tempos is of shape .*, or not finite"),
         (changed("mouth_box", lambda x: x + 20), "mouth_box lies outside the picture"),
         (changed("mouth_box", lambda x: x.flip(1)), "mouth_box lies outside the picture"),
     ],

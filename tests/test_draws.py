@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dheads import data, draws
@@ -35,7 +35,14 @@ PLAIN = override(
     {
         "model": {"copy_gates": False},
         "conditioning": {"speech_dim": 8},
-        "training": {"augment": False, "balance": "clips", "blink_share": 0.0, "start_share": 0.0},
+        "training": {
+            "augment": False,
+            "balance": "clips",
+            "blink_share": 0.0,
+            "start_share": 0.0,
+            "rollout_share": 0.0,
+            "other_clip_share": 0.0,
+        },
     },
 )
 
@@ -105,7 +112,7 @@ def opened(root: Path, config: Config = PLAIN, parts: int = 1) -> Draws:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    tensors = [field.name for field in dataclasses.fields(Batch) if field.name != "clips"]
+    tensors = [field.name for field in dataclasses.fields(Batch) if field.name not in {"clips", "lead"}]
     return a.clips == b.clips and all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
 
 
@@ -433,3 +440,81 @@ def test_stills_get_exactly_their_share() -> None:
 def test_a_speaker_with_photos_and_clips_is_drawn_as_both() -> None:
     clips = [*clips_of(a=4, b=1), Clip("a/photo", "a", "train", 1, "")]
     assert draws._shares(clips, 0.1, 1.0) == pytest.approx([0.6 / 4] * 4 + [0.3, 0.1])
+
+
+def test_no_folder_of_the_raw_data_gets_more_than_its_cap() -> None:
+    folders = {"a": "lab", "b": "lab", "c": "wild", "still": "photos"}
+    clips = [
+        dataclasses.replace(clip, source=f"{folders[clip.speaker]}/{clip.clip}.mp4")
+        for clip in clips_of(a=9, b=1, c=1, still=1)
+    ]
+    total = dict.fromkeys(folders, 0.0)
+    for clip, share in zip(clips, draws._shares(clips, 0.1, 1.0, 0.6), strict=True):
+        total[clip.speaker] += share
+    # By the roots 3 / 5, 1 / 5 and 1 / 5 of what the photo leaves; the lab's 4 / 5 are more than 0.6.
+    assert total == pytest.approx({"a": 0.9 * 0.45, "b": 0.9 * 0.15, "c": 0.9 * 0.4, "still": 0.1})
+
+
+def test_some_identities_are_of_another_clip_of_the_speaker(dataset: Dataset) -> None:
+    clips = [clip for clip in dataset.clips if clip.speaker in {"a", "c"}]
+    batch = Draws(dataset, clips, config_of({"batch_size": 400, "other_clip_share": 0.5})).draw(0, 0)
+    names, others = list(FRAMES), Counter()
+    for name, identity, motion, target in zip(
+        batch.clips, seen(batch.identity), map(seen, batch.motion_frames), seen(batch.target), strict=True
+    ):
+        shown = names[identity[0]]
+        assert shown.split("/")[0] == name.split("/")[0], "never somebody else"
+        others[name.split("/")[0]] += shown != name
+        # Motion frames are copies of the identity that is shown, or the clip's own.
+        own = (names.index(name), target[1])
+        assert motion == [identity if own[1] - k < 0 else (own[0], own[1] - k) for k in (2, 1)]
+    assert others["c"] == 0, "there is no other clip"
+    assert 0.4 < others["a"] / sum(name.startswith("a/") for name in batch.clips) < 0.6
+
+
+def test_speech_at_other_tempos_is_heard_as_often(copy: Path) -> None:
+    voices = {}
+    for clip in FRAMES:
+        path = copy / "clips" / f"{clip}.safetensors"
+        stored = load_file(path)
+        stored["speech"][:] = 1
+        voices[clip] = stored | {"speech_at_tempos": torch.stack([stored["speech"] * k for k in (2, 3)])}
+        save_file(voices[clip], path)
+
+    def heard(**training: object) -> Counter[float]:
+        drawn = opened(copy, config_of({"batch_size": 300, "balance": "speakers", **training})).draw(0, 0)
+        assert (drawn.audio_window == drawn.audio_window[:, :1, :1]).all(), "one voice an example"
+        return Counter(drawn.audio_window[:, 0, 0].tolist())
+
+    assert set(heard()) == {0.0, 1.0}, "a photo has no sound"
+    told = heard(augment=True)
+    assert all(told[k] == pytest.approx((300 - told[0.0]) / 3, abs=30) for k in (1, 2, 3))
+
+
+def test_late_in_a_run_some_examples_bring_what_their_motion_frames_are_drawn_from(made: Path) -> None:
+    config = config_of({"rollout_share": 0.5, "rollout_from": 0.75, "steps": 8, "batch_size": 64, "start_share": 0.1})
+    drawn = opened(made, config)
+    assert all(drawn.draw(step, 0).lead is None for step in (0, 5))
+    plain = opened(made, config_of({"steps": 8, "batch_size": 64, "start_share": 0.1}))
+    batch = drawn.draw(6, 0)
+    assert same(batch, plain.draw(6, 0)), "the examples themselves are as they would have been"
+    lead, dataset = batch.lead, drawn._dataset
+    assert lead is not None
+    names, told = list(FRAMES), config.conditioning
+    for row, place in enumerate(lead.index.tolist()):
+        clip, target = seen(batch.target[place][None])[0]
+        _, identity = seen(batch.identity[place][None])[0]
+        assert target >= 2, "there are two frames before it"
+        assert seen(batch.motion_frames[place]) == [(clip, target - 2), (clip, target - 1)]
+        first = [identity if k < 0 else k for k in (target - 4, target - 3)]
+        assert seen(lead.motion_frames[row]) == [(clip, k) for k in first]
+        labels = dataset.labels(next(c for c in dataset.clips if c.clip == names[clip]))
+        made_frames = torch.tensor([target - 2, target - 1])
+        assert torch.equal(lead.audio_windows[row], window(labels["speech"], made_frames, told.audio_context))
+        assert torch.equal(lead.lip_windows[row], window(labels["centred_lips"], made_frames, told.lip_context))
+        assert torch.equal(lead.eye_windows[row], window(labels["eye_code"], made_frames, told.eye_context))
+    able = sum(
+        seen(motion[None, 0])[0][1] == seen(target[None])[0][1] - 2 and seen(target[None])[0][1] >= 2
+        for motion, target in zip(batch.motion_frames, batch.target, strict=True)
+    )
+    assert 0.3 * able < len(lead.index) < 0.7 * able

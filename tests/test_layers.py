@@ -12,7 +12,7 @@ BASE = {"errors", "files", "config"}
 LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "engine", "augment", "lips"}
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
 LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
-LIBRARY |= {"distributed", "objective", "state", "journal", "plan"}
+LIBRARY |= {"distributed", "objective", "rollout", "state", "journal", "plan"}
 LIBRARY |= {"blinks", "pauses", "eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
 LIBRARY |= {
     "footage",
@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "draws": BASE | {"augment", "blinks", "conditioning", "data", "video"},
     "distributed": BASE,
     "objective": {"config", "conditioning", "augment", "model", "diffusion", "losses", "denoiser", "draws"},
+    "rollout": {"config", "conditioning", "model", "engine", "draws"},
     "state": BASE | {"model"},
     "journal": BASE,
     "plan": BASE | {"model", "conditioning"},

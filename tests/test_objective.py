@@ -9,7 +9,7 @@ import torch
 from real_data import Prepared
 from torch import Tensor
 
-from dheads.augment import drift
+from dheads.augment import drift, drop_patches
 from dheads.conditioning import Condition
 from dheads.config import Config, override, preset
 from dheads.data import Dataset
@@ -176,8 +176,8 @@ def test_the_tally_sums_and_counts(batch: Batch) -> None:
 
 
 def condition(batch: Batch, **changes: dict[str, object]) -> tuple[UNet, Condition]:
-    config = override(TINY, {"conditioning": {"hide_motion_mouth": False}, "training": {"motion_drift": 0.0}})
-    config = override(config, changes)
+    true = {"motion_drift": 0.0, "patch_drop": 0.0}
+    config = override(TINY, {"conditioning": {"hide_motion_mouth": False}, "training": true}, changes)
     unet = UNet(config)
     if unet.lips is not None:
         unet.lips.mean.fill_(0.1)
@@ -220,6 +220,14 @@ def test_motion_frames_drift_before_they_are_noised(batch: Batch) -> None:
     _, noised = condition(batch, conditioning={"motion_noise": 0.3}, training={"motion_drift": 1.0})
     noise = noised.motion_frames - clean.motion_frames
     torch.testing.assert_close(noise.flatten(1).std(1), noised.motion_noise, rtol=0.05, atol=1e-4)
+
+
+def test_some_examples_motion_frames_have_holes(batch: Batch) -> None:
+    _, given = condition(batch, conditioning={"motion_noise": 0.0}, training={"patch_drop": 0.5})
+    assert torch.equal(given.motion_frames, drop_patches(batch.motion_frames, 0.5, torch.Generator().manual_seed(0)))
+    whole = (given.motion_frames == batch.motion_frames).flatten(1).all(1)
+    assert 3 <= whole.sum() <= 13
+    assert torch.equal(given.identity, batch.identity)
 
 
 def test_lip_codes_are_normalised_then_noised(batch: Batch) -> None:

@@ -95,7 +95,7 @@ def test_dataset_toml_tells_how_the_clips_were_made(prepared: Prepared) -> None:
     assert info["speech_encoder"] == "whisper-tiny.en"
     assert (info["layout"], info["preset"]) == ("folder", "tiny")
     assert info["alignment"] == asdict(TINY.alignment)
-    assert info["preparation"] == asdict(TINY.preparation)
+    assert info["preparation"] == asdict(TINY.preparation) | {"speech_tempos": [1.1]}
     assert "licence" in info["licence_note"]
 
 
@@ -113,6 +113,7 @@ def test_nothing_else_is_left_behind(prepared: Prepared) -> None:
 def test_labels(prepared: Prepared, clip: str) -> None:
     frames = (VIDEOS | PHOTOS)[clip][2]
     labels = labels_of(prepared, clip)
+    tempos = {} if clip in PHOTOS else {"speech_at_tempos": ((1, frames, 384), torch.float16)}
     kinds = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in labels.items()}
     assert kinds == {
         "speech": ((frames, 384), torch.float16),
@@ -120,6 +121,7 @@ def test_labels(prepared: Prepared, clip: str) -> None:
         "mouth_box": ((frames, 4), torch.int32),
         "lips": ((frames, 3), torch.float32),
         "eyes": ((frames,), torch.float32),
+        **tempos,
     }
     assert all(tensor.isfinite().all() for tensor in labels.values())
 
@@ -186,6 +188,10 @@ def test_speech_is_that_of_the_raw_clip(prepared: Prepared) -> None:
     waveform = load_waveform(prepared.raw / "grid/other.mp4")
     speech = load_speech_encoder("whisper-tiny.en").encode(waveform[: 20 * 640], 20)
     torch.testing.assert_close(labels_of(prepared, "other/grid_other")["speech"].float(), speech, rtol=0, atol=0.02)
+    voice = load_speech_encoder("whisper-tiny.en").encode_at(1.1, waveform[: 20 * 640], 20)
+    torch.testing.assert_close(
+        labels_of(prepared, "other/grid_other")["speech_at_tempos"][0].float(), voice, rtol=0, atol=0.02
+    )
     stored = load_waveform(prepared.data / "clips" / "other" / "grid_other.mp4")
     torch.testing.assert_close(stored[: 20 * 640], waveform[: 20 * 640], rtol=0, atol=2 / 32768)
 

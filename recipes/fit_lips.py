@@ -1,0 +1,39 @@
+"""Fit the lip code of weights to a dataset anew, and leave all else as it is: weights to start training from.
+
+    python recipes/fit_lips.py --weights small --data data --out start.safetensors
+
+For a dataset that grew, or was prepared with other `preparation.speech_tempos`. Clips that `recipes/animate.py` made say
+nothing new of how lips follow speech: fit before they are added.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from dheads.data import Dataset
+from dheads.errors import DheadsError
+from dheads.weights import build_model, load, save_checkpoint
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Dataset made by `dheads prepare`.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
+    weights: Annotated[str, typer.Option(help="Weights whose lip code is fitted.")] = "small",
+) -> None:
+    """Fit the lip code of weights anew."""
+    checkpoint = load(weights)
+    unet = build_model(checkpoint, torch.device("cpu"))
+    if unet.lips is None:
+        raise DheadsError(f"{weights} has no lip code; choose weights trained with conditioning.lip_dims=3")
+    correlation = unet.lips.fit(Dataset(data).talks("train"))
+    typer.echo("correlation on speakers left out: " + ", ".join(f"{r:.3f}" for r in correlation.tolist()), err=True)
+    save_checkpoint(out, unet.state_dict(), checkpoint.config, checkpoint.info)
+    typer.echo(out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
