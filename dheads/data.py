@@ -104,8 +104,8 @@ class Dataset:
         return self._read_pictures(clip, indices)
 
     def talks(self, split: str) -> list[Talk]:
-        """Clips of a split that move: what LipPredictor is fitted to, at every tempo. At most 2,000 clips, evenly chosen
-        from the list.
+        """Clips of a split that move: what LipPredictor is fitted to, at every tempo. Of at most 2,000 clips, evenly
+        chosen from the list.
 
         Those that cannot be read are left out, with a warning.
         """

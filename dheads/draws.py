@@ -22,7 +22,8 @@ from dheads.data import Clip, Dataset
 from dheads.errors import DheadsError
 from dheads.video import to_unit
 
-_ORDER, _EXAMPLE, _AUGMENT, _ROLLOUT, _VOICE, _OTHER = 1, 2, 3, 4, 5, 6  # keep the random numbers of one purpose apart from those of another
+# Keep the random numbers of one purpose apart from those of another.
+_ORDER, _EXAMPLE, _AUGMENT, _ROLLOUT, _VOICE, _OTHER = range(1, 7)
 _MAX_FAILURES = 20  # in a row: then it is not the clips, but the folder
 
 
@@ -223,7 +224,6 @@ class Draws:
             window(label["eye_code"], asked, told.eye_context),
             leads,
         )
-
 
     def _other(self, clip: Clip, n: int) -> np.ndarray | None:
         """In some examples a picture (H, W, 3) of the speaker in another clip: a photo smiles where its video does

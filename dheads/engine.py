@@ -71,7 +71,7 @@ class Engine:
         mouth = torch.ones(1, device=self.device) if self._mask is None else self._mask[None]
         outer = self.sampling.outer_shared_noise
         self._shared_noise = outer + (self.sampling.shared_noise - outer) * mouth
-        self.temperature = self.sampling.outer_temperature + (1 - self.sampling.outer_temperature) * mouth  # of x_T
+        self._temperature = self.sampling.outer_temperature + (1 - self.sampling.outer_temperature) * mouth  # of x_T
         self._graphs: dict[tuple[int, bool], _Graph] = {}
 
     @property
@@ -84,10 +84,18 @@ class Engine:
         """Whether frames after the first start from the last one."""
         return 0 < self.sampling.warm_steps < self.sampling.steps and self.config.conditioning.motion_frames > 0
 
-    def shared_noise(self, pause: float) -> Tensor:
-        """The share of x_T's variance that a frame has from the one before, (1, 1, 1, H, W) or (1,); pause: how far it
-        is one, 0 .. 1."""
-        return self._shared_noise.clamp(min=self.sampling.pause_shared_noise * pause)
+    def frame_noise(self, fresh: Tensor, last: Tensor | None, pause: float = 0.0) -> tuple[Tensor, Tensor]:
+        """What a frame is drawn from, of standard normal noise (B, N, 3, H, W), and what to hand on as `last`.
+
+        last: (B, 1, 3, H, W), what the frame before it handed on, from which it has a share of its x_T. pause: how far
+        it is one, 0 .. 1.
+        """
+        x_T = fresh[:, :1]
+        if last is not None:
+            share = self._shared_noise.clamp(min=self.sampling.pause_shared_noise * pause)
+            # x_T = sqrt(s) x_T^(k-1) + sqrt(1 - s) eps: nothing stays for good, so nothing piles up
+            x_T = share.sqrt() * last + (1 - share).sqrt() * x_T
+        return torch.cat([self._temperature * x_T, fresh[:, 1:]], dim=1), x_T
 
     @torch.inference_mode()
     def draw(self, inputs: Inputs, first: bool = True) -> Tensor:

@@ -116,13 +116,8 @@ class _Place:
 
     def _noise(self, pause: float) -> Tensor:
         """(1, N, 3, H, W): x_T, which a frame shares with the one before, and what the solver adds."""
-        noise = self._random((1, self._engine.draws, *self._identity.shape[1:]))
-        if self._x_T is not None:
-            share = self._engine.shared_noise(pause)
-            # x_T = sqrt(s) x_T^(k-1) + sqrt(1 - s) eps: nothing stays for good, so nothing piles up
-            noise[:, :1] = share.sqrt() * self._x_T + (1 - share).sqrt() * noise[:, :1]
-        self._x_T = noise[:, :1].clone()
-        noise[:, :1] *= self._engine.temperature
+        fresh = self._random((1, self._engine.draws, *self._identity.shape[1:]))
+        noise, self._x_T = self._engine.frame_noise(fresh, self._x_T, pause)
         return noise
 
     def _eye_window(self) -> Tensor | None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dheads.conditioning import MotionBuffer
 from dheads.config import Config
-from dheads.draws import Batch
+from dheads.draws import Batch, Lead
 from dheads.engine import Engine, Inputs
 from dheads.model import UNet
 
@@ -23,33 +24,34 @@ def rolled_out(unet: UNet, batch: Batch, config: Config, step: int, part: int = 
     lead = batch.lead
     if lead is None:
         return batch
-    told, sampling = config.conditioning, replace(config.sampling, steps=config.training.rollout_draws)
-    engine = Engine(unet, sampling)  # made anew each time: the weights have changed
     entropy = np.random.SeedSequence([config.training.seed, step, part, 1]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(entropy[0] >> 1))
-    device = engine.device
-    identity = batch.identity[lead.index].to(device)  # (n, 3, H, W)
-    buffer = MotionBuffer(identity, told.motion_frames, sampling.identity_anchor)
+    # Made anew each time: the weights have changed.
+    engine = Engine(unet, replace(config.sampling, steps=config.training.rollout_draws))
+    made = _drawn(engine, lead, batch.identity[lead.index].to(engine.device), generator).to(batch.motion_frames)
+    return replace(batch, motion_frames=batch.motion_frames.index_copy(0, lead.index, made), lead=None)
+
+
+def _drawn(engine: Engine, lead: Lead, identity: Tensor, generator: torch.Generator) -> Tensor:
+    """The motion frames (n, M, 3, H, W) that follow from the lead of people who look so, (n, 3, H, W)."""
+    told, device, lips = engine.config.conditioning, engine.device, engine.unet.lips
+    buffer = MotionBuffer(identity, told.motion_frames, engine.sampling.identity_anchor)
     for frame in lead.motion_frames.unbind(1):
         buffer.push(frame.to(device))
-    x_T, share = None, engine.shared_noise(0.0)
+    x_T = None
     for k in range(lead.audio_windows.shape[1]):
         motion_frames = buffer.stacked()
-        noise = torch.randn((len(identity), engine.draws, *identity.shape[1:]), generator=generator).to(device)
-        if x_T is not None:
-            noise[:, :1] = share.sqrt() * x_T + (1 - share).sqrt() * noise[:, :1]
-        x_T = noise[:, :1].clone()
-        noise[:, :1] *= engine.temperature
+        fresh = torch.randn((len(identity), engine.draws, *identity.shape[1:]), generator=generator)
+        noise, x_T = engine.frame_noise(fresh.to(device), x_T)
         eps = torch.randn(motion_frames.shape, generator=generator).to(device) if told.motion_noise else None
         inputs = Inputs(
             identity,
             motion_frames,
             lead.audio_windows[:, k].to(device),
-            None if unet.lips is None else unet.lips.normalise(lead.lip_windows[:, k].to(device)),
+            None if lips is None else lips.normalise(lead.lip_windows[:, k].to(device)),
             eps,
             noise,
             lead.eye_windows[:, k].to(device) if told.eye_dims else None,
         )
-        buffer.push(engine.draw(inputs, first=not engine.warms))
-    made = buffer.stacked().to(batch.motion_frames)
-    return replace(batch, motion_frames=batch.motion_frames.index_copy(0, lead.index, made), lead=None)
+        buffer.push(engine.draw(inputs, first=False))
+    return buffer.stacked()

@@ -2,8 +2,8 @@
 
     python recipes/fit_lips.py --weights small --data data --out start.safetensors
 
-For a dataset that grew, or was prepared with other `preparation.speech_tempos`. Clips that `recipes/animate.py` made say
-nothing new of how lips follow speech: fit before they are added.
+For a dataset that grew, or was prepared with other `preparation.speech_tempos`. Clips that `recipes/animate.py` made
+say nothing new of how lips follow speech: fit before they are added.
 """
 
 from __future__ import annotations

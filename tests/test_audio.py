@@ -434,9 +434,7 @@ def test_other_tempos_are_other_voices_in_step_with_the_frames(whisper, shared):
     for tempo in (0.85, 1.18):
         voice = whisper.encode_at(tempo, sound, 100)
         assert voice.shape == (100, 384)
-        own, late, early = (
-            (voice[10:-10] - plain.roll(shift, 0)[10:-10]).norm(dim=1).mean() for shift in (0, 3, -3)
-        )
+        own, late, early = ((voice[10:-10] - plain.roll(shift, 0)[10:-10]).norm(dim=1).mean() for shift in (0, 3, -3))
         assert 1 < own < 0.8 * min(late, early)
 
 

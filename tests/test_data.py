@@ -288,7 +288,10 @@ def without(name: str) -> Callable[[Path], None]:
         (changed("mouth_box", lambda x: x[:, :3]), r"mouth_box is of shape \(25, 3\)"),
         (changed("lips", lambda x: x[:, :, None]), r"lips is of shape \(25, 3, 1\)"),
         (changed("speech", lambda x: x.index_fill(0, torch.tensor(3), torch.nan)), "speech holds numbers that are not"),
-        (changed("speech_at_tempos", lambda x: x[:, 1:]), r"speech_at_tempos is of shape \(1, 24, 384\), or not finite"),
+        (
+            changed("speech_at_tempos", lambda x: x[:, 1:]),
+            r"speech_at_tempos is of shape \(1, 24, 384\), or not finite",
+        ),
         (changed("speech_at_tempos", lambda x: x / 0), "speech_at_tempos is of shape .*, or not finite"),
         (changed("mouth_box", lambda x: x + 20), "mouth_box lies outside the picture"),
         (changed("mouth_box", lambda x: x.flip(1)), "mouth_box lies outside the picture"),
