@@ -15,9 +15,9 @@ from dheads.config import FPS
 
 SHUT = -0.25  # an eye code below this is part of a blink, as measures.blinks counts them
 _PAUSE_SECONDS = 0.8  # the least from one blink to the next
-# The eye code throughout a blink: the median of 605 in real clips (GRID, TalkVid, HDTF), one and a half times as deep.
+# The eye code throughout a blink: the median of 605 in real clips (GRID, TalkVid, HDTF), nearly twice as deep.
 # Networks close lids less than they are told.
-_BLINK = (-0.03, -0.5, -0.93, -0.7, -0.33, -0.2, -0.13, -0.09)
+_BLINK = (-0.04, -0.6, -1.1, -0.84, -0.4, -0.24, -0.16, -0.11)
 
 
 def eye_code(openness: Tensor) -> Tensor:
