@@ -233,8 +233,6 @@ class Config:
             raise DheadsError("configuration: model.copy_gates needs conditioning.motion_frames of 1 or more")
         if not all(0.5 <= tempo <= 2 for tempo in self.preparation.speech_tempos):
             raise DheadsError("configuration: preparation.speech_tempos must lie between 0.5 and 2")
-        if self.training.rollout_share and self.conditioning.motion_frames < 1:
-            raise DheadsError("configuration: training.rollout_share needs conditioning.motion_frames of 1 or more")
         if self.model.copy_gates and self.training.snr_clip is None:
             raise DheadsError("configuration: model.copy_gates needs training.snr_clip, for a loss that sees the gates")
 

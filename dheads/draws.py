@@ -173,6 +173,8 @@ class Draws:
     def _late(self, n: int) -> bool:
         """Whether example n is of the part of the run in which the network draws motion frames."""
         training = self._config.training
+        if not self._config.conditioning.motion_frames:
+            return False
         step = n // (self._parts * training.batch_size)
         return training.rollout_share > 0 and step >= training.rollout_from * training.steps
 
@@ -235,7 +237,11 @@ class Draws:
         if not others:
             return None
         other = others[rng.integers(len(others))]
-        return self._dataset.pictures(other, [int(rng.integers(other.frames))])[0]
+        try:
+            return self._dataset.pictures(other, [int(rng.integers(other.frames))])[0]
+        except DheadsError as error:
+            self._note_failure(other, error)
+            return None
 
 
 def prefetch(draws: Draws, keys: Iterable[tuple[int, int]], threads: int) -> Iterator[Batch]:

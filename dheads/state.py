@@ -168,7 +168,8 @@ class TrainingState:
 
     def _check(self, path: Path, theirs: Config, parts: int) -> None:
         for key, (ours, other) in differences(self.config, theirs).items():
-            if key not in _FREE:
+            # The clips are as they are, however others would be prepared.
+            if key not in _FREE and not key.startswith("preparation."):
                 raise DheadsError(
                     f"{path}: belongs to a run with {key} = {other!r}, but now it is {ours!r}; choose another --out, "
                     "or that value"

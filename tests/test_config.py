@@ -71,10 +71,6 @@ def test_override_keeps_the_rest() -> None:
         ({"model": {"patch_size": 0}}, "must be a multiple of"),
         ({"model": {"detail_channels": 8}}, "detail_channels needs an even model.patch_size, not 1"),
         ({"conditioning": {"motion_frames": 0}}, "copy_gates needs conditioning.motion_frames"),
-        (
-            {"model": {"copy_gates": False}, "conditioning": {"motion_frames": 0}},
-            "rollout_share needs",
-        ),
         ({"preparation": {"speech_tempos": [1, 9]}}, "preparation.speech_tempos must lie between 0.5 and 2"),
         ({"training": {"snr_clip": None}}, "copy_gates needs training.snr_clip"),
     ],

@@ -596,7 +596,8 @@ def test_a_tiny_model_learns_one_clip_until_its_mouth_follows_the_sound(
     with splits.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("clip", "speaker", "split"), ("speaker/clip.mp4", "speaker", "train")])
     assert prepare_command(tmp_path / "raw", splits, tmp_path / "data").exit_code == 0
-    only_this = {"augment": False, "audio_dropout": 0.0, "motion_drift": 0.0, "lip_noise": 0.0, "lambda_lip": 1.0}
+    true = dict.fromkeys(("audio_dropout", "motion_drift", "patch_drop", "rollout_share", "lip_noise"), 0.0)
+    only_this = {"augment": False, **true, "lambda_lip": 1.0}
     pace = {"steps": 200, "learning_rate": 3e-3, "warmup_steps": 20, "ema_decay": 0.98, "log_every": 200}
     weights = trained(
         tmp_path / "data",
