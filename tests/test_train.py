@@ -598,12 +598,12 @@ def test_a_tiny_model_learns_one_clip_until_its_mouth_follows_the_sound(
     assert prepare_command(tmp_path / "raw", splits, tmp_path / "data").exit_code == 0
     true = dict.fromkeys(("audio_dropout", "motion_drift", "patch_drop", "rollout_share", "lip_noise"), 0.0)
     only_this = {"augment": False, **true, "lambda_lip": 1.0}
-    pace = {"steps": 200, "learning_rate": 3e-3, "warmup_steps": 20, "ema_decay": 0.98, "log_every": 200}
+    pace = {"steps": 280, "learning_rate": 3e-3, "warmup_steps": 20, "ema_decay": 0.98, "log_every": 280}
     weights = trained(
         tmp_path / "data",
         tmp_path / "run",
         {"diffusion": {"prediction": "x_0"}},
-        training(**only_this, **pace, checkpoint_every=200),
+        training(**only_this, **pace, checkpoint_every=280),
     )
     unet, _, _ = load_model(str(weights))
     dataset, others = Dataset(tmp_path / "data"), Dataset(prepared.data)
