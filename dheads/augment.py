@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dheads.video import to_uint8, to_unit
+
 
 def augment(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """frames (B, N, 3, H, W) in [-1, 1], boxes (B, K, 4) px in them -> both flipped, moved, bent, and recoloured."""
@@ -156,10 +158,9 @@ def _jpeg(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Some examples as JPEG files would show them: photos have been through one, most often."""
     some = _chance(len(frames), 0.15, generator).nonzero()[:, 0]
     qualities = _uniform(len(some), 40, 95, generator).int().tolist()
-    pixels = ((frames[some] + 1) * 127.5).round().byte().movedim(2, -1).numpy()  # (b, N, H, W, 3)
+    pixels = to_uint8(frames[some]).numpy()  # (b, N, H, W, 3)
     coded = [[_through_jpeg(frame, quality) for frame in one] for one, quality in zip(pixels, qualities, strict=True)]
-    shown = torch.from_numpy(np.array(coded, np.float32).reshape(pixels.shape)).movedim(-1, 2) / 127.5 - 1
-    return frames.index_copy(0, some, shown)
+    return frames.index_copy(0, some, to_unit(np.array(coded, np.uint8).reshape(pixels.shape)))
 
 
 def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:

@@ -244,6 +244,12 @@ class Draws:
             return None
 
 
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator whose random numbers are those of the seed, the step and the part of its batch, and of a purpose."""
+    entropy = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(entropy[0] >> 1))
+
+
 def prefetch(draws: Draws, keys: Iterable[tuple[int, int]], threads: int) -> Iterator[Batch]:
     """The batches of those (step, part), in order, made ahead by that many threads.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +14,7 @@ from dheads.conditioning import Condition, build
 from dheads.config import Config
 from dheads.denoiser import Denoiser
 from dheads.diffusion import q_sample, v_target
-from dheads.draws import Batch
+from dheads.draws import Batch, seeded
 from dheads.model import UNet
 
 TALLIED = ("loss", "simple", "vlb", "lip", "eye", "simple_q1", "simple_q2", "simple_q3", "simple_q4")
@@ -27,8 +26,7 @@ def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, p
     Also `t` (B,), the timesteps. All randomness comes from the seed, the step and the part of its batch.
     """
     training, schedule = config.training, denoiser.schedule
-    entropy = np.random.SeedSequence([training.seed, step, part]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(entropy[0] >> 1))
+    generator = seeded(training.seed, step, part)
     device = next(denoiser.unet.parameters()).device
     x_0 = batch.target.to(device)
     t = torch.randint(schedule.num_steps, (len(x_0),), generator=generator).to(device)

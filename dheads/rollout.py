@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dheads.conditioning import MotionBuffer
 from dheads.config import Config
-from dheads.draws import Batch, Lead
+from dheads.draws import Batch, Lead, seeded
 from dheads.engine import Engine, Inputs
 from dheads.model import UNet
 
@@ -24,8 +23,7 @@ def rolled_out(unet: UNet, batch: Batch, config: Config, step: int, part: int = 
     lead = batch.lead
     if lead is None:
         return batch
-    entropy = np.random.SeedSequence([config.training.seed, step, part, 1]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(entropy[0] >> 1))
+    generator = seeded(config.training.seed, step, part, 1)
     # Made anew each time: the weights have changed.
     engine = Engine(unet, replace(config.sampling, steps=config.training.rollout_draws))
     made = _drawn(engine, lead, batch.identity[lead.index].to(engine.device), generator).to(batch.motion_frames)

@@ -42,9 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"diffusion"},
     "denoiser": {"config", "conditioning", "model", "diffusion"},
     "engine": {"config", "conditioning", "model", "diffusion", "denoiser"},
-    "augment": set(),
     "media": {"errors", "files"},
     "video": BASE | {"media"},
+    "augment": {"video"},
     "photos": BASE,
     "faces": BASE,
     "landmarks": BASE | {"faces"},  # its warps
