@@ -142,7 +142,11 @@ class MeshBackend(LandmarkBackend):
 
     def follow(self, image: np.ndarray, last: Face) -> Face | None:
         face = self._settle(image, self._roi(last), 0.05)
-        return face if face.score >= self.MIN_SCORE and _same_place(face, last) else super().follow(image, last)
+        if face.score < self.MIN_SCORE or not _same_place(face, last):
+            return super().follow(image, last)
+        # What the mesh sees depends on where it looks: sent to its own last box, it goes to and fro on a still picture.
+        box = tuple(np.mean([last.box, face.box], axis=0).tolist())
+        return dataclasses.replace(face, box=box)
 
     def _find(self, image: np.ndarray, view: View) -> list[View]:
         """Where BlazeFace sees faces in a view, as the views the mesh needs."""

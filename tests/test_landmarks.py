@@ -151,6 +151,13 @@ def test_a_face_that_jumps_is_found_exactly_at_once(mesh: LandmarkBackend, share
     assert error < 0.04 * faces.eye_distance(detected)  # a single look at the old place is off by 0.06
 
 
+def test_tracking_a_still_picture_comes_to_rest(mesh: LandmarkBackend, shared: Path) -> None:
+    clip = shared / "data" / "talkvid" / "Age_60_plus_1.mp4"
+    frame = next(islice(frames_of(clip), 30, None))
+    opening = faces.mouth_opening(mesh.track([frame] * 16))[4:]
+    assert np.abs(np.diff(opening)).mean() < 0.004  # 0.012 where each look goes to the last one's own box
+
+
 def test_tracking_keeps_to_one_person(mesh: LandmarkBackend, shared: Path) -> None:
     one, other = (load_photo(shared / "data" / "stills" / name) for name in ("010.jpg", "020.jpg"))
     alone = np.full((256, 600, 3), 90, np.uint8)
