@@ -5,8 +5,10 @@ Sound may last hours: it is read and encoded in pieces, and nobody need hold mor
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import wave
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
@@ -136,6 +138,16 @@ def _resampled(chunks: Iterable[np.ndarray], rate: int) -> Iterator[torch.Tensor
 
 def _resample(samples: np.ndarray, ratio: Fraction) -> torch.Tensor:
     return AF.resample(torch.from_numpy(samples), ratio.denominator, ratio.numerator)
+
+
+def wav_file(waveform: torch.Tensor) -> io.BytesIO:
+    """A WAV file, 16 bits a sample, of (N,) at 16 kHz in [-1, 1]."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        writer.writeframes((waveform * 32767).round().clamp(-32768, 32767).to(torch.int16).cpu().numpy().tobytes())
+    file.seek(0)
+    return file
 
 
 def frame_count(samples: int) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import time
-import wave
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -15,8 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dheads.audio import load_waveform
-from dheads.config import FPS, SAMPLE_RATE, Config, to_toml
+from dheads.audio import SAMPLES_PER_FRAME, load_waveform, wav_file
+from dheads.config import FPS, Config, to_toml
 from dheads.data import Clip, Dataset
 from dheads.denoiser import Denoiser
 from dheads.distributed import Ending, joined
@@ -267,7 +265,8 @@ class _Records:
                 speech = self._dataset.labels(clip)["speech"][: len(truth)]
                 ours = generate(Engine(self._state.ema), truth[0], speech)
                 pairs = (np.concatenate(pair, axis=1) for pair in zip(ours, truth, strict=True))
-                sound = _sound(clip_path(self._dataset.root, clip.clip, "mp4"), len(truth))
+                waveform = load_waveform(clip_path(self._dataset.root, clip.clip, "mp4"))
+                sound = wav_file(waveform[: len(truth) * SAMPLES_PER_FRAME])
                 write_video(folder / f"{self._state.step:07d}-{clip.clip.replace('/', '-')}.mp4", pairs, sound)
 
     @contextmanager
@@ -287,13 +286,3 @@ def _spread(clips: list[Clip], count: int) -> list[Clip]:
     pool = firsts if len(firsts) >= count else moving
     count = min(count, len(pool))
     return [pool[index * len(pool) // count] for index in range(count)]
-
-
-def _sound(path: Path, frames: int) -> io.BytesIO:
-    """The sound of a clip's first frames, as a WAV file."""
-    waveform = load_waveform(path)[: frames * SAMPLE_RATE // FPS]
-    target = io.BytesIO()
-    with wave.open(target, "wb") as file:
-        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        file.writeframes((waveform * 32767).round().clamp(-32768, 32767).short().numpy().tobytes())
-    return target

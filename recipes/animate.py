@@ -13,8 +13,6 @@ they would look torn. `out/splits.csv` lists what is made.
 from __future__ import annotations
 
 import csv
-import io
-import wave
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -31,8 +29,8 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import Delaunay
 from tqdm import tqdm
 
-from dheads.audio import SAMPLES_PER_FRAME, load_waveform
-from dheads.config import SAMPLE_RATE, AlignmentConfig
+from dheads.audio import SAMPLES_PER_FRAME, load_waveform, wav_file
+from dheads.config import AlignmentConfig
 from dheads.errors import DheadsError
 from dheads.eyes import eye_openness
 from dheads.faces import (
@@ -134,7 +132,8 @@ def animate_all(photos: list[Path], videos: list[Path], out: Path, frames: int, 
         driver = drivers[order[index % len(drivers)]]
         begin = np.random.default_rng([seed, index]).choice(driver.begins)
         pictures = animate(still, driver, slice(begin, begin + frames))
-        write_video(target(out, photo), pictures, sound(driver, begin, frames))
+        samples = driver.waveform[begin * SAMPLES_PER_FRAME :][: frames * SAMPLES_PER_FRAME]
+        write_video(target(out, photo), pictures, wav_file(samples))
 
 
 def usable(name: str, paths: Iterable[Path], look: Callable[[Path], T]) -> dict[Path, T]:
@@ -247,17 +246,6 @@ def recoloured(mouths: np.ndarray, skin: np.ndarray, other: np.ndarray) -> np.nd
     colour = min(1, (np.ptp(other) / other.mean()) / max(np.ptp(skin) / skin.mean(), 1e-6))
     grey = mouths.mean(axis=-1, keepdims=True, dtype=np.float32)
     return ((grey + colour * (mouths - grey)) * (light * tint)).astype(np.float32)
-
-
-def sound(driver: Driver, begin: int, frames: int) -> io.BytesIO:
-    """A WAV file of a stretch of the clip's sound."""
-    samples = driver.waveform[begin * SAMPLES_PER_FRAME :][: frames * SAMPLES_PER_FRAME]
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        writer.writeframes((samples * 32767).short().numpy().tobytes())
-    file.seek(0)
-    return file
 
 
 # ---- Where the face's points go ----

@@ -1,116 +1,169 @@
-"""Distil weights to fewer steps: the student learns to see at once, through the noise, what its teacher draws from it.
+"""Distil weights to fewer steps: the student makes videos beside its teacher, and learns to draw each frame as it does.
 
-    python recipes/distill.py --data data --out student.safetensors --steps 3 --minutes 15
+    python recipes/distill.py --data data --out student.safetensors --steps 4
 
-The teacher is the weights as they sample by default. For real motion frames and sound it draws a frame from noise x_T;
-x_T and that frame x_0 are then joined by a straight path, on which the student is trained to tell x_0 (rectified flow,
-Liu et al. 2023; InstaFlow, Liu et al. 2024), at the few noise levels that it will be asked at. The student keeps the
-teacher's form and solver; its own `sampling` asks for so many steps.
+Faces of the training split speak with the voices of others. From the same noise and motion frames the teacher draws a
+frame in many steps and the student in few, with the solver that both sample by; what the student drew otherwise is its
+loss, and goes back through all of its steps. Every other video goes on from the student's frame, the rest from the
+teacher's, so that both learn from what they will be shown. (Regression along the student's own path, after Salimans and
+Ho 2022 and DAgger, Ross et al. 2011.)
 """
 
 from __future__ import annotations
 
 import copy
-import time
-from itertools import count
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.augment import drift
+from dheads.augment import augment
 from dheads.config import override
 from dheads.data import Dataset
 from dheads.denoiser import Denoiser
-from dheads.diffusion import eps_from_x_0, q_sample, respaced
-from dheads.draws import Batch, Draws
+from dheads.diffusion import SOLVERS, Denoised, respaced
 from dheads.engine import Engine, Inputs
-from dheads.losses import inside, snr_weight
+from dheads.lockstep import Talk, perform
+from dheads.model import UNet
 from dheads.sample import resolve_device
+from dheads.video import to_uint8, to_unit
 from dheads.weights import build_model, load, save_checkpoint
 
 WARMUP = 50  # steps of the optimiser
+FRAMES = (20, 80)  # of a video, at least and at most
 
 
 def main(
     data: Annotated[Path, typer.Option(help="Dataset made by `dheads prepare`.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
     weights: Annotated[str, typer.Option(help="The teacher.")] = "small",
-    steps: Annotated[int, typer.Option(help="Of the student.")] = 3,
-    minutes: float = 15,
+    steps: Annotated[int, typer.Option(help="Of the student.")] = 4,
+    teacher_steps: int = 8,
+    batches: int = 1800,
     batch_size: int = 8,
     learning_rate: float = 2e-4,
-    ema_decay: float = 0.98,
+    ema_decay: float = 0.99,
     device: str = "auto",
 ) -> None:
     """Distil weights to fewer steps."""
     torch.manual_seed(0)
-    place = resolve_device(device)
     checkpoint = load(weights)
-    teacher = Engine(build_model(checkpoint, place))
-    student = copy.deepcopy(teacher.unet).requires_grad_(True)  # in eval mode: a copy of one function needs no dropout
-    ema = copy.deepcopy(student).requires_grad_(False)
-    config = override(checkpoint.config, {"training": {"batch_size": batch_size}})
+    unet = build_model(checkpoint, resolve_device(device))
+    pair = Pair(unet, steps, teacher_steps, learning_rate, ema_decay)
     dataset = Dataset(data)
-    draws = Draws(dataset, dataset.split("train"), config)
-    denoiser = Denoiser(student, "bf16" if teacher.dtype == torch.bfloat16 else "fp32")
-    grid = respaced(denoiser.schedule, steps, config.sampling.spacing).timestep_map.to(place)
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], learning_rate, weight_decay=0)
-    ends, bar = time.monotonic() + 60 * minutes, tqdm(desc="distil", unit="step")
-    for step in count():
-        done = 1 - (ends - time.monotonic()) / (60 * minutes)
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / WARMUP, 2 * (1 - done))
-        loss = straight_loss(denoiser, teacher, draws.draw(step, 0), grid)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            for kept, new in zip(ema.parameters(), student.parameters(), strict=True):
-                kept.lerp_(new, 1 - ema_decay)
-        bar.update()
-        bar.set_postfix_str(f"loss {loss.item():.5f}")
     made = override(checkpoint.config, {"sampling": {"steps": steps}})
-    info = {**checkpoint.info, "distilled": f"{step} batches of {batch_size}, from {weights}"}
-    save_checkpoint(out, ema.state_dict(), made, info, torch.float16)
+
+    def save() -> None:
+        info = {**checkpoint.info, "distilled": f"{pair.taught} batches of {batch_size}, from {weights}"}
+        save_checkpoint(out, pair.ema.state_dict(), made, info, torch.float16)
+
+    talks = videos(dataset, batch_size)
+    with tqdm(total=batches, desc="distil", unit="batch") as bar:
+        for number, _ in enumerate(perform(pair, talks, batch_size)):
+            if number % batch_size:
+                continue  # a batch's frames come one by one
+            bar.update()
+            bar.set_postfix_str(f"loss {pair.loss:.5f}")
+            if pair.taught == batches:
+                break
+            pair.tempo = min(1, 2 * (1 - pair.taught / batches))
+            if pair.taught % 200 == 0:
+                save()
+    save()
     typer.echo(out)
 
 
-def straight_loss(denoiser: Denoiser, teacher: Engine, batch: Batch, grid: Tensor) -> Tensor:
-    """How far from the teacher's x_0 the student's is, on the straight path from x_T, at the timesteps of `grid`."""
-    inputs = inputs_of(teacher, batch)
-    schedule, last = denoiser.schedule, denoiser.schedule.num_steps - 1
-    x_0 = teacher.draw(inputs).clone()  # (B, 3, H, W)
-    eps = eps_from_x_0(schedule, inputs.noise[:, 0], last, x_0)
-    t = grid[torch.randint(len(grid), (len(x_0),), device=grid.device)]
-    x_t = q_sample(schedule, x_0, t, eps)
-    seen = denoiser(x_t, t, teacher.condition(inputs))[0].x_0
-    weight = snr_weight(schedule, t, 5.0)[:, None, None, None]
-    error = weight * (seen - x_0).square()
-    return error.mean() + 0.2 * inside(error, batch.mouth_box).mean()
+def videos(dataset: Dataset, group: int) -> Iterator[Talk]:
+    """Videos without end: an augmented picture of one training clip, and a part of the speech of another."""
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    clips = dataset.split("train")
+    heard = [clip for clip in clips if clip.frames >= FRAMES[0]]
+    seed = 0
+    while True:
+        seen = [clips[k] for k in rng.integers(len(clips), size=group)]
+        pictures = np.stack([dataset.pictures(clip, [int(rng.integers(clip.frames))]) for clip in seen])
+        frames, _ = augment(to_unit(pictures), torch.zeros(group, 1, 4), generator)  # (group, 1, 3, H, W)
+        for photo in to_uint8(frames[:, 0]).numpy():
+            speech = dataset.labels(heard[rng.integers(len(heard))])["speech"]
+            count = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
+            begin = int(rng.integers(max(1, len(speech) - count)))
+            yield Talk(photo, speech[begin : begin + count], seed)
+            seed += 1
 
 
-def inputs_of(teacher: Engine, batch: Batch) -> Inputs:
-    """What a frame of each example is made from; motion frames are spoilt as those of a long video are."""
-    device, unet = teacher.device, teacher.unet
-    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    motion_frames = drift(batch.motion_frames, 0.5, generator).to(device)
-    lips = None if unet.lips is None else unet.lips.normalise(batch.lip_window.to(device))
-    return Inputs(
-        batch.identity.to(device),
-        motion_frames,
-        batch.audio_window.to(device),
-        lips,
-        torch.randn_like(motion_frames) if teacher.config.conditioning.motion_noise else None,
-        torch.randn(len(motion_frames), teacher.draws, *batch.identity.shape[1:], device=device),
-        batch.eye_window.to(device) if teacher.config.conditioning.eye_dims else None,
-    )
+class Pair(Engine):
+    """The teacher at work, and the student that learns from every frame drawn."""
+
+    def __init__(self, unet: UNet, steps: int, teacher_steps: int, learning_rate: float, ema_decay: float) -> None:
+        super().__init__(unet, replace(unet.config.sampling, steps=teacher_steps), compiled=True)
+        self.student = copy.deepcopy(unet).requires_grad_(True)  # in eval mode: a copy of one function needs no dropout
+        self.ema = copy.deepcopy(unet)
+        self.tempo = 1.0  # of learning: falls to 0 in the end
+        self.taught = 0  # batches
+        self.loss = float("nan")
+        self._learning_rate, self._ema_decay = learning_rate, ema_decay
+        self._optimizer = torch.optim.AdamW(self.student.parameters(), learning_rate, weight_decay=0)
+        self.student.compile()
+        self._denoiser = Denoiser(self.student, "bf16" if self.dtype == torch.bfloat16 else "fp32")
+        self._few = respaced(self._denoiser.schedule, steps, self.sampling.spacing)
+
+    def draw(self, inputs: Inputs, first: bool = True) -> Tensor:
+        """The teacher's frames and the student's in turns (B, 3, H, W), after the student has learnt from them."""
+        taught = super().draw(inputs, first)
+        with torch.inference_mode(False), torch.enable_grad():  # what is made in inference mode has no gradient
+            given = Inputs(*(None if value is None else value.clone() for value in vars(inputs).values()))
+            own = self._learn(given, taught.clone())
+        odd = torch.arange(len(own), device=own.device) % 2
+        return torch.where(odd[:, None, None, None] == 1, own, taught)
+
+    def _learn(self, inputs: Inputs, taught: Tensor) -> Tensor:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate * self.tempo * min(1, (self.taught + 1) / WARMUP)
+        own, path = self.frame_of_student(inputs)
+        early = torch.stack([unlikeness(x_0, taught, self._mask) for x_0 in path])
+        loss = unlikeness(own, taught, self._mask) + 0.25 * early.mean()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self._optimizer.step()
+        with torch.no_grad():
+            decay = min(self._ema_decay, (1 + self.taught) / (10 + self.taught))
+            for kept, new in zip(self.ema.parameters(), self.student.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+        self.taught, self.loss = self.taught + 1, loss.item()
+        return own.detach()
+
+    def frame_of_student(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        """The frame (B, 3, H, W), and what was seen of it before the last step, with their gradients."""
+        condition, seen = self.condition(inputs), []
+
+        def denoise(x_t: Tensor, t: int) -> Denoised:
+            said, _ = self._denoiser(x_t, torch.full((len(x_t),), t, device=x_t.device), condition)
+            seen.append(said.x_0)
+            return said
+
+        x_T, *added = inputs.noise.unbind(1)
+        noise = iter(added)
+        return SOLVERS[self.sampling.solver](denoise, self._few, x_T, lambda: next(noise)), seen[:-1]
+
+
+def unlikeness(own: Tensor, taught: Tensor, mask: Tensor | None) -> Tensor:
+    """The squared error, and that of fine detail, around the mouth above all."""
+    weight = 1 if mask is None else 1 + 2 * mask
+    fine = detail(own) - detail(taught)
+    return (weight * ((own - taught).square() + 2 * fine.square())).mean()
+
+
+def detail(frames: Tensor) -> Tensor:
+    """What a blur of 3 px takes away, (B, 3, H, W)."""
+    return frames - F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 
 
 if __name__ == "__main__":

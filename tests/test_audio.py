@@ -26,6 +26,7 @@ from dheads.audio import (
     frame_count,
     load_speech_encoder,
     load_waveform,
+    wav_file,
     waveform_pieces,
 )
 from dheads.errors import DheadsError
@@ -116,6 +117,13 @@ def test_every_codec_rate_and_layout_gives_the_same_sound_at_the_same_time(tmp_p
 def test_sample_formats_have_one_scale(tmp_path, kind, data):
     write_wav(tmp_path / "a.wav", data[:, None], 16_000, kind)
     assert load_waveform(tmp_path / "a.wav").tolist() == [-1, -0.5, 0, 0.5, 127 / 128]
+
+
+def test_a_waveform_written_as_wav_reads_as_it_was():
+    waveform = torch.from_numpy(speechlike(0.5))
+    torch.testing.assert_close(load_waveform(wav_file(waveform)), waveform, atol=2 / 32767, rtol=0)
+    loud = load_waveform(wav_file(torch.tensor([2.0, -2.0])))
+    torch.testing.assert_close(loud, torch.tensor([1.0, -1.0]), atol=1e-4, rtol=0)
 
 
 def test_mono_is_the_mean_of_the_channels(tmp_path):
