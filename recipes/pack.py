@@ -25,8 +25,9 @@ def pack(trained: Path) -> None:
     listing = ROOT / "weights.toml"
     entry = tomllib.loads(listing.read_text(encoding="utf-8"))[NAME]
     checkpoint = load_checkpoint(trained)
-    # How to sample is found out after the training.
-    config = replace(checkpoint.config, sampling=preset(NAME).sampling)
+    # How to sample is found out after the training; in how many steps, distilled weights know best.
+    sampling = replace(preset(NAME).sampling, steps=checkpoint.config.sampling.steps)
+    config = replace(checkpoint.config, sampling=sampling)
     info = {**checkpoint.info, **{key: entry[key] for key in ("license", "purpose", "data")}}
     target = ROOT / "dheads" / "assets" / entry["file"]
     save_checkpoint(target, checkpoint.tensors, config, info, torch.float16)
