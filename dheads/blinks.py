@@ -15,9 +15,9 @@ from dheads.config import FPS
 
 SHUT = -0.25  # an eye code below this is part of a blink, as measures.blinks counts them
 _PAUSE_SECONDS = 0.8  # the least from one blink to the next
-# The eye code throughout a blink: the median of 605 in real clips (GRID, TalkVid, HDTF), nearly twice as deep.
+# The eye code throughout a blink: the median of 605 in real clips (GRID, TalkVid, HDTF), over twice as deep.
 # Networks close lids less than they are told.
-_BLINK = (-0.04, -0.6, -1.1, -0.84, -0.4, -0.24, -0.16, -0.11)
+_BLINK = (-0.05, -0.76, -1.4, -1.07, -0.51, -0.3, -0.2, -0.14)
 
 
 def eye_code(openness: Tensor) -> Tensor:
