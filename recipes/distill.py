@@ -5,7 +5,7 @@
 Faces of the training split speak with the voices of others. From the same noise and motion frames the teacher draws a
 frame in many steps and the student in few, with the solver that both sample by; what the student drew otherwise is its
 loss, and goes back through all of its steps. Every other video goes on from the student's frame, the rest from the
-teacher's, so that both learn from what they will be shown. (Regression along the student's own path, after Salimans and
+teacher's, so that it learns from what it will be shown. (Regression along the student's own path, after Salimans and
 Ho 2022 and DAgger, Ross et al. 2011.)
 """
 
