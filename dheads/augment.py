@@ -34,7 +34,7 @@ def drift(frames: Tensor, size: float, generator: torch.Generator) -> Tensor:
     tint = _normal((batch, 3, 1, 1), 0.2, generator) + _normal((batch, 3, 6, 6), 0.3, generator)
     shading = F.interpolate(tint, (height, width), mode="bilinear").repeat(1, count, 1, 1)
     flat = frames.flatten(1, 2)  # (B, M 3, H, W)
-    soft = F.avg_pool2d(F.pad(flat, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    soft = box_blur(flat, 5)
     flat = torch.lerp(flat, soft, strength * _uniform(batch, -1.5, 1.5, generator)[:, None, None, None])
     return (flat * gain + strength * shading).clamp(-1, 1).view_as(frames)
 
@@ -48,6 +48,11 @@ def drop_patches(frames: Tensor, share: float, generator: torch.Generator) -> Te
     density = 0.5 * _uniform(batch, 0, 1, generator) * _chance(batch, share, generator)
     holes = torch.rand((batch, 1, 8, 8), generator=generator) < density[:, None, None, None]
     return frames * (1 - F.interpolate(holes.float(), (height, width)))[:, None]
+
+
+def box_blur(pictures: Tensor, width: int) -> Tensor:
+    """The mean of the odd `width` px square around every pixel, (B, C, H, W); edges are repeated."""
+    return F.avg_pool2d(F.pad(pictures, [width // 2] * 4, mode="replicate"), width, stride=1)
 
 
 def _normal(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> Tensor:
@@ -149,8 +154,7 @@ def _blur(frames: Tensor, generator: torch.Generator) -> Tensor:
     some = _chance(len(frames), 0.2, generator).nonzero()[:, 0]
     amount = _uniform(len(some), 0, 0.6, generator)
     sharp = frames[some].flatten(1, 2)  # (b, N 3, H, W)
-    soft = F.avg_pool2d(F.pad(sharp, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    blurred = torch.lerp(sharp, soft, amount[:, None, None, None])
+    blurred = torch.lerp(sharp, box_blur(sharp, 3), amount[:, None, None, None])
     return frames.index_copy(0, some, blurred.unflatten(1, frames.shape[1:3]))
 
 

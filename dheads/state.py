@@ -97,10 +97,7 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        # A short memory at first: the average of a young network is worse than the network.
-        decay = min(self.config.training.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.unet.parameters()), 1 - decay)
+        update_ema(self.ema, self.unet, self.step, self.config.training.ema_decay)
         return None
 
     def note(self, name: str, total: float, count: float = 1) -> None:
@@ -179,6 +176,14 @@ class TrainingState:
                 f"{path}: belongs to a run of {parts} batches a step, but now there are {self.parts}; choose "
                 f"training.accumulate and the number of processes so that their product is {parts}"
             )
+
+
+@torch.no_grad()
+def update_ema(ema: UNet, unet: UNet, step: int, decay: float) -> None:
+    """Move the average of a network's weights, in place; step: how long it has been trained for."""
+    # A short memory at first: the average of a young network is worse than the network.
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(unet.parameters()), 1 - decay)
 
 
 def learning_rate(config: Config, step: int) -> float:

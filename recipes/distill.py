@@ -19,12 +19,11 @@ from typing import Annotated
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.augment import augment
+from dheads.augment import augment, box_blur
 from dheads.config import override
 from dheads.data import Dataset
 from dheads.denoiser import Denoiser
@@ -33,6 +32,7 @@ from dheads.engine import Engine, Inputs
 from dheads.lockstep import Talk, perform
 from dheads.model import UNet
 from dheads.sample import resolve_device
+from dheads.state import update_ema
 from dheads.video import to_uint8, to_unit
 from dheads.weights import build_model, load, save_checkpoint
 
@@ -58,7 +58,7 @@ def main(
     torch.manual_seed(0)
     checkpoint = load(weights)
     unet = build_model(checkpoint, resolve_device(device))
-    pair = Pair(unet, teacher_steps, learning_rate, ema_decay)
+    pair = Pair(unet, teacher_steps, batches, learning_rate, ema_decay)
     dataset = Dataset(data)
     made = override(checkpoint.config, {"sampling": {"steps": steps}})
 
@@ -75,7 +75,6 @@ def main(
             bar.set_postfix_str(f"loss {pair.loss:.5f}")
             if pair.taught == batches:
                 break
-            pair.tempo = min(1, 2 * (1 - pair.taught / batches))
             if pair.taught % 200 == 0:
                 save()
     save()
@@ -103,14 +102,13 @@ def videos(dataset: Dataset, group: int) -> Iterator[Talk]:
 class Pair(Engine):
     """The teacher at work, and the student that learns from every frame drawn."""
 
-    def __init__(self, unet: UNet, teacher_steps: int, learning_rate: float, ema_decay: float) -> None:
+    def __init__(self, unet: UNet, teacher_steps: int, batches: int, learning_rate: float, ema_decay: float) -> None:
         super().__init__(unet, replace(unet.config.sampling, steps=teacher_steps), compiled=True)
         self.student = copy.deepcopy(unet).requires_grad_(True)  # in eval mode: a copy of one function needs no dropout
         self.ema = copy.deepcopy(unet)
-        self.tempo = 1.0  # of learning: falls to 0 in the end
         self.taught = 0  # batches
         self.loss = float("nan")
-        self._learning_rate, self._ema_decay = learning_rate, ema_decay
+        self._batches, self._learning_rate, self._ema_decay = batches, learning_rate, ema_decay
         self._optimizer = torch.optim.AdamW(self.student.parameters(), learning_rate, weight_decay=0)
         self.student.compile()
         self._denoiser = Denoiser(self.student, "bf16" if self.dtype == torch.bfloat16 else "fp32")
@@ -126,8 +124,9 @@ class Pair(Engine):
         return torch.where(odd[:, None, None, None] == 1, own, taught)
 
     def _learn(self, inputs: Inputs, taught: Tensor) -> Tensor:
+        left = 1 - self.taught / self._batches
         for group in self._optimizer.param_groups:
-            group["lr"] = self._learning_rate * self.tempo * min(1, (self.taught + 1) / WARMUP)
+            group["lr"] = self._learning_rate * min(1, 2 * left) * min(1, (self.taught + 1) / WARMUP)
         own, path = self.frame_of_student(inputs, int(self._chance.choice(STEPS)))
         early = torch.stack([unlikeness(x_0, taught, self._mask) for x_0 in path])
         loss = unlikeness(own, taught, self._mask) + 0.25 * early.mean()
@@ -135,10 +134,7 @@ class Pair(Engine):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self._optimizer.step()
-        with torch.no_grad():
-            decay = min(self._ema_decay, (1 + self.taught) / (10 + self.taught))
-            for kept, new in zip(self.ema.parameters(), self.student.parameters(), strict=True):
-                kept.lerp_(new, 1 - decay)
+        update_ema(self.ema, self.student, self.taught, self._ema_decay)
         self.taught, self.loss = self.taught + 1, loss.item()
         return own.detach()
 
@@ -169,12 +165,12 @@ def unlikeness(own: Tensor, taught: Tensor, mask: Tensor | None) -> Tensor:
 def amount(fine: Tensor) -> Tensor:
     """How much detail there is around every pixel: its standard deviation within 9 px, (B, 3, H, W)."""
     # The small constant keeps the gradient finite where there is none.
-    return (F.avg_pool2d(F.pad(fine.square(), (4, 4, 4, 4), mode="replicate"), 9, stride=1) + 1e-5).sqrt()
+    return (box_blur(fine.square(), 9) + 1e-5).sqrt()
 
 
 def detail(frames: Tensor) -> Tensor:
     """What a blur of 3 px takes away, (B, 3, H, W)."""
-    return frames - F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return frames - box_blur(frames, 3)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def distill(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_student_draws_by_the_steps_of_the_engine(distill: ModuleType) -> None:
     torch.manual_seed(0)
     unet, given = lively(TINY), inputs(TINY, 2)
-    pair = distill.Pair(unet, 6, 1e-3, 0.9)
+    pair = distill.Pair(unet, 6, 100, 1e-3, 0.9)
     own, path = pair.frame_of_student(given, 3)
     expected = Engine(unet, replace(TINY.sampling, steps=3), torch.float32).draw(given)
     assert len(path) == 2
@@ -48,7 +48,7 @@ def test_the_student_learns_what_the_teacher_draws(distill: ModuleType) -> None:
     torch.manual_seed(0)
     unet, given = lively(TINY), inputs(TINY, 2)
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-    pair = distill.Pair(unet, 6, 3e-3, 0.9)
+    pair = distill.Pair(unet, 6, 100, 3e-3, 0.9)
     losses = []
     for _ in range(40):
         drawn = pair.draw(given)
