@@ -1,20 +1,22 @@
-"""Makes few faces into many by random changes, the same for all frames of one example; and spoils motion frames."""
+"""Makes few faces into many by random changes, the same for all frames of one example; and spoils motion frames.
+
+Pictures may be on any device. The random numbers come from a generator on the CPU, so they are the same everywhere.
+"""
 
 from __future__ import annotations
 
 import math
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dheads.video import to_uint8, to_unit
+from dheads.jpeg import through_jpeg
 
 
 def augment(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """frames (B, N, 3, H, W) in [-1, 1], boxes (B, K, 4) px in them -> both flipped, moved, bent, and recoloured."""
+    """frames (B, N, 3, H, W) in [-1, 1], boxes (B, K, 4) px in them, on the CPU -> both flipped, moved, bent, and
+    recoloured."""
     frames, boxes = _geometry(frames, boxes, generator)
     frames = _occlusion(_background(frames, generator), generator)
     frames = _blur(_colour(frames, generator), generator)
@@ -30,13 +32,13 @@ def drift(frames: Tensor, size: float, generator: torch.Generator) -> Tensor:
     if count == 0:  # a network that is told no motion frames
         return frames
     strength = size * _uniform(batch, 0, 1, generator).square()[:, None, None, None]  # many hardly, some badly
-    gain = torch.exp(strength * _normal((batch, 1, 1, 1), 0.4, generator))
+    gain = torch.exp(strength * _normal((batch, 1, 1, 1), 0.4, generator)).to(frames)
     tint = _normal((batch, 3, 1, 1), 0.2, generator) + _normal((batch, 3, 6, 6), 0.3, generator)
-    shading = F.interpolate(tint, (height, width), mode="bilinear").repeat(1, count, 1, 1)
+    softness = (strength * _uniform(batch, -1.5, 1.5, generator)[:, None, None, None]).to(frames)
+    shading = F.interpolate((strength * tint).to(frames), (height, width), mode="bilinear").repeat(1, count, 1, 1)
     flat = frames.flatten(1, 2)  # (B, M 3, H, W)
-    soft = box_blur(flat, 5)
-    flat = torch.lerp(flat, soft, strength * _uniform(batch, -1.5, 1.5, generator)[:, None, None, None])
-    return (flat * gain + strength * shading).clamp(-1, 1).view_as(frames)
+    flat = torch.lerp(flat, box_blur(flat, 5), softness)
+    return (flat * gain + shading).clamp(-1, 1).view_as(frames)
 
 
 def drop_patches(frames: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -47,7 +49,7 @@ def drop_patches(frames: Tensor, share: float, generator: torch.Generator) -> Te
     batch, _, _, height, width = frames.shape
     density = 0.5 * _uniform(batch, 0, 1, generator) * _chance(batch, share, generator)
     holes = torch.rand((batch, 1, 8, 8), generator=generator) < density[:, None, None, None]
-    return frames * (1 - F.interpolate(holes.float(), (height, width)))[:, None]
+    return frames * (1 - F.interpolate(holes.to(frames), (height, width)))[:, None]
 
 
 def box_blur(pictures: Tensor, width: int) -> Tensor:
@@ -67,9 +69,15 @@ def _chance(batch: int, probability: float, generator: torch.Generator) -> Tenso
     return torch.rand(batch, generator=generator) < probability
 
 
-def _coordinates(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """x and y of every pixel, (H, W) each, from -1 to 1."""
-    return torch.meshgrid(torch.linspace(-1, 1, width), torch.linspace(-1, 1, height), indexing="xy")
+def _some(batch: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Which examples something happens to, (b,)."""
+    return _chance(batch, probability, generator).nonzero()[:, 0]
+
+
+def _coordinates(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y of every pixel of such frames (..., H, W), (H, W) each, from -1 to 1."""
+    x, y = (torch.linspace(-1, 1, frames.shape[side], device=frames.device) for side in (-1, -2))
+    return torch.meshgrid(x, y, indexing="xy")
 
 
 def _geometry(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -84,10 +92,9 @@ def _geometry(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tupl
     matrix = torch.stack(
         [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1
     )
-    grid = F.affine_grid(matrix, [batch, 3, height, width], align_corners=False)  # (B, H, W, 2)
-    bend = F.interpolate(
-        _normal((batch, 2, 4, 4), 0.025, generator), (height, width), mode="bicubic", align_corners=True
-    )
+    grid = F.affine_grid(matrix.to(frames), [batch, 3, height, width], align_corners=False)  # (B, H, W, 2)
+    bend = _normal((batch, 2, 4, 4), 0.025, generator).to(frames)
+    bend = F.interpolate(bend, (height, width), mode="bicubic", align_corners=True)
     grid = grid + bend.permute(0, 2, 3, 1)
     flat = frames.flatten(1, 2)  # (B, N 3, H, W)
     # Bilinear would leave two thirds of the mouth's sharpness, and the network draws mouths as sharp as it is shown.
@@ -109,27 +116,29 @@ def _move_boxes(boxes: Tensor, matrix: Tensor, size: int) -> Tensor:
 def _background(frames: Tensor, generator: torch.Generator) -> Tensor:
     """In some examples everything beyond the head is another example's, blurred."""
     batch, _, _, height, width = frames.shape
-    other = frames[torch.randperm(batch, generator=generator), 0]  # (B, 3, H, W)
-    some = _chance(batch, 0.25, generator).nonzero()[:, 0]
+    order = torch.randperm(batch, generator=generator)
+    some = _some(batch, 0.25, generator)
     if len(some) == 0:
         return frames
-    x, y = _coordinates(height, width)
+    other, some = frames[order[some].to(frames.device), 0], some.to(frames.device)  # (b, 3, H, W)
+    x, y = _coordinates(frames)
     head = torch.sigmoid((1 - torch.hypot(x / 0.75, (y + 0.02) / 1.05)) * 12)  # 1 on the head, which alignment centres
-    blurred = F.interpolate(F.interpolate(other[some], size=6, mode="area"), (height, width), mode="bilinear")
+    blurred = F.interpolate(F.interpolate(other, size=6, mode="area"), (height, width), mode="bilinear")
     return frames.index_copy(0, some, torch.lerp(blurred[:, None], frames[some], head))
 
 
 def _occlusion(frames: Tensor, generator: torch.Generator) -> Tensor:
     """In a few examples something with a soft edge hides a part of the picture, as hands, hair and microphones do."""
     batch, _, _, height, width = frames.shape
-    some = _chance(batch, 0.08, generator).nonzero()[:, 0]
-    other = frames[torch.randperm(batch, generator=generator)[: len(some)], 0]  # (b, 3, H, W)
+    some = _some(batch, 0.08, generator)
+    order = torch.randperm(batch, generator=generator)[: len(some)]
     if len(some) == 0:
         return frames
+    at_x, at_y = _uniform(2 * len(some), -1, 1, generator).view(2, -1, 1, 1).to(frames)
+    radius_x, radius_y = _uniform(2 * len(some), 0.1, 0.5, generator).view(2, -1, 1, 1).to(frames)
+    other, some = frames[order.to(frames.device), 0], some.to(frames.device)  # (b, 3, H, W)
     colours = F.interpolate(F.interpolate(other, size=4, mode="area"), (height, width), mode="bicubic")
-    x, y = _coordinates(height, width)
-    at_x, at_y = _uniform(2 * len(some), -1, 1, generator).view(2, -1, 1, 1)
-    radius_x, radius_y = _uniform(2 * len(some), 0.1, 0.5, generator).view(2, -1, 1, 1)
+    x, y = _coordinates(frames)
     inside = 1 - torch.hypot((x - at_x) / radius_x, (y - at_y) / radius_y)  # (b, H, W)
     cover = torch.sigmoid(inside * 12)[:, None, None]
     return frames.index_copy(0, some, torch.lerp(frames[some], colours[:, None], cover))
@@ -138,35 +147,34 @@ def _occlusion(frames: Tensor, generator: torch.Generator) -> Tensor:
 def _colour(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Gamma, saturation, a mix of the channels, their gain, and lift."""
     batch = len(frames)
-    gamma = torch.exp(_normal((batch, 1, 1, 1, 1), 0.2, generator))
-    saturation = _uniform(batch, 0.4, 1.5, generator)[:, None, None, None, None]
+    gamma = torch.exp(_normal((batch, 1, 1, 1, 1), 0.2, generator)).to(frames)
+    saturation = _uniform(batch, 0.4, 1.5, generator)[:, None, None, None, None].to(frames)
     gain = torch.exp(_normal((batch, 1, 3, 1, 1), 0.07, generator) + _normal((batch, 1, 1, 1, 1), 0.15, generator))
-    lift = _normal((batch, 1, 1, 1, 1), 0.05, generator)
+    gain, lift = gain.to(frames), _normal((batch, 1, 1, 1, 1), 0.05, generator).to(frames)
     unit = ((frames + 1) / 2).clamp_(1e-3, 1).pow_(gamma)
     mix = torch.eye(3) + _normal((batch, 3, 3), 0.04, generator)
-    unit = torch.einsum("bij,bnjhw->bnihw", mix / mix.sum(2, keepdim=True), unit)  # white stays white
+    mix = (mix / mix.sum(2, keepdim=True)).to(frames)  # white stays white
+    unit = torch.einsum("bij,bnjhw->bnihw", mix, unit)
     luma = unit.mean(dim=2, keepdim=True)
     return torch.addcmul(2 * lift - 1, torch.lerp(luma, unit, saturation), 2 * gain)
 
 
 def _blur(frames: Tensor, generator: torch.Generator) -> Tensor:
     """A slight blur of some examples: photos and clips differ in sharpness."""
-    some = _chance(len(frames), 0.2, generator).nonzero()[:, 0]
-    amount = _uniform(len(some), 0, 0.6, generator)
+    some = _some(len(frames), 0.2, generator)
+    amount = _uniform(len(some), 0, 0.6, generator)[:, None, None, None].to(frames)
+    some = some.to(frames.device)
     sharp = frames[some].flatten(1, 2)  # (b, N 3, H, W)
-    blurred = torch.lerp(sharp, box_blur(sharp, 3), amount[:, None, None, None])
+    blurred = torch.lerp(sharp, box_blur(sharp, 3), amount)
     return frames.index_copy(0, some, blurred.unflatten(1, frames.shape[1:3]))
 
 
 def _jpeg(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Some examples as JPEG files would show them: photos have been through one, most often."""
-    some = _chance(len(frames), 0.15, generator).nonzero()[:, 0]
-    qualities = _uniform(len(some), 40, 95, generator).int().tolist()
-    pixels = to_uint8(frames[some]).numpy()  # (b, N, H, W, 3)
-    coded = [[_through_jpeg(frame, quality) for frame in one] for one, quality in zip(pixels, qualities, strict=True)]
-    return frames.index_copy(0, some, to_unit(np.array(coded, np.uint8).reshape(pixels.shape)))
-
-
-def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
-    # OpenCV takes RGB for BGR, and gives it back so: red and blue lose in each other's place, little as that is.
-    return cv2.imdecode(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+    some = _some(len(frames), 0.15, generator)
+    if len(some) == 0:
+        return frames
+    quality = _uniform(len(some), 40, 95, generator).floor().to(frames)
+    some = some.to(frames.device)
+    shown = through_jpeg((frames[some] + 1) * 127.5, quality)
+    return frames.index_copy(0, some, shown / 127.5 - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -248,6 +248,16 @@ def seeded(*numbers: int) -> torch.Generator:
     """A generator whose random numbers are those of the seed, the step and the part of its batch, and of a purpose."""
     entropy = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(entropy[0] >> 1))
+
+
+def seed_from(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+def noise_on(device: torch.device, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal numbers made where they are needed: on the CPU, a GPU would wait for them."""
+    there = torch.Generator(device).manual_seed(seed_from(generator))
+    return torch.randn(shape, generator=there, device=device)
 
 
 def prefetch(draws: Draws, keys: Iterable[tuple[int, int]], threads: int) -> Iterator[Batch]:

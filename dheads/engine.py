@@ -46,21 +46,23 @@ class Engine:
         sampling: SamplingConfig | None = None,
         dtype: torch.dtype | None = None,
         compiled: bool = False,
+        recorded: bool = True,
     ) -> None:
         """sampling: by default the weights' own. dtype: what convolutions and attention compute in; None: what is
-        fastest on the network's device. compiled: torch.compile first, which pays in long work only."""
+        fastest on the network's device. compiled: torch.compile first, which pays in long work only. recorded: on CUDA
+        frames become graphs, which pays where batches of one size are many."""
         self.unet, self.config = unet, unet.config
         self.sampling = sampling or unet.config.sampling
         self.device = next(unet.parameters()).device
         self.dtype = dtype or best_dtype(self.device)
-        self.records = self.device.type == "cuda"  # frames as CUDA graphs, one for each batch size
+        self.records = recorded and self.device.type == "cuda"  # frames as CUDA graphs, one for each batch size
         self._full = training_schedule(self.config.diffusion)
         self.schedule = respaced(self._full, self.sampling.steps, self.sampling.spacing)
         self._steps = {int(t): step for step, t in enumerate(self.schedule.timestep_map)}
         # Embeddings, scales and shifts are a trifle to compute: they stay float32.
-        network = copy.deepcopy(unet).eval().to(self.dtype, memory_format=torch.channels_last)
-        self._stems = network.stems()
-        self._denoise = torch.compile(network.denoise, dynamic=False) if compiled else network.denoise
+        self._network = copy.deepcopy(unet).eval().to(self.dtype, memory_format=torch.channels_last)
+        self._stems = self._network.stems()
+        self._denoise = torch.compile(self._network.denoise, dynamic=False) if compiled else self._network.denoise
         self._blocks = [[(b.time_affine, b.audio_affine) for b in layer.blocks()] for layer in unet.layers()]
         with torch.no_grad():
             self._mask = mouth_mask_for(
@@ -73,6 +75,13 @@ class Engine:
         self._shared_noise = outer + (self.sampling.shared_noise - outer) * mouth
         self._temperature = self.sampling.outer_temperature + (1 - self.sampling.outer_temperature) * mouth  # of x_T
         self._graphs: dict[tuple[int, bool], _Graph] = {}
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Take the network's weights as they are now, as after a step of training."""
+        torch._foreach_copy_(list(self._network.state_dict().values()), list(self.unet.state_dict().values()))
+        for layer, renewed in zip(self._times, self._time_affines(), strict=True):
+            torch._foreach_copy_(layer, renewed)  # in place, where recorded frames look for them
 
     @property
     def draws(self) -> int:

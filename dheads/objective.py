@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +12,7 @@ from dheads.conditioning import Condition, build
 from dheads.config import Config
 from dheads.denoiser import Denoiser
 from dheads.diffusion import q_sample, v_target
-from dheads.draws import Batch, seeded
+from dheads.draws import Batch, noise_on, seed_from, seeded
 from dheads.model import UNet
 
 TALLIED = ("loss", "simple", "vlb", "lip", "eye", "simple_q1", "simple_q2", "simple_q3", "simple_q4")
@@ -30,9 +28,9 @@ def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, p
     device = next(denoiser.unet.parameters()).device
     x_0 = batch.target.to(device)
     t = torch.randint(schedule.num_steps, (len(x_0),), generator=generator).to(device)
-    eps = _noise(x_0.shape, device, generator)
+    eps = noise_on(device, x_0.shape, generator)
     condition = training_condition(denoiser.unet, batch, config, generator)
-    torch.manual_seed(_seed(generator))  # dropout draws from the global generator
+    torch.manual_seed(seed_from(generator))  # dropout draws from the global generator
     x_t = q_sample(schedule, x_0, t, eps)
     denoised, output = denoiser(x_t, t, condition)
     if training.snr_clip is None:
@@ -66,11 +64,11 @@ def training_condition(unet: UNet, batch: Batch, config: Config, generator: torc
     level = noise = None
     if told.motion_noise > 0:
         level = told.motion_noise * torch.rand(count, generator=generator).to(device)
-        noise = _noise(motion_frames.shape, device, generator)
+        noise = noise_on(device, motion_frames.shape, generator)
     lips = None
     if unet.lips is not None:
         lips = unet.lips.normalise(batch.lip_window.to(device))
-        lips = lips + training.lip_noise * _noise(lips.shape, device, generator)
+        lips = lips + training.lip_noise * noise_on(device, lips.shape, generator)
     heard = (torch.rand(count, generator=generator) >= training.audio_dropout).to(device)[:, None, None]
     return build(
         config,
@@ -91,13 +89,3 @@ def tally(terms: dict[str, Tensor], num_steps: int) -> Tensor:
     means = torch.stack([terms[name].detach() for name in TALLIED[:5]])  # (5, B)
     sums = torch.cat([means.sum(1), simple.detach() @ quartile])
     return torch.stack([sums, torch.cat([sums.new_full((5,), len(simple)), quartile.sum(0)])], dim=1)
-
-
-def _seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator))
-
-
-def _noise(shape: Sequence[int], device: torch.device, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers made where they are needed: on the CPU, a GPU would wait for them."""
-    there = torch.Generator(device).manual_seed(_seed(generator))
-    return torch.randn(shape, generator=there, device=device)

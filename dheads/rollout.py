@@ -10,26 +10,42 @@ from torch import Tensor
 
 from dheads.conditioning import MotionBuffer
 from dheads.config import Config
-from dheads.draws import Batch, Lead, seeded
+from dheads.draws import Batch, Lead, noise_on, seeded
 from dheads.engine import Engine, Inputs
 from dheads.model import UNet
 
 
-def rolled_out(unet: UNet, batch: Batch, config: Config, step: int, part: int = 0) -> Batch:
-    """The batch with the motion frames that its lead asks for, drawn one after the other as in sampling.
+class RollOuts:
+    """Draws motion frames with a network that goes on learning."""
 
-    All randomness comes from the seed, the step and the part of its batch.
-    """
-    lead = batch.lead
-    if lead is None:
-        return batch
-    generator = seeded(config.training.seed, step, part, 1)
-    # Made anew each time: the weights have changed.
-    engine = Engine(unet, replace(config.sampling, steps=config.training.rollout_draws))
-    made = _drawn(engine, lead, batch.identity[lead.index].to(engine.device), generator).to(batch.motion_frames)
-    return replace(batch, motion_frames=batch.motion_frames.index_copy(0, lead.index, made), lead=None)
+    def __init__(self, unet: UNet, config: Config) -> None:
+        self._unet, self._config = unet, config
+        self._engine: Engine | None = None
+
+    def __call__(self, batch: Batch, step: int, part: int = 0) -> Batch:
+        """The batch with the motion frames that its lead asks for, drawn one after the other as in sampling.
+
+        All randomness comes from the seed, the step and the part of its batch.
+        """
+        lead = batch.lead
+        if lead is None:
+            return batch
+        engine = self._renewed()
+        generator = seeded(self._config.training.seed, step, part, 1)
+        made = _drawn(engine, lead, batch.identity[lead.index].to(engine.device), generator).to(batch.motion_frames)
+        return replace(batch, motion_frames=batch.motion_frames.index_copy(0, lead.index, made), lead=None)
+
+    def _renewed(self) -> Engine:
+        if self._engine is None:
+            sampling = replace(self._config.sampling, steps=self._config.training.rollout_draws)
+            # Leads are of many sizes: each would be recorded for a few frames.
+            self._engine = Engine(self._unet, sampling, recorded=False)
+        else:
+            self._engine.renew()
+        return self._engine
 
 
+@torch.no_grad()
 def _drawn(engine: Engine, lead: Lead, identity: Tensor, generator: torch.Generator) -> Tensor:
     """The motion frames (n, M, 3, H, W) that follow from the lead of people who look so, (n, 3, H, W)."""
     told, device, lips = engine.config.conditioning, engine.device, engine.unet.lips
@@ -39,9 +55,9 @@ def _drawn(engine: Engine, lead: Lead, identity: Tensor, generator: torch.Genera
     x_T = None
     for k in range(lead.audio_windows.shape[1]):
         motion_frames = buffer.stacked()
-        fresh = torch.randn((len(identity), engine.draws, *identity.shape[1:]), generator=generator)
-        noise, x_T = engine.frame_noise(fresh.to(device), x_T)
-        eps = torch.randn(motion_frames.shape, generator=generator).to(device) if told.motion_noise else None
+        fresh = noise_on(device, (len(identity), engine.draws, *identity.shape[1:]), generator)
+        noise, x_T = engine.frame_noise(fresh, x_T)
+        eps = noise_on(device, motion_frames.shape, generator) if told.motion_noise else None
         inputs = Inputs(
             identity,
             motion_frames,

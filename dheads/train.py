@@ -25,7 +25,7 @@ from dheads.journal import Journal
 from dheads.manifest import clip_path
 from dheads.model import UNet
 from dheads.objective import TALLIED, tally, training_loss
-from dheads.rollout import rolled_out
+from dheads.rollout import RollOuts
 from dheads.sample import generate
 from dheads.state import TrainingState, check_start, learning_rate, numbered, prune, publish
 from dheads.video import write_video
@@ -96,7 +96,7 @@ def train(
             # Emulated, a step would take ten times as long.
             log.info("this machine has no bfloat16 arithmetic: training in float32")
             precision = "fp32"
-        denoiser = Denoiser(unet, precision, network)
+        denoiser, rolled_out = Denoiser(unet, precision, network), RollOuts(state.ema, config)
 
         # What is shown and written.
         ending = stack.enter_context(Ending())
@@ -119,7 +119,7 @@ def train(
                 asked_at = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked_at
-                batch = rolled_out(state.ema, batch, config, step, part)
+                batch = rolled_out(batch, step, part)
                 # Processes exchange gradients once a step.
                 with here.apart(network) if part != own[-1] else nullcontext():
                     terms = training_loss(denoiser, batch, config, step, part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dheads.augment import _jpeg, _occlusion, augment, drift, drop_patches
 
@@ -125,3 +126,25 @@ def test_a_box_at_the_edge_stays_in_the_picture_and_is_not_empty() -> None:
     _, moved = augment(given, boxes(64, 28, 29, 32, 32), generator(6))
     assert ((moved[..., :2] >= 0) & (moved[..., 2:] <= 32) & (moved[..., 2:] > moved[..., :2])).all()
     assert torch.equal(moved, moved.round())
+
+
+class StaysOnTheDevice(TorchDispatchMode):
+    """Fails where a picture's values are read back from the device."""
+
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        result = func(*args, **(kwargs or {}))
+        assert "_local_scalar_dense" not in str(func), "a number was read from the device"
+        if isinstance(result, Tensor) and any(isinstance(value, Tensor) and value.is_meta for value in args):
+            assert result.is_meta, f"{func} left the device"
+        return result
+
+
+def test_pictures_stay_on_their_device() -> None:
+    """On "meta" nothing has a value: whatever waits for one fails."""
+    given = torch.empty(32, 3, 3, 32, 32, device="meta")
+    with StaysOnTheDevice():
+        frames, moved = augment(given, boxes(32, 10, 18, 22, 26), generator(2))
+        motion = drop_patches(drift(frames[:, 1:], 1.0, generator(3)), 0.5, generator(4))
+    assert frames.is_meta
+    assert motion.is_meta
+    assert torch.equal(moved, augment(torch.zeros(32, 3, 3, 32, 32), boxes(32, 10, 18, 22, 26), generator(2))[1])

@@ -14,7 +14,7 @@ from dheads.config import Config, override, preset
 from dheads.data import Dataset
 from dheads.draws import Batch, Draws
 from dheads.model import UNet
-from dheads.rollout import rolled_out
+from dheads.rollout import RollOuts
 
 pytest_plugins = "real_data"
 
@@ -44,7 +44,7 @@ def led(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 def test_frames_follow_one_from_the_other(batch: Batch, anchor: float) -> None:
     """A fresh network's x_0 is a third of its own, which is 0, of the last motion frame and of the identity."""
     index, identity, last = led(batch)
-    made = rolled_out(UNet(config_of(anchor)).eval(), batch, config_of(anchor), LATE)
+    made = RollOuts(UNet(config_of(anchor)).eval(), config_of(anchor))(batch, LATE)
     outside = (mouth_mask(preset("tiny").alignment, 32) == 0).expand_as(identity)
     for k in range(2):
         told = last if k else torch.lerp(last, identity, anchor)
@@ -56,13 +56,13 @@ def test_frames_follow_one_from_the_other(batch: Batch, anchor: float) -> None:
 
 def test_other_examples_stay_as_they_are(batch: Batch) -> None:
     config = config_of(0)
-    made = rolled_out(UNet(config).eval(), batch, config, LATE)
+    made = RollOuts(UNet(config).eval(), config)(batch, LATE)
     others = [k for k in range(16) if k not in led(batch)[0].tolist()]
     assert torch.equal(made.motion_frames[others], batch.motion_frames[others])
     for field in dataclasses.fields(Batch):
         if field.name not in {"motion_frames", "lead"}:
             assert getattr(made, field.name) is getattr(batch, field.name)
-    assert rolled_out(UNet(config), made, config, LATE) is made, "nothing is left to draw"
+    assert RollOuts(UNet(config), config)(made, LATE) is made, "nothing is left to draw"
 
 
 def test_it_is_a_function_of_the_seed_and_the_step(batch: Batch) -> None:
@@ -71,6 +71,27 @@ def test_it_is_a_function_of_the_seed_and_the_step(batch: Batch) -> None:
     unet = UNet(config).eval()
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    first, again, other = (rolled_out(unet, batch, config, step).motion_frames for step in (LATE, LATE, LATE + 1))
+    rolled_out = RollOuts(unet, config)
+    first, again, other = (rolled_out(batch, step).motion_frames for step in (LATE, LATE, LATE + 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_it_follows_the_network_without_copying_it_again(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a step of training the frames are those of the weights as they are now, by the same copy of them."""
+    config = config_of(0.5)
+    torch.manual_seed(0)
+    unet = UNet(config).eval().requires_grad_(False)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    rolled_out = RollOuts(unet, config)
+    before = rolled_out(batch, LATE).motion_frames
+    for parameter in unet.parameters():
+        parameter.mul_(1.1)
+    wanted = RollOuts(unet, config)(batch, LATE).motion_frames
+    monkeypatch.setattr("copy.deepcopy", None)
+    after = rolled_out(batch, LATE).motion_frames
+    assert torch.equal(after, wanted)
+    assert not torch.equal(after, before)
+    assert rolled_out._engine is not None
+    assert not rolled_out._engine.records, "nor is a graph recorded for batches of ever other sizes"
