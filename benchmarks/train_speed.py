@@ -39,7 +39,7 @@ from tqdm import tqdm
 from dheads.config import FPS, SAMPLE_RATE, Config, override, preset, toml_text
 from dheads.data import Dataset, dataset_info
 from dheads.denoiser import Denoiser
-from dheads.draws import Draws, prefetch
+from dheads.draws import Draws
 from dheads.manifest import Clip, clip_path, write_clips
 from dheads.model import UNet
 from dheads.objective import TALLIED, tally, training_loss
@@ -182,7 +182,7 @@ class OurTrainer:
     def run(self, steps: int) -> Turn:
         parts = range(self.config.training.accumulate)
         keys = [(self.state.step + step, part) for step in range(steps) for part in parts]
-        with timed(self.device, benchmark=True) as clock, closing(prefetch(self.draws, keys, self.threads)) as batches:
+        with timed(self.device, benchmark=True) as clock, closing(self.draws.ahead(keys, self.threads)) as batches:
             for _ in range(steps):
                 self.state.optimizer.zero_grad(set_to_none=True)
                 sums = torch.zeros(len(TALLIED), 2, device=self.device)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ class Dataset:
         self.root = root
         self.info = _read_info(root / "dataset.toml")
         self.clips = read_clips(root)
-        self._size: int = self.info["size"]
-        self._keep = sum(c.frames for c in self.clips) * (3 * self._size**2 + _LABEL_BYTES) <= _KEPT_BYTES
+        self.size: int = self.info["size"]  # px, of a side of the pictures
+        self._keep = self.bytes_of(self.clips) <= _KEPT_BYTES
         self._frames: dict[str, np.ndarray] = {}
         self._labels: dict[str, dict[str, Tensor]] = {}
         self._local = threading.local()
@@ -75,6 +75,10 @@ class Dataset:
                     f"{value!r}; prepare the data again with the same preset"
                 )
 
+    def bytes_of(self, clips: Iterable[Clip]) -> int:
+        """What pictures and labels of these take in memory, about."""
+        return sum(clip.frames for clip in clips) * (3 * self.size**2 + _LABEL_BYTES)
+
     def labels(self, clip: Clip) -> dict[str, Tensor]:
         """speech (F, D), landmarks (F, 68, 2) px, mouth_box and eye_box (F, 4) px, lips and centred_lips (F, 3),
         eyes (F,), eye_code (F, 1), speech_at_tempos (V, F, D), float32.
@@ -83,7 +87,7 @@ class Dataset:
         """
         labels = self._labels.get(clip.clip)
         if labels is None:
-            labels = _read_labels(clip_path(self.root, clip.clip, "safetensors"), clip.frames, self._size)
+            labels = _read_labels(clip_path(self.root, clip.clip, "safetensors"), clip.frames, self.size)
             if self._keep:
                 self._labels[clip.clip] = labels
         return labels
@@ -92,7 +96,7 @@ class Dataset:
         """All pictures of a clip, (F, H, W, 3) uint8. Raises DheadsError for a file that is missing or damaged."""
         frames = self._frames.get(clip.clip)
         if frames is None:
-            frames = self._read_pictures(clip, range(clip.frames))
+            frames = self.read(clip, range(clip.frames))
             if self._keep:
                 self._frames[clip.clip] = frames
         return frames
@@ -101,7 +105,7 @@ class Dataset:
         """The pictures of those indices, in that order, (n, H, W, 3) uint8. Raises DheadsError as `frames` does."""
         if self._keep:
             return self.frames(clip)[list(indices)]
-        return self._read_pictures(clip, indices)
+        return self.read(clip, indices)
 
     def talks(self, split: str) -> list[Talk]:
         """Clips of a split that move: what LipPredictor is fitted to, at every tempo. Of at most 2,000 clips, evenly
@@ -121,11 +125,12 @@ class Dataset:
                 talks.append(Talk(moving[index].speaker, speech, labels["centred_lips"]))
         return talks
 
-    def _read_pictures(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
+    def read(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
+        """As `pictures`, from the disk, and nothing is kept."""
         if not hasattr(self._local, "scaler"):
             self._local.scaler = VideoReformatter()  # its tables cost more than a picture; one belongs to one thread
         return _read_pictures(
-            clip_path(self.root, clip.clip, "mp4"), clip.frames, self._size, indices, self._local.scaler
+            clip_path(self.root, clip.clip, "mp4"), clip.frames, self.size, indices, self._local.scaler
         )
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dheads.augment import augment
-from dheads.blinks import SHUT
-from dheads.conditioning import motion_indices, window
+from dheads.clips import ClipReader, Clips, Kind
+from dheads.conditioning import motion_indices
 from dheads.config import Config
 from dheads.data import Clip, Dataset
 from dheads.errors import DheadsError
+from dheads.prefetch import prefetch
 from dheads.video import to_unit
 
 # Keep the random numbers of one purpose apart from those of another.
@@ -56,13 +56,24 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Example:
+    """Which pictures and labels an example is made of, in the words of their source."""
+
     clip: str
-    frames: np.ndarray  # (2 + M, H, W, 3) uint8: target, identity, motion frames; then M before these for roll-outs
-    audio: Tensor  # (1, A, D) of the target; or (M + 1, A, D) of the motion frames and the target
-    lips: Tensor  # (1 or M + 1, A', 3)
+    pictures: Tensor  # (2 + M, ...): target, identity, motion frames; then M before these for roll-outs
+    speech: Tensor  # (1, A, ...) around the target; or (M + 1, A, ...) around the motion frames and the target
+    lips: Tensor  # (1 or M + 1, A', ...)
+    eyes: Tensor  # (1 or M + 1, A'', ...)
     boxes: Tensor  # (2, 4): mouth, eyes
-    eyes: Tensor  # (1 or M + 1, A'', 1)
     leads: bool  # whether the network is to draw its motion frames
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The examples of a batch, before it is made of them."""
+
+    step: int
+    part: int
+    examples: list[_Example]
 
 
 class Draws:
@@ -74,9 +85,14 @@ class Draws:
 
     broken: dict[str, str]  # clip -> why it could not be read, in the order found
 
-    def __init__(self, dataset: Dataset, clips: list[Clip], config: Config, parts: int = 1) -> None:
+    def __init__(
+        self, dataset: Dataset, clips: list[Clip], config: Config, parts: int = 1, source: Clips | None = None
+    ) -> None:
+        """source: where the clips are; None: read as they are asked for."""
         training = config.training
-        self._dataset, self._clips, self._config, self._parts = dataset, clips, config, parts
+        self._clips, self._config, self._parts = clips, config, parts
+        self._root = dataset.root
+        self._source = source or ClipReader(dataset, config.conditioning.speech_dim)
         self._cumulative = None  # by clip: the probability of drawing it or one before it
         if training.balance == "speakers":
             shares = _shares(clips, training.still_share, training.speaker_cap, training.source_cap)
@@ -105,33 +121,57 @@ class Draws:
         A clip that cannot be read is replaced by another and noted in `broken`, for the caller to tell.
         Raises DheadsError when none can be read any more.
         """
-        examples = [self._example(n) for n in self._numbers(step, part)]
-        frames = to_unit(np.stack([example.frames for example in examples]))  # (B, 2 + M, 3, H, W)
+        return self.made(self.choose(step, part))
+
+    def choose(self, step: int, part: int) -> Chosen:
+        """What `draw` does on the CPU."""
+        return Chosen(step, part, [self._example(n) for n in self._numbers(step, part)])
+
+    def made(self, chosen: Chosen) -> Batch:
+        """What `draw` does where the clips are."""
+        examples, source = chosen.examples, self._source
+
+        def gathered(kind: Kind) -> Tensor:
+            return source.gathered(kind, torch.stack([getattr(example, kind) for example in examples]))
+
+        frames = to_unit(gathered("pictures"))  # (B, 2 + M, 3, H, W)
         boxes = torch.stack([example.boxes for example in examples])  # (B, 2, 4)
         if self._config.training.augment:
-            seed = int(self._rng(_AUGMENT, step * self._parts + part).integers(2**62))
+            seed = int(self._rng(_AUGMENT, chosen.step * self._parts + chosen.part).integers(2**62))
             frames, boxes = augment(frames, boxes, torch.Generator().manual_seed(seed))
         count = self._config.conditioning.motion_frames
-        audio = torch.stack([example.audio for example in examples])  # (B, 1 or M + 1, A, D)
-        lips = torch.stack([example.lips for example in examples])
-        eyes = torch.stack([example.eyes for example in examples])
+        windows = [gathered("speech"), gathered("lips"), gathered("eyes")]  # (B, 1 or M + 1, A, D) each
+        boxes = boxes.to(source.device)
         index = torch.tensor([place for place, example in enumerate(examples) if example.leads])
         lead = None
         if len(index):
-            windows = (values[index, :-1] for values in (audio, lips, eyes))
-            lead = Lead(index, frames[index, 2 + count :], *windows)
+            index = index.to(source.device)
+            lead = Lead(index, frames[index, 2 + count :], *(values[index, :-1] for values in windows))
+        audio, lips, eyes = (values[:, -1] for values in windows)
         return Batch(
             target=frames[:, 0],
             identity=frames[:, 1],
             motion_frames=frames[:, 2 : 2 + count],
-            audio_window=audio[:, -1],
-            lip_window=lips[:, -1],
+            audio_window=audio,
+            lip_window=lips,
             mouth_box=boxes[:, 0],
-            eye_window=eyes[:, -1],
+            eye_window=eyes,
             eye_box=boxes[:, 1],
             clips=[example.clip for example in examples],
             lead=lead,
         )
+
+    def ahead(self, keys: Iterable[tuple[int, int]], threads: int) -> Iterator[Batch]:
+        """The batches of those (step, part), in order, made ahead by that many threads.
+
+        `keys` may be endless. What a draw raises is raised in its turn. Closing the iterator ends the threads.
+        """
+        if self._source.device.type == "cpu":
+            yield from prefetch(self.draw, keys, threads)
+            return
+        # The work of a device is told to it by one thread alone, the caller's.
+        with closing(prefetch(self.choose, keys, threads)) as chosen:
+            yield from map(self.made, chosen)
 
     def _numbers(self, step: int, part: int) -> range:
         size = self._config.training.batch_size
@@ -185,60 +225,53 @@ class Draws:
             self._failures += 1
             if self._failures >= _MAX_FAILURES:
                 raise DheadsError(
-                    f"{self._dataset.root}: {_MAX_FAILURES} clips in a row could not be read (the last: {error}); is "
+                    f"{self._root}: {_MAX_FAILURES} clips in a row could not be read (the last: {error}); is "
                     "the folder still there, and its disk mounted? Then give the same command to go on"
                 ) from error
 
     def _read(self, clip: Clip, rng: np.random.Generator, n: int) -> _Example:
-        told, training = self._config.conditioning, self._config.training
+        told, training, source = self._config.conditioning, self._config.training, self._source
         target, identity = _frames(clip.frames, told.identity_frame == "first", rng)
-        label = self._dataset.labels(clip)
-        shut = (label["eye_code"][:, 0] < SHUT).nonzero()[:, 0]
-        shut = shut[shut != identity]
-        if training.blink_share and len(shut) and rng.random() < training.blink_share:
-            target = int(shut[rng.integers(len(shut))])
+        facts = source.facts(clip)
+        shut = [frame for frame in facts.shut if frame != identity]
+        if training.blink_share and shut and rng.random() < training.blink_share:
+            target = shut[rng.integers(len(shut))]
         # As at the start of a video, at any frame.
         starts = training.start_share > 0 and rng.random() < training.start_share
         late, count = self._late(n), told.motion_frames
         before = motion_indices(0 if starts else target, 2 * count if late else count)
         wanted = [target, None, *before[-count:], *before[:-count]]  # None: the identity
-        pictures = self._dataset.pictures(clip, [identity if k is None else k for k in wanted])
+        pictures = source.pictures(clip, [identity if k is None else k for k in wanted])
         if (other := self._other(clip, n)) is not None:
             pictures[[place for place, k in enumerate(wanted) if k is None]] = other
         leads = late and before[-count] is not None and self._rng(_ROLLOUT, n).random() < training.rollout_share
         asked = torch.arange(target - count if late else target, target + 1)
-        if label["speech"].shape[1] != told.speech_dim:
-            raise DheadsError(
-                f"{clip.clip}: has {label['speech'].shape[1]} values of speech a frame instead of {told.speech_dim}; "
-                "prepare the data again"
-            )
-        # A photo has no sound, as where training.audio_dropout takes it away: told silence, the network would learn
-        # that whoever falls silent looks as in their photo.
-        voices = [label["speech"], *(label["speech_at_tempos"] if training.augment else [])]
-        speech = voices[self._rng(_VOICE, n).integers(len(voices))]
-        speech = speech if clip.frames > 1 else torch.zeros_like(speech)
+        voices = facts.voices if training.augment else 1
+        voice = int(self._rng(_VOICE, n).integers(voices)) if voices > 1 else 0
         return _Example(
             clip.clip,
             pictures,
-            window(speech, asked, told.audio_context),
-            window(label["centred_lips"], asked, told.lip_context),
-            torch.stack([label["mouth_box"][target], label["eye_box"][target]]),
-            window(label["eye_code"], asked, told.eye_context),
+            source.window("speech", clip, asked, told.audio_context, voice),
+            source.window("lips", clip, asked, told.lip_context),
+            source.window("eyes", clip, asked, told.eye_context),
+            facts.boxes[target],
             leads,
         )
 
-    def _other(self, clip: Clip, n: int) -> np.ndarray | None:
-        """In some examples a picture (H, W, 3) of the speaker in another clip: a photo smiles where its video does
-        not."""
-        rng, share = self._rng(_OTHER, n), self._config.training.other_clip_share
-        if clip.frames == 1 or rng.random() >= share:
+    def _other(self, clip: Clip, n: int) -> Tensor | None:
+        """In some examples a picture of the speaker in another clip: a photo smiles where its video does not."""
+        share = self._config.training.other_clip_share
+        if clip.frames == 1 or share == 0:
+            return None
+        rng = self._rng(_OTHER, n)
+        if rng.random() >= share:
             return None
         others = [one for one in self._of_speaker[clip.speaker] if one is not clip]
         if not others:
             return None
         other = others[rng.integers(len(others))]
         try:
-            return self._dataset.pictures(other, [int(rng.integers(other.frames))])[0]
+            return self._source.pictures(other, [int(rng.integers(other.frames))])[0]
         except DheadsError as error:
             self._note_failure(other, error)
             return None
@@ -258,23 +291,6 @@ def noise_on(device: torch.device, shape: Sequence[int], generator: torch.Genera
     """Standard normal numbers made where they are needed: on the CPU, a GPU would wait for them."""
     there = torch.Generator(device).manual_seed(seed_from(generator))
     return torch.randn(shape, generator=there, device=device)
-
-
-def prefetch(draws: Draws, keys: Iterable[tuple[int, int]], threads: int) -> Iterator[Batch]:
-    """The batches of those (step, part), in order, made ahead by that many threads.
-
-    `keys` may be endless. What a draw raises is raised in its turn. Closing the iterator ends the threads.
-    """
-    pool = ThreadPoolExecutor(threads, "draw", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        remaining = iter(keys)
-        ahead: deque[Future[Batch]] = deque(pool.submit(draws.draw, *key) for key in islice(remaining, 2 * threads))
-        while ahead:
-            batch = ahead.popleft().result()
-            ahead.extend(pool.submit(draws.draw, *key) for key in islice(remaining, 1))
-            yield batch
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _frames(count: int, from_first: bool, rng: np.random.Generator) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from dheads.config import FPS, Config, to_toml
 from dheads.data import Clip, Dataset
 from dheads.denoiser import Denoiser
 from dheads.distributed import Ending, joined
-from dheads.draws import Draws, prefetch
+from dheads.draws import Draws
 from dheads.engine import Engine, best_dtype
 from dheads.errors import DheadsError
 from dheads.journal import Journal
@@ -108,7 +108,7 @@ def train(
         # Steps. On a CPU they want the cores themselves.
         threads = min(8, max(1, (os.cpu_count() or 1) // here.local_size)) if place.type == "cuda" else 1
         keys = ((step, part) for step in range(state.step, training.steps) for part in own)
-        batches = stack.enter_context(closing(prefetch(draws, keys, threads)))
+        batches = stack.enter_context(closing(draws.ahead(keys, threads)))
         logged, worked, waited = state.step, 0.0, 0.0  # the step of the last row, seconds since then
         ended, last_words = False, None
         while state.step < training.steps and not ended:

@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dheads import data, draws
+from dheads.clips import ResidentClips, fits
 from dheads.conditioning import window
 from dheads.config import Config, override, preset, to_toml
 from dheads.data import Clip, Dataset, dataset_info
-from dheads.draws import Batch, Draws, prefetch
+from dheads.draws import Batch, Chosen, Draws, Lead
 from dheads.errors import DheadsError
 from dheads.manifest import write_clips
+from dheads.prefetch import prefetch
 from dheads.video import to_uint8, write_clip
 
 SIZE = 32
@@ -320,7 +322,7 @@ def test_some_broken_clips_never_end_a_run(copy: Path) -> None:
 
 
 def drawing_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("draw")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -328,7 +330,7 @@ def test_batches_made_ahead_are_those_asked_for_in_order(made: Path, threads: in
     config = config_of({"augment": True})
     keys = [(step, part) for step in (4, 0, 9) for part in range(3)]
     alone = opened(made, config, 3)
-    ahead = list(prefetch(opened(made, config, 3), keys, threads))
+    ahead = list(opened(made, config, 3).ahead(keys, threads))
     assert len(ahead) == len(keys)
     assert all(same(alone.draw(*key), batch) for key, batch in zip(keys, ahead, strict=True))
     assert not drawing_threads()
@@ -352,7 +354,7 @@ class Scripted(Draws):
 
 
 def test_an_error_is_raised_in_its_turn() -> None:
-    batches = prefetch(Scripted(fails=(3, 0)), ((step, 0) for step in itertools.count()), 2)
+    batches = prefetch(Scripted(fails=(3, 0)).draw, ((step, 0) for step in itertools.count()), 2)
     assert [next(batches).clips for _ in range(3)] == [["0 0"], ["1 0"], ["2 0"]]
     with pytest.raises(DheadsError, match="no more"):
         next(batches)
@@ -371,7 +373,7 @@ def test_no_more_are_made_than_will_soon_be_needed_and_closing_ends_the_threads(
             yield asked, 0
 
     drawn = Scripted()
-    batches = prefetch(drawn, keys(), 2)
+    batches = prefetch(drawn.draw, keys(), 2)
     assert asked == 0, "nothing is made before the first batch is asked for"
     for count in range(1, 30):
         assert next(batches).clips == [f"{count} 0"]
@@ -385,7 +387,95 @@ def test_no_more_are_made_than_will_soon_be_needed_and_closing_ends_the_threads(
 
 
 def test_nothing_asked_for_is_nothing_made() -> None:
-    assert list(prefetch(Scripted(), [], 2)) == []
+    assert list(prefetch(Scripted().draw, [], 2)) == []
+
+
+# --- All clips in the memory of a device
+
+
+def resident(root: Path, config: Config, parts: int = 1, device: str = "cpu") -> Draws:
+    dataset = Dataset(root)
+    tables = ResidentClips(dataset, dataset.clips, config.conditioning.speech_dim, torch.device(device), threads=2)
+    return Draws(dataset, dataset.clips, config, parts, tables)
+
+
+def everything(**training: object) -> Config:
+    """All that an example may be made of."""
+    shares = {"blink_share": 0.3, "start_share": 0.1, "other_clip_share": 0.5, "rollout_share": 0.5}
+    return config_of({"batch_size": 32, "augment": True, "steps": 8, "rollout_from": 0.5, **shares, **training})
+
+
+def with_voices(root: Path) -> Path:
+    for clip, count in FRAMES.items():
+        path = root / "clips" / f"{clip}.safetensors"
+        save_file(load_file(path) | {"speech_at_tempos": torch.randn(2, count, 8).half()}, path)
+    return root
+
+
+@pytest.mark.parametrize("balance", ["clips", "speakers"])
+def test_resident_clips_give_the_readers_batches(copy: Path, balance: str) -> None:
+    """Early and late in a run, at every tempo, and with the same clips in place of those that cannot be read."""
+    with_voices(copy)
+    video, labels = copy / "clips" / "a" / "1.mp4", copy / "clips" / "c" / "0.safetensors"
+    video.write_bytes(video.read_bytes()[:2000])
+    labels.write_bytes(labels.read_bytes()[:100])
+    config = everything(balance=balance)
+    reader, tables = opened(copy, config, 2), resident(copy, config, 2)
+    for step, part in ((0, 0), (3, 1), (4, 0), (7, 1)):
+        wanted, batch = reader.draw(step, part), tables.draw(step, part)
+        assert same(batch, wanted)
+        assert (batch.lead is None) is (step < 4)
+        if batch.lead is not None and wanted.lead is not None:
+            names = [field.name for field in dataclasses.fields(Lead)]
+            assert all(torch.equal(getattr(batch.lead, name), getattr(wanted.lead, name)) for name in names)
+    assert tables.broken == reader.broken
+    assert set(tables.broken) == {"a/1", "c/0"}
+
+
+def test_resident_speech_of_another_length_is_no_clip_to_train_on(copy: Path) -> None:
+    save_file({**labels(4, 12), "speech": torch.zeros(12, 5)}, copy / "clips" / "b" / "0.safetensors")
+    drawn = resident(copy, config_of({"batch_size": 8}))
+    assert "b/0" not in drawn.draw(0, 0).clips
+    assert drawn.broken["b/0"].startswith("b/0: has 5 values of speech a frame instead of 8")
+
+
+def test_batches_of_resident_clips_never_leave_their_device(made: Path) -> None:
+    """On "meta" nothing has a value: only its shape and device are seen."""
+    drawn = resident(made, everything(), device="meta")
+    wanted = opened(made, everything()).draw(6, 0)
+    (batch,) = drawn.ahead([(6, 0)], 1)
+    assert batch.clips == wanted.clips
+    for mine, other in ((batch, wanted), (batch.lead, wanted.lead)):
+        for field in dataclasses.fields(mine):
+            value, told = getattr(mine, field.name), getattr(other, field.name)
+            if isinstance(told, Tensor):
+                assert value.is_meta, field.name
+                assert (value.shape, value.dtype) == (told.shape, told.dtype), field.name
+
+
+def test_a_device_is_told_its_work_by_the_callers_thread_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in the order of the batches, so that all of it may be one stream of a GPU."""
+    told: list[tuple[str, int]] = []
+    drawn, plain = resident(made, everything(), device="meta"), Draws.made
+
+    def noted(self: Draws, chosen: Chosen) -> Batch:
+        told.append((threading.current_thread().name, chosen.step))
+        return plain(self, chosen)
+
+    monkeypatch.setattr(Draws, "made", noted)
+    assert len(list(drawn.ahead([(step, 0) for step in range(6)], 3))) == 6
+    assert told == [(threading.current_thread().name, step) for step in range(6)]
+    assert not drawing_threads()
+
+
+def test_what_fits_a_card_is_half_of_its_free_memory(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(FRAMES.values()) * (3 * SIZE**2 + 4096)
+    card, free = torch.device("cuda", 0), [2 * size, 3 * size]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: tuple(free))
+    assert fits(dataset, dataset.clips, card)
+    free[0] -= 2
+    assert not fits(dataset, dataset.clips, card)
+    assert not fits(dataset, dataset.clips, torch.device("cpu")), "there the reader keeps what it has read"
 
 
 # --- Shares
@@ -498,7 +588,7 @@ def test_late_in_a_run_some_examples_bring_what_their_motion_frames_are_drawn_fr
     plain = opened(made, config_of({"steps": 8, "batch_size": 64, "start_share": 0.1}))
     batch = drawn.draw(6, 0)
     assert same(batch, plain.draw(6, 0)), "the examples themselves are as they would have been"
-    lead, dataset = batch.lead, drawn._dataset
+    lead, dataset = batch.lead, Dataset(made)
     assert lead is not None
     names, told = list(FRAMES), config.conditioning
     for row, place in enumerate(lead.index.tolist()):

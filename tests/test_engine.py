@@ -298,6 +298,21 @@ def test_a_recorded_frame_replays_with_new_inputs(name: str, tapes: list[Tape]) 
     assert len(tapes) == 2, "another batch size is another graph"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorded_frame_replays_with_renewed_weights(dtype: torch.dtype, tapes: list[Tape]) -> None:
+    unet, told = lively(DETAIL), sampling(DETAIL, steps=3)
+    engine, given = Engine(unet, told, dtype), inputs(DETAIL, 2)
+    engine.records = True
+    before = [engine.draw(given) for _ in range(3)][-1]
+    for parameter in unet.parameters():
+        parameter.mul_(1.2)
+    engine.renew()
+    wanted = Engine(unet, told, dtype).draw(given)
+    torch.testing.assert_close(engine.draw(given), wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(before, wanted, atol=1e-3)
+    assert len(tapes) == 1
+
+
 def test_the_network_compiles_as_one_whole() -> None:
     """No part of it falls back to Python, which would cost what compiling saves."""
     unet, given = lively(TINY), inputs(TINY, 1)

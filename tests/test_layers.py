@@ -11,7 +11,7 @@ from conftest import ROOT
 BASE = {"errors", "files", "config"}
 LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "engine", "jpeg", "augment", "lips"}
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
-LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
+LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "prefetch", "clips", "draws"}
 LIBRARY |= {"distributed", "objective", "rollout", "state", "journal", "plan"}
 LIBRARY |= {"blinks", "pauses", "eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
 LIBRARY |= {
@@ -61,7 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "extraction": BASE | {"audio", "faces", "eyes", "landmarks", "layouts", "photos", "screening", "video"},
     "workers": {"errors"},
     "data": BASE | {"blinks", "faces", "lips", "manifest", "video"},
-    "draws": BASE | {"augment", "blinks", "conditioning", "data", "video"},
+    "prefetch": set(),
+    "clips": BASE | {"blinks", "conditioning", "data", "prefetch"},
+    "draws": BASE | {"augment", "clips", "conditioning", "data", "prefetch", "video"},
     "distributed": BASE,
     "objective": {"config", "conditioning", "augment", "model", "diffusion", "losses", "denoiser", "draws"},
     "rollout": {"config", "conditioning", "model", "engine", "draws"},
