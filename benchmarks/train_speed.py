@@ -194,7 +194,9 @@ class OurTrainer:
                     sums += tally(terms, self.config.diffusion.num_steps)
                 norm = self.state.clip_gradient()
                 *flat, norm = torch.cat([sums.flatten(), norm[None]]).tolist()
-                self.state.advance(flat[0] / flat[1], norm, learning_rate(self.config, self.state.step))
+                self.state.advance(
+                    flat[0] / flat[1], norm, learning_rate(self.config, self.state.step, self.state.progress)
+                )
         return clock.turn(len(keys) * self.config.training.batch_size)
 
 

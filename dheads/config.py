@@ -129,6 +129,7 @@ class TrainingConfig:
     """How the weights are found. The defaults are the paper's (section 4.1) where it names a value."""
 
     steps: int = 250_000  # of the optimiser
+    minutes: float | None = None  # after which the steps end, schedules and all; None: by their number alone
     batch_size: int = 10  # examples a process (a GPU) computes at once
     accumulate: int = 1  # batches a process adds up before the optimiser takes a step
     learning_rate: float = 5e-5  # of Adam
@@ -214,6 +215,8 @@ class Config:
             value = getattr(getattr(self, section), name)
             if value < least:
                 raise DheadsError(f"configuration: {key} is {value}, but must be {least} or more")
+        if self.training.minutes is not None and self.training.minutes <= 0:
+            raise DheadsError(f"configuration: training.minutes is {self.training.minutes:g}, but must be more than 0")
         if self.sampling.steps > self.diffusion.num_steps:
             raise DheadsError(
                 f"configuration: sampling.steps is {self.sampling.steps}, but diffusion.num_steps only "

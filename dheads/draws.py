@@ -101,6 +101,7 @@ class Draws:
         self._of_speaker: dict[str, list[Clip]] = defaultdict(list)
         for clip in clips:
             self._of_speaker[clip.speaker].append(clip)
+        self.rollout_step: float = training.rollout_from * training.steps  # the first one with roll-outs
         self._order = lru_cache(maxsize=4)(self._permutation)
         self.broken = {}
         self._failures = 0  # in a row
@@ -169,8 +170,8 @@ class Draws:
         if self._source.device.type == "cpu":
             yield from prefetch(self.draw, keys, threads)
             return
-        # The work of a device is told to it by one thread alone, the caller's.
-        with closing(prefetch(self.choose, keys, threads)) as chosen:
+        # A device is told its work by one thread alone, the caller's; choosing is Python's, for which one is enough.
+        with closing(prefetch(self.choose, keys, 1)) as chosen:
             yield from map(self.made, chosen)
 
     def _numbers(self, step: int, part: int) -> range:
@@ -216,7 +217,7 @@ class Draws:
         if not self._config.conditioning.motion_frames:
             return False
         step = n // (self._parts * training.batch_size)
-        return training.rollout_share > 0 and step >= training.rollout_from * training.steps
+        return training.rollout_share > 0 and step >= self.rollout_step
 
     def _note_failure(self, clip: Clip, error: DheadsError) -> None:
         with self._lock:

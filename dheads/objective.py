@@ -56,7 +56,7 @@ def training_condition(unet: UNet, batch: Batch, config: Config, generator: torc
     told, training = config.conditioning, config.training
     device = next(unet.parameters()).device
     count = len(batch.target)
-    motion_frames = batch.motion_frames
+    motion_frames = batch.motion_frames.to(device)
     if training.motion_drift > 0:
         motion_frames = drift(motion_frames, training.motion_drift, generator)
     if training.patch_drop > 0:
@@ -73,7 +73,7 @@ def training_condition(unet: UNet, batch: Batch, config: Config, generator: torc
     return build(
         config,
         batch.identity.to(device),
-        motion_frames.to(device),
+        motion_frames,
         batch.audio_window.to(device) * heard,
         lips,
         level,

@@ -32,8 +32,9 @@ class RollOuts:
             return batch
         engine = self._renewed()
         generator = seeded(self._config.training.seed, step, part, 1)
-        made = _drawn(engine, lead, batch.identity[lead.index].to(engine.device), generator).to(batch.motion_frames)
-        return replace(batch, motion_frames=batch.motion_frames.index_copy(0, lead.index, made), lead=None)
+        made = _drawn(engine, lead, batch.identity[lead.index].to(engine.device), generator)
+        frames = batch.motion_frames.to(engine.device).index_copy(0, lead.index.to(engine.device), made)
+        return replace(batch, motion_frames=frames, lead=None)
 
     def _renewed(self) -> Engine:
         if self._engine is None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from dheads.config import Config, from_dict, to_dict
 from dheads.errors import DheadsError
 from dheads.model import UNet
+from dheads.parts import load_parts, save_parts
 
 # What may change when a run goes on, as it does not change what is learnt.
 _FREE = frozenset(
@@ -31,6 +32,7 @@ _FREE = frozenset(
         "checkpoint_activations",
         "bad_steps",
         "accumulate",  # but not its product with the processes
+        "minutes",
     )
 )
 # What weights to start from may differ in: it leaves their shapes as they are, or adds what begins at zero.
@@ -46,6 +48,9 @@ _DAMAGE = (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pic
 _CALM_STEPS = 100  # after which a gradient can explode: the first ones have no usual size
 _EXPLODED = 100.0  # times the running average of the gradient's norm
 _NORM_DECAY = 0.99
+_AHEAD = 32  # steps whose batches may be in the making
+_FILES = 8  # of a state, or so many more that none is larger than it need be
+_FILE_BYTES = 15 * 2**20  # what mail, chats and repositories let through
 
 
 class TrainingState:
@@ -56,6 +61,8 @@ class TrainingState:
         training = config.training
         self.unet, self.config, self.parts = unet, config, parts
         self.step = 0  # steps taken, bad ones too
+        self.seconds = 0.0  # what they took, with all that is done beside them
+        self.rollout_step: float = training.rollout_from * training.steps  # the first one with roll-outs
         self.bad_steps = self.bad_in_a_row = 0
         self.usual_norm: float | None = None  # running average of the gradient's norm
         self.best = math.inf  # lowest validation loss
@@ -68,6 +75,17 @@ class TrainingState:
             unet.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
 
+    @property
+    def progress(self) -> float:
+        """How far the run is, 0 .. 1: by its steps, or by its time where that is farther."""
+        training = self.config.training
+        by_time = 0.0 if training.minutes is None else self.seconds / (60 * training.minutes)
+        return min(1.0, max(self.step / training.steps, by_time))
+
+    @property
+    def is_done(self) -> bool:
+        return self.progress >= 1
+
     def clip_gradient(self) -> Tensor:
         """Scale the gradient down where it is longer than training.grad_clip; returns its norm before that, ()."""
         parameters = list(self.unet.parameters())
@@ -76,13 +94,16 @@ class TrainingState:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.training.grad_clip, norm)
         return norm
 
-    def advance(self, loss: float, norm: float, learning_rate: float) -> str | None:
-        """One step of the optimiser and of the average, by the gradient of that norm.
+    def advance(self, loss: float, norm: float, learning_rate: float, seconds: float = 0.0) -> str | None:
+        """One step of the optimiser and of the average, by the gradient of that norm; it took so many seconds.
 
         Returns what is wrong where the loss or the gradient is not finite, or the gradient exploded: then the step
         counts, but changes neither weights nor averages.
         """
         self.step += 1
+        self.seconds += seconds
+        if self.progress >= self.config.training.rollout_from:
+            self.rollout_step = min(self.rollout_step, self.step + _AHEAD)
         trouble, usual = None, self.usual_norm
         if not math.isfinite(loss + norm):
             trouble = f"step {self.step}: the loss or its gradient is not finite"
@@ -113,11 +134,16 @@ class TrainingState:
         return means
 
     def save(self, path: Path) -> None:
-        """Write everything; the file changes only when the new one is complete. Raises DheadsError where it cannot."""
+        """Write everything, a large state into several files; it changes only when the new one is complete.
+
+        Raises DheadsError where it cannot.
+        """
         state = {
             "config": json.dumps(to_dict(self.config)),
             "parts": self.parts,
             "step": self.step,
+            "seconds": self.seconds,
+            "rollout_step": self.rollout_step,
             "bad_steps": self.bad_steps,
             "bad_in_a_row": self.bad_in_a_row,
             "usual_norm": self.usual_norm,
@@ -127,14 +153,11 @@ class TrainingState:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        unfinished = path.with_name(f".{path.name}.part")
+        size = 4 * sum(tensor.nbytes for tensor in state["unet"].values())  # with the average and Adam's moments
         try:
-            torch.save(state, unfinished)
-            os.replace(unfinished, path)
+            save_parts(path, state, self.step, max(_FILE_BYTES, size // (_FILES - 1)))
         except (OSError, RuntimeError) as error:  # RuntimeError: a full disk, in PyTorch's words
             raise DheadsError(f"cannot write the training state {path}: {error}") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def resume(self, path: Path) -> bool:
         """Go on from `path`; False where there is none.
@@ -145,7 +168,7 @@ class TrainingState:
             return False
         damaged = f"{path}: cannot be read; delete it to start anew"
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_parts(path)
             theirs = from_dict(json.loads(state["config"]))
         except (*_DAMAGE, DheadsError) as error:
             raise DheadsError(f"{damaged} ({error})") from error
@@ -158,6 +181,8 @@ class TrainingState:
         except _DAMAGE as error:
             raise DheadsError(f"{damaged} ({error})") from error
         # Absent from older states.
+        self.seconds = state.get("seconds", 0.0)
+        self.rollout_step = min(self.rollout_step, state.get("rollout_step", self.rollout_step))
         self.bad_steps, self.bad_in_a_row = state.get("bad_steps", 0), state.get("bad_in_a_row", 0)
         self.usual_norm, self.best = state.get("usual_norm"), state.get("best", math.inf)
         self.row = state.get("row", {})
@@ -186,14 +211,16 @@ def update_ema(ema: UNet, unet: UNet, step: int, decay: float) -> None:
     torch._foreach_lerp_(list(ema.parameters()), list(unet.parameters()), 1 - decay)
 
 
-def learning_rate(config: Config, step: int) -> float:
-    """The paper's x 0.8 every 1/18 of the steps (section 4.1), or constant with a linear end; after a warm-up."""
+def learning_rate(config: Config, step: int, progress: float) -> float:
+    """The paper's x 0.8 every 1/18 of the run (section 4.1), or constant with a linear end; after a warm-up.
+
+    progress: how far the run is, 0 .. 1.
+    """
     training = config.training
-    share = step / training.steps
     if training.lr_schedule == "paper":
-        factor = 0.8 ** math.floor(18 * share)
+        factor = 0.8 ** math.floor(18 * progress)
     else:
-        factor = min(1.0, max(0.02, (1 - share) / 0.3))
+        factor = min(1.0, max(0.02, (1 - progress) / 0.3))
     return training.learning_rate * factor * min(1.0, (step + 1) / max(1, training.warmup_steps))
 
 

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from dheads.audio import SAMPLES_PER_FRAME, load_waveform, wav_file
+from dheads.clips import ResidentClips, fits
 from dheads.config import FPS, Config, to_toml
 from dheads.data import Clip, Dataset
 from dheads.denoiser import Denoiser
@@ -57,7 +58,7 @@ def train(
     Raises DheadsError when the data does not fit the configuration, when `run` holds another configuration's state,
     and when a gradient is bad and training.bad_steps says to stop, or too many in a row are.
     """
-    training = config.training
+    training, counted = config.training, time.monotonic()  # until when the state counts the time
     with ExitStack() as stack:
         # Data, processes, folder.
         dataset = Dataset(data)
@@ -69,11 +70,19 @@ def train(
         place = here.device(device)
         parts = training.accumulate * here.size  # batches a step
         own = range(here.rank * training.accumulate, (here.rank + 1) * training.accumulate)
-        draws = Draws(dataset, clips, config, parts)
+        # On a CPU the steps want the cores themselves.
+        threads = min(8, max(1, (os.cpu_count() or 1) // here.local_size)) if place.type == "cuda" else 1
         try:
             run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DheadsError(f"cannot make the folder {run}: {error.strerror}; choose another --out") from error
+
+        shown = progress and here.is_main
+        resident = None
+        if fits(dataset, clips, place):
+            told = config.conditioning.speech_dim
+            resident = ResidentClips(dataset, clips, told, place, threads=threads, progress=shown)
+        draws = Draws(dataset, clips, config, parts, resident)
 
         # Network, its average, optimiser. The arithmetic of fp32 is PyTorch's default: exact matrix products, and on
         # GPUs that have it TF32 in convolutions.
@@ -101,18 +110,17 @@ def train(
         # What is shown and written.
         ending = stack.enter_context(Ending())
         records = stack.enter_context(closing(_Records(run, dataset, state, precision))) if here.is_main else None
-        hidden = not (progress and here.is_main)
-        bar = tqdm(total=training.steps, initial=state.step, desc="train", unit="step", disable=hidden)
+        bar = tqdm(total=training.steps, initial=state.step, desc="train", unit="step", disable=not shown)
         stack.enter_context(bar)
 
-        # Steps. On a CPU they want the cores themselves.
-        threads = min(8, max(1, (os.cpu_count() or 1) // here.local_size)) if place.type == "cuda" else 1
+        # Steps.
         keys = ((step, part) for step in range(state.step, training.steps) for part in own)
         batches = stack.enter_context(closing(draws.ahead(keys, threads)))
         logged, worked, waited = state.step, 0.0, 0.0  # the step of the last row, seconds since then
         ended, last_words = False, None
-        while state.step < training.steps and not ended:
-            step, began = state.step, time.perf_counter()
+        while not (state.is_done or ended):
+            step, step_began = state.step, time.perf_counter()
+            draws.rollout_step = state.rollout_step
             state.optimizer.zero_grad(set_to_none=True)
             sums = torch.zeros(len(TALLIED), 2, device=place)
             for part in own:
@@ -126,12 +134,14 @@ def train(
                     (terms["loss"].mean() / training.accumulate).backward()
                 sums += tally(terms, config.diffusion.num_steps)
             # Sums and counts over all processes, so that all decide by the same numbers.
-            told = torch.cat([sums, sums.new_tensor([[float(state.clip_gradient()), 1], [ending.asked, 1]])])
-            totals = dict(zip((*TALLIED, "grad_norm", "asked"), here.total(told).tolist(), strict=True))
-            ended = totals.pop("asked")[0] > 0
-            loss, norm = (totals[name][0] / totals[name][1] for name in ("loss", "grad_norm"))
-            trouble = state.advance(loss, norm, learning_rate(config, step))
-            worked += time.perf_counter() - began
+            norm, now = float(state.clip_gradient()), time.monotonic()
+            told = torch.cat([sums, sums.new_tensor([[norm, 1], [ending.asked, 1], [now - counted, 1]])])
+            totals = dict(zip((*TALLIED, "grad_norm", "asked", "seconds"), here.total(told).tolist(), strict=True))
+            counted, ended = now, totals.pop("asked")[0] > 0
+            loss, norm, seconds = (totals[name][0] / totals[name][1] for name in ("loss", "grad_norm", "seconds"))
+            del totals["seconds"]
+            trouble = state.advance(loss, norm, learning_rate(config, step, state.progress), seconds)
+            worked += time.perf_counter() - step_began
             if trouble is None:
                 for name, total in totals.items():
                     state.note(name, *total)
@@ -146,16 +156,17 @@ def train(
                     )
                 if training.bad_steps == "stop":
                     ended, last_words = True, f"{trouble} (clips {', '.join(names)})"
+            bar.total = round(state.step / state.progress)
             bar.update()
 
             # Every now and then.
             log_due, save_due, sample_due = (
-                state.step % every == 0 or state.step == training.steps
+                state.step % every == 0 or state.is_done
                 for every in (training.log_every, training.checkpoint_every, training.sample_every)
             )
             validation = records.validate() if records and (log_due or save_due) else {}
             if log_due:
-                row = state.finish_row() | {"lr": learning_rate(config, state.step)}
+                row = state.finish_row() | {"lr": learning_rate(config, state.step, state.progress)}
                 row["examples_per_second"] = (state.step - logged) * parts * training.batch_size / worked
                 row["waiting"] = waited / worked
                 logged, worked, waited = state.step, 0.0, 0.0
@@ -164,7 +175,7 @@ def train(
                     records.log(row | validation, broken)
                     bar.set_postfix_str(f"{row['examples_per_second']:.3g} examples/s, loss {loss:.4f}")
             if records and save_due:
-                records.save_weights(validation.get("val_loss"), last=state.step == training.steps)
+                records.save_weights(validation.get("val_loss"), last=state.is_done)
             if records and (save_due or ended):
                 records.save_state()
             if records and sample_due:
@@ -244,7 +255,9 @@ class _Records:
         }
         info = {"training": summary, "license": self._dataset.info.get("licence_note")}
         with self._going_on("the weights are not saved", fatal=last):
-            save_checkpoint(numbered(run, state.step), state.ema.state_dict(), state.config, info)
+            # Half the size, and more digits than the network computes with.
+            dtype = torch.float16 if training.precision == "bf16" else torch.float32
+            save_checkpoint(numbered(run, state.step), state.ema.state_dict(), state.config, info, dtype)
             publish(numbered(run, state.step), run / "weights.safetensors")
             if val_loss is not None and val_loss < state.best:
                 publish(numbered(run, state.step), run / "best.safetensors")

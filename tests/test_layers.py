@@ -12,7 +12,7 @@ BASE = {"errors", "files", "config"}
 LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "engine", "jpeg", "augment", "lips"}
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
 LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "prefetch", "clips", "draws"}
-LIBRARY |= {"distributed", "objective", "rollout", "state", "journal", "plan"}
+LIBRARY |= {"distributed", "objective", "rollout", "parts", "state", "journal", "plan"}
 LIBRARY |= {"blinks", "pauses", "eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
 LIBRARY |= {
     "footage",
@@ -67,7 +67,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": BASE,
     "objective": {"config", "conditioning", "augment", "model", "diffusion", "losses", "denoiser", "draws"},
     "rollout": {"config", "conditioning", "model", "engine", "draws"},
-    "state": BASE | {"model"},
+    "parts": {"files"},
+    "state": BASE | {"model", "parts"},
     "journal": BASE,
     "plan": BASE | {"model", "conditioning"},
     "measures": BASE | {"faces"},

@@ -137,20 +137,52 @@ def test_rows_of_means() -> None:
 # --- The learning rate
 
 
+def rate(config: Config, step: int) -> float:
+    return learning_rate(config, step, step / config.training.steps)
+
+
 def test_the_papers_learning_rate() -> None:
     """Times 0.8 every 1/18 of the steps."""
     config = override(preset("crema"), {"training": {"steps": 1800}})
     for step in (0, 1, 99, 100, 199, 200, 899, 900, 1799):
-        assert learning_rate(config, step) == pytest.approx(5e-5 * 0.8 ** (step // 100))
+        assert rate(config, step) == pytest.approx(5e-5 * 0.8 ** (step // 100))
 
 
 def test_the_cooldown_learning_rate() -> None:
     """A linear warm-up, constant, and in the last 30 % a line to 0 that ends at 2 %."""
     training = {"steps": 1000, "learning_rate": 0.1, "lr_schedule": "cooldown", "warmup_steps": 50}
     config = override(TINY, {"training": training})
-    assert [learning_rate(config, step) for step in (0, 24, 49)] == pytest.approx([0.1 / 50, 0.05, 0.1])
-    assert [learning_rate(config, step) for step in (50, 400, 700)] == pytest.approx([0.1] * 3)
-    assert [learning_rate(config, step) for step in (850, 970, 999)] == pytest.approx([0.05, 0.01, 0.002])
+    assert [rate(config, step) for step in (0, 24, 49)] == pytest.approx([0.1 / 50, 0.05, 0.1])
+    assert [rate(config, step) for step in (50, 400, 700)] == pytest.approx([0.1] * 3)
+    assert [rate(config, step) for step in (850, 970, 999)] == pytest.approx([0.05, 0.01, 0.002])
+
+
+# --- A run that ends by the clock
+
+
+def test_time_drives_the_schedules_where_it_ends_the_run() -> None:
+    """Half of the time is half of the run: its cooldown is done when the time is over."""
+    training = {"steps": 1000, "minutes": 1.0, "warmup_steps": 0, "lr_schedule": "cooldown", "learning_rate": 0.1}
+    state = fresh(override(TINY, {"training": training | {"rollout_from": 0.5}}))
+    seen = []
+    while not state.is_done:
+        seen.append((state.progress, learning_rate(state.config, state.step, state.progress), state.rollout_step))
+        state.advance(1.0, 1.0, 0.0, seconds=6.0)
+    assert state.step == 10
+    assert [progress for progress, _, _ in seen] == pytest.approx([k / 10 for k in range(10)])
+    assert [lr for _, lr, _ in seen] == pytest.approx([0.1] * 8 + [0.1 * 0.2 / 0.3, 0.1 * 0.1 / 0.3])
+    # Batches are made some steps ahead: roll-outs begin with one that surely is not yet.
+    assert [step for _, _, step in seen] == [500] * 5 + [37] * 5
+
+
+def test_steps_may_end_a_run_before_its_time() -> None:
+    state = fresh(override(TINY, {"training": {"steps": 4, "minutes": 60.0, "rollout_from": 0.5}}))
+    for _ in range(4):
+        assert not state.is_done
+        assert state.rollout_step == 2
+        state.advance(1.0, 1.0, 0.0, seconds=6.0)
+    assert state.is_done
+    assert state.progress == 1
 
 
 # --- Save and resume
@@ -164,7 +196,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingState
         take(state)
         state.note("loss", 1.5, 1)
     state.advance(math.nan, math.nan, 1.0)
-    state.best = 0.25
+    state.best, state.seconds, state.rollout_step = 0.25, 12.5, 20.0
     path = tmp_path_factory.mktemp("state") / "state.pt"
     state.save(path)
     return path, state
@@ -175,8 +207,9 @@ def test_a_state_comes_back_whole(saved: tuple[Path, TrainingState]) -> None:
     other = fresh(parts=2)
     assert not other.resume(path.with_name("absent.pt"))
     assert other.resume(path)
-    counts = ("step", "bad_steps", "bad_in_a_row", "usual_norm", "best", "row")
-    assert [getattr(other, name) for name in counts] == [4, 1, 1, state.usual_norm, 0.25, {"loss": [4.5, 3]}]
+    counts = ("step", "bad_steps", "bad_in_a_row", "usual_norm", "best", "row", "seconds", "rollout_step")
+    wanted = [4, 1, 1, state.usual_norm, 0.25, {"loss": [4.5, 3]}, 12.5, 20]
+    assert [getattr(other, name) for name in counts] == wanted
     assert same(tensors(other), tensors(state))
     assert [file.name for file in path.parent.iterdir()] == ["state.pt"]
 
@@ -201,6 +234,7 @@ FREE = {
     "checkpoint_activations": True,
     "bad_steps": "stop",
     "accumulate": 2,  # two processes before, one now
+    "minutes": 3.0,
 }
 
 
@@ -245,6 +279,51 @@ def test_an_older_state_resumes(saved: tuple[Path, TrainingState], tmp_path: Pat
     assert same(tensors(other), tensors(saved[1]))
 
 
+def test_a_large_state_lies_in_files_of_a_limited_size(
+    saved: tuple[Path, TrainingState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, most = tmp_path / "state.pt", 500_000
+    monkeypatch.setattr(files, "_FILE_BYTES", most)
+    monkeypatch.setattr(files, "_FILES", 100)
+    saved[1].save(path)
+    written = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert len(written) >= 4
+    assert set(written) == {"state.pt", *(f"state-0000004-{number}.pt" for number in range(1, len(written)))}
+    assert max(written.values()) < 1.2 * most, "with what the format adds to each tensor"
+    other = fresh(parts=2)
+    assert other.resume(path)
+    assert same(tensors(other), tensors(saved[1]))
+    # The next state takes the place of all of them.
+    take(other)
+    other.save(path)
+    assert {file.name for file in tmp_path.iterdir()} == {name.replace("0000004", "0000005") for name in written}
+    (tmp_path / "state-0000005-2.pt").unlink()
+    with pytest.raises(DheadsError, match=r"state\.pt: cannot be read; .*'state-0000005-2\.pt' is missing"):
+        fresh(parts=2).resume(path)
+
+
+def test_a_state_reads_no_files_but_its_own(saved: tuple[Path, TrainingState], tmp_path: Path) -> None:
+    state = torch.load(saved[0], weights_only=True)
+    for name in ("../elsewhere.pt", "/etc/passwd", "weights.safetensors", 3):
+        torch.save(state | {"other_files": [name]}, tmp_path / "state.pt")
+        with pytest.raises(DheadsError, match=r"state\.pt: cannot be read; delete it to start anew .*is missing"):
+            fresh(parts=2).resume(tmp_path / "state.pt")
+
+
+def test_small_keeps_its_state_in_files_under_16_mib(tmp_path: Path) -> None:
+    """So that they pass where larger files do not."""
+    config = preset("small")
+    state = TrainingState(UNet(config), config)
+    for parameter in state.unet.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.advance(1.0, 1.0, 0.0)
+    state.save(tmp_path / "state.pt")
+    sizes = [file.stat().st_size for file in tmp_path.iterdir()]
+    assert len(sizes) <= 8
+    assert max(sizes) < 16 * 2**20
+    assert sum(sizes) > 16 * sum(parameter.numel() for parameter in state.unet.parameters()), "nothing is left out"
+
+
 @pytest.mark.parametrize("kind", ["empty", "text", "cut", "list", "lacking", "strange"])
 def test_a_damaged_state_is_refused(saved: tuple[Path, TrainingState], tmp_path: Path, kind: str) -> None:
     path = tmp_path / "state.pt"
@@ -262,13 +341,19 @@ def test_a_damaged_state_is_refused(saved: tuple[Path, TrainingState], tmp_path:
 
 
 def test_a_state_that_cannot_be_written_leaves_the_old_one(
-    saved: tuple[Path, TrainingState], tmp_path: Path, file_limit: Callable[[int], None]
+    saved: tuple[Path, TrainingState],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file_limit: Callable[[int], None],
 ) -> None:
     path = tmp_path / "state.pt"
     path.write_bytes(b"the old one")
     file_limit(100_000)
-    with pytest.raises(DheadsError, match=r"cannot write the training state .*state\.pt"):
-        saved[1].save(path)
+    for most in (files._FILE_BYTES, 70_000):  # in one file, and in many of which the first ones fit
+        monkeypatch.setattr(files, "_FILE_BYTES", most)
+        monkeypatch.setattr(files, "_FILES", 100)
+        with pytest.raises(DheadsError, match=r"cannot write the training state .*state\.pt"):
+            saved[1].save(path)
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(DheadsError, match=r"cannot write the training state"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -12,9 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ import pytest
 import torch
 from conftest import ROOT
 from real_data import Prepared, cut, decoded, dheads, prepare_command, sound_seconds
+from safetensors import safe_open
 from torch import Tensor
 from typer.testing import Result
 
@@ -170,7 +174,7 @@ def test_metrics(short: Run) -> None:
         assert 0 <= row["waiting"] < 1
         assert row["examples_per_second"] > 0
     config = override(TINY, SHORT)
-    expected = [learning_rate(config, step) for step in (2, 4, 6)]
+    expected = [learning_rate(config, step, step / config.training.steps) for step in (2, 4, 6)]
     assert [row["lr"] for row in rows(short.path)] == pytest.approx(expected, rel=1e-5)
 
 
@@ -224,6 +228,7 @@ def test_the_last_weights_and_the_best_are_kept(
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 from dheads import config, lips, train
 torch.set_num_threads(1)
@@ -273,6 +278,67 @@ def test_ctrl_c_saves_the_state_first(
     assert state_of(tmp_path)["step"] == 4, "the step under way is finished"
     trained(prepared.data, tmp_path, SHORT)
     assert_same_runs(tmp_path, short.path)
+
+
+# --- A run that ends by the clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step takes a second."""
+    seconds = itertools.count()
+    monkeypatch.setattr(
+        verb, "time", SimpleNamespace(monotonic=lambda: float(next(seconds)), perf_counter=time.perf_counter)
+    )
+
+
+TIMED = training(
+    minutes=0.2, steps=1000, warmup_steps=0, learning_rate=1e-3, lr_schedule="cooldown", checkpoint_every=100
+)
+
+
+def test_a_run_ends_when_its_time_is_over_with_its_cooldown_done(
+    prepared: Prepared, tmp_path: Path, clock: None
+) -> None:
+    done = train_command(prepared.data, tmp_path, TIMED)
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'weights.safetensors'}\n")
+    assert "12/12" in done.stderr, "the bar tells how many steps there will be"
+    progress = [row["step"] / 12 for row in rows(tmp_path)]
+    assert len(progress) == 12
+    # Constant, then linear from the eighth second on.
+    wanted = [1e-3 * min(1.0, max(0.02, (1 - share) / 0.3)) for share in progress]
+    assert [row["lr"] for row in rows(tmp_path)] == pytest.approx(wanted, rel=1e-5)
+    assert "val_loss" in rows(tmp_path)[-1]
+    assert load_checkpoint(tmp_path / "weights.safetensors").info["training"]["steps"] == 12
+    assert state_of(tmp_path)["step"] == 12
+    before = state_of(tmp_path)["seconds"]
+    assert before == 12
+    assert train_command(prepared.data, tmp_path, TIMED, "--quiet").exit_code == 0
+    assert state_of(tmp_path)["seconds"] == before, "nothing is left to do"
+
+
+def test_the_time_of_a_run_goes_on_where_it_was_interrupted(
+    prepared: Prepared, tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(denoiser: Denoiser, batch: Batch, config: Config, step: int, part: int = 0) -> dict[str, Tensor]:
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return objective.training_loss(denoiser, batch, config, step, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "training_loss", interrupted)
+        assert train_command(prepared.data, tmp_path, TIMED).exit_code == 130
+    assert (state_of(tmp_path)["step"], state_of(tmp_path)["seconds"]) == (5, 5)
+    trained(prepared.data, tmp_path, TIMED)
+    assert (state_of(tmp_path)["step"], state_of(tmp_path)["seconds"]) == (12, 12)
+
+
+def test_a_run_needs_some_time() -> None:
+    with pytest.raises(DheadsError, match=r"training\.minutes is 0, but must be more than 0"):
+        override(TINY, {"training": {"minutes": 0}})
+
+
+# --- A run that is left alone
 
 
 def test_a_finished_run_is_left_as_it_is(prepared: Prepared, short: Run, tmp_path: Path) -> None:
@@ -568,6 +634,23 @@ def test_checkpointed_activations_learn_the_same(prepared: Prepared, tmp_path: P
     trained(prepared.data, tmp_path / "checkpointed", changes, {"training": {"checkpoint_activations": True}})
     mine, other = state_of(tmp_path / "checkpointed"), state_of(tmp_path / "plain")
     assert same_tensors(mine["unet"], other["unet"])
+
+
+def test_a_training_set_in_the_memory_of_the_device_teaches_the_same(
+    prepared: Prepared, short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "fits", lambda dataset, clips, device: True)
+    trained(prepared.data, tmp_path, SHORT)
+    assert_same_runs(tmp_path, short.path)
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("bf16", torch.float16), ("fp32", torch.float32)])
+def test_weights_are_kept_in_as_many_digits_as_they_are_computed_in(
+    prepared: Prepared, tmp_path: Path, precision: str, kept: torch.dtype
+) -> None:
+    trained(prepared.data, tmp_path, training(steps=1, precision=precision))
+    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {kept}  # noqa: SIM118
 
 
 # --- What is learnt
