@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -262,16 +262,22 @@ def test_a_killed_run_goes_on_exactly_where_it_was(
     assert_same_runs(tmp_path, short.path)
 
 
-def test_ctrl_c_saves_the_state_first(
-    prepared: Prepared, short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(denoiser: Denoiser, batch: Batch, config: Config, step: int, part: int = 0) -> dict[str, Tensor]:
-        if step == 3:
+def interrupted_at(where: int) -> Callable[..., dict[str, Tensor]]:
+    """The loss, with Ctrl-C at that step."""
+
+    def loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, part: int = 0) -> dict[str, Tensor]:
+        if step == where:
             signal.raise_signal(signal.SIGINT)
         return objective.training_loss(denoiser, batch, config, step, part)
 
+    return loss
+
+
+def test_ctrl_c_saves_the_state_first(
+    prepared: Prepared, short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(verb, "training_loss", interrupted)
+        patch.setattr(verb, "training_loss", interrupted_at(3))
         done = train_command(prepared.data, tmp_path, SHORT)
     assert done.exit_code == 130
     assert "ending after this step" in done.stderr
@@ -320,13 +326,8 @@ def test_a_run_ends_when_its_time_is_over_with_its_cooldown_done(
 def test_the_time_of_a_run_goes_on_where_it_was_interrupted(
     prepared: Prepared, tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(denoiser: Denoiser, batch: Batch, config: Config, step: int, part: int = 0) -> dict[str, Tensor]:
-        if step == 4:
-            signal.raise_signal(signal.SIGINT)
-        return objective.training_loss(denoiser, batch, config, step, part)
-
     with monkeypatch.context() as patch:
-        patch.setattr(verb, "training_loss", interrupted)
+        patch.setattr(verb, "training_loss", interrupted_at(4))
         assert train_command(prepared.data, tmp_path, TIMED).exit_code == 130
     assert (state_of(tmp_path)["step"], state_of(tmp_path)["seconds"]) == (5, 5)
     trained(prepared.data, tmp_path, TIMED)
