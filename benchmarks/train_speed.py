@@ -9,9 +9,10 @@ eager, with PyTorch's default optimiser, and draws its batch when it needs it. B
 examples, load their data within the time that is taken, and take turns; medians over the turns are told. Waiting is
 the share of our time until a batch is there, the first one of every turn included.
 
-Without --data a dataset of random pictures is made, whose frames are read by seeking as a corpus' that is larger than
-memory. The peak is that of bf16 matrix products on the same device in the same run. FLOPs are the network's own: three
-forward passes an example, however often they are computed.
+Without --data a dataset of random pictures is made. On a GPU it lies in the card's memory, as a corpus that fits there;
+on a CPU its frames are read by seeking, as those of a corpus that is larger than memory; so are the plain step's. The
+peak is that of bf16 matrix products on the same device in the same run. FLOPs are the network's own: three forward
+passes an example, however often they are computed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import typer
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from dheads.clips import ResidentClips, fits
 from dheads.config import FPS, SAMPLE_RATE, Config, override, preset, toml_text
 from dheads.data import Dataset, dataset_info
 from dheads.denoiser import Denoiser
@@ -92,8 +94,11 @@ def main(
 
 def measure(dataset: Dataset, config: Config, device: torch.device, steps: int, rounds: int) -> dict:
     """Everything that the screen shows, as plain values."""
-    draws = Draws(dataset, dataset.split("train"), config, config.training.accumulate)
-    ours = OurTrainer(draws, config, device)
+    clips, parts = dataset.split("train"), config.training.accumulate
+    draws, resident = Draws(dataset, clips, config, parts), None
+    if fits(dataset, clips, device):
+        resident = ResidentClips(dataset, clips, config.conditioning.speech_dim, device, threads=os.cpu_count() or 1)
+    ours = OurTrainer(Draws(dataset, clips, config, parts, resident), config, device)
     ours.run(steps)  # compiles, fills caches, tries algorithms
     memory_bytes = memory(device)  # before the plain step's are added
     plain = PlainTrainer(draws, config, device)
@@ -113,6 +118,7 @@ def measure(dataset: Dataset, config: Config, device: torch.device, steps: int, 
         "batch_size": training.batch_size,
         "precision": training.precision,
         "compiled": training.compile,
+        "resident": resident is not None,
         "steps": steps,
         "turns": {name: [asdict(turn) for turn in some] for name, some in turns.items()},
         "planned_memory_bytes": costs.memory_bytes,
@@ -140,6 +146,7 @@ def summary(plain: list[Turn], ours: list[Turn], example_flops: int, peak: float
 
 def lines(report: dict) -> list[str]:
     how = f"{report['precision']}{', compiled' if report['compiled'] else ''}"
+    how += ", clips on the device" if report["resident"] else ""
     rows = {
         "machine": f"{report['machine']}; torch {report['torch']}, {report['threads']} threads",
         "network": f"{report['preset']}, {report['parameters'] / 1e6:.1f} M parameters",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import signal
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,6 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 # In a shell's background Ctrl-C is ignored, and its programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def program(path: str) -> ModuleType:
+    """A program of benchmarks/ or recipes/ as a module."""
+    file = ROOT / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import program
 from real_data import Prepared
 from test_engine import inputs, lively
 
@@ -24,11 +23,7 @@ TINY = preset("tiny")
 
 @pytest.fixture
 def distill(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("distill", ROOT / "recipes" / "distill.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = program("recipes/distill.py")
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # minutes
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _: None)
     return module

@@ -33,11 +33,11 @@ DETAIL = override(PATCHES, {"model": {"patch_size": 4, "detail_channels": 8, "le
 CONFIGS = {"tiny": TINY, "paper": PAPER, "patches": PATCHES, "detail": DETAIL}
 
 
-def lively(config: Config) -> UNet:
+def lively(config: Config, std: float = 0.05) -> UNet:
     """A network that depends on all it is told, as no zero-initialised one does."""
     unet = UNet(config).eval().requires_grad_(False)
     for parameter in unet.parameters():
-        nn.init.normal_(parameter, std=0.05)
+        nn.init.normal_(parameter, std=std)
     return unet
 
 
@@ -65,7 +65,7 @@ def inputs(config: Config, batch: int, draws: int = 1) -> Inputs:
 
 
 def condition_of(config: Config, given: Inputs, level: float) -> Condition:
-    told = torch.full((len(given.identity),), level) if config.conditioning.motion_noise else None
+    told = given.identity.new_full((len(given.identity),), level) if config.conditioning.motion_noise else None
     return build(
         config,
         given.identity,
@@ -90,7 +90,7 @@ def plain(unet: UNet, given: Inputs, told: SamplingConfig) -> Tensor:
     noise = iter(rest)
 
     def denoise(x_t: Tensor, t: int) -> Denoised:
-        return denoiser(x_t, torch.full((len(x_t),), t), condition)[0]
+        return denoiser(x_t, torch.full((len(x_t),), t, device=x_t.device), condition)[0]
 
     schedule = respaced(denoiser.schedule, told.steps, told.spacing)
     return SOLVERS[told.solver](denoise, schedule, x_T, lambda: next(noise)).clamp(-1, 1)
@@ -226,13 +226,13 @@ def test_nothing_inside_a_frame_waits_for_the_device(name: str, solver: str) -> 
     for guidance, warm in ((1.0, 0), (2.0, 0), (1.0, 2)):
         told = sampling(config, steps=3, solver=solver, guidance=guidance, warm_steps=warm)
         engine = Engine(lively(config).to("meta"), told, torch.bfloat16)
-        given = on_meta(inputs(config, 2, engine.draws))
+        given = on("meta", inputs(config, 2, engine.draws))
         with Waits():
             assert engine.draw(given, first=not warm).shape == (2, 3, 32, 32)
 
 
-def on_meta(given: Inputs) -> Inputs:
-    return Inputs(*(None if value is None else value.to("meta") for value in values_of(given)))
+def on(device: str | torch.device, given: Inputs) -> Inputs:
+    return Inputs(*(None if value is None else value.to(device) for value in values_of(given)))
 
 
 def values_of(given: Inputs) -> list[Tensor | None]:

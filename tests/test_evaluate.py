@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import shutil
 import sys
@@ -17,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import program
 from real_data import cut, dheads, in_this_process
 from torch import Tensor, nn
 
@@ -121,13 +120,7 @@ def truth(clip: Path) -> Footage:
 @pytest.fixture(scope="module")
 def degradations() -> ModuleType:
     """benchmarks/degradations.py"""
-    spec = importlib.util.spec_from_file_location("degradations", ROOT / "benchmarks" / "degradations.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["degradations"] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+    return program("benchmarks/degradations.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
 import os
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torchaudio.functional as AF
-from conftest import ROOT
+from conftest import ROOT, program
 
 from dheads import audio
 from dheads.audio import load_waveform
@@ -38,11 +37,7 @@ PROGRAM = ROOT / "benchmarks" / "fuzz.py"
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
     """benchmarks/fuzz.py"""
-    spec = importlib.util.spec_from_file_location("fuzz", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
+    return program("benchmarks/fuzz.py")
 
 
 # --- A little of it

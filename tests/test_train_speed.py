@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from types import ModuleType
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import program
 
 from dheads.config import Config, preset
 from dheads.data import Dataset
@@ -18,12 +16,7 @@ from dheads.plan import plan
 
 @pytest.fixture(scope="module")
 def train_speed() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_speed", ROOT / "benchmarks" / "train_speed.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_speed"] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
+    module = program("benchmarks/train_speed.py")
     module.CLIPS, module.CLIP_FRAMES, module.SMALL_PEAK_SIDE = 2, 6, 64
     return module
 
