@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import attrgetter
@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 
 from dheads.errors import DheadsError
 from dheads.photos import PHOTOS
+from dheads.splits import SPLITS, hash_order, split_speakers
 from dheads.video import VIDEOS
 
 LAYOUTS = ("crema", "lrw", "released", "folder")
-SPLITS = ("train", "val", "test")
 
 # The paper's test actors (section 4.1); CREMA-D numbers its 91 actors from 1001.
 _CREMA_TEST = frozenset(str(1000 + actor) for actor in (15, 20, 21, 30, 33, 52, 62, 81, 82, 89))
@@ -53,7 +53,9 @@ def detect_layout(raw: Path) -> str:
     return "lrw" if _looks_like_lrw(raw) else "folder"
 
 
-def find_sources(raw: Path, layout: str | None = None, split_file: Path | None = None) -> tuple[str, list[Source]]:
+def find_sources(
+    raw: Path, layout: str | None = None, split_file: Path | None = None, standing: Mapping[str, str] | None = None
+) -> tuple[str, list[Source]]:
     """The layout of `raw` (found by looking unless it is given), and every clip in it, sorted by clip.
 
     crema: CREMA-D as its authors ship it, VideoFlash/ and AudioWAV/; the paper's test actors.
@@ -63,6 +65,7 @@ def find_sources(raw: Path, layout: str | None = None, split_file: Path | None =
 
     split_file: a CSV with the columns clip (the picture's path below `raw`), speaker and split. Its speakers and
     splits replace the layout's, and clips that it does not name are left out.
+    standing: splits that speakers were given before, and keep where neither the corpus nor that file fixes them.
 
     Hidden files and folders are passed over; so are links to folders, which may go round in circles.
 
@@ -72,7 +75,7 @@ def find_sources(raw: Path, layout: str | None = None, split_file: Path | None =
     layout = layout or detect_layout(raw)
     if layout not in _FINDERS:
         raise DheadsError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
-    sources = _FINDERS[layout](raw)
+    sources = _FINDERS[layout](raw, standing or {})
     if split_file is not None:
         sources = _assigned(sources, raw, split_file)
     sources.sort(key=attrgetter("clip"))
@@ -85,23 +88,10 @@ def find_sources(raw: Path, layout: str | None = None, split_file: Path | None =
     return layout, sources
 
 
-def split_speakers(speakers: list[str]) -> dict[str, str]:
-    """Train, val and test by speaker, never by clip: a tenth each held out, in the order of the names' hashes."""
-    ordered = _hash_order(speakers)
-    tenth = max(1, len(speakers) // 10) if len(speakers) >= 3 else 0
-    held = dict.fromkeys(ordered[:tenth], "val") | dict.fromkeys(ordered[tenth : 2 * tenth], "test")
-    return {speaker: held.get(speaker, "train") for speaker in speakers}
-
-
-def _hash_order(speakers: Iterable[str]) -> list[str]:
-    # Hashes stand in no relation to age or sex, as numbers given out in turn may; and they stay as speakers join.
-    return sorted(speakers, key=lambda speaker: hashlib.sha256(speaker.encode()).digest())
-
-
 # --- The layouts
 
 
-def _crema(raw: Path) -> list[Source]:
+def _crema(raw: Path, _: Mapping[str, str]) -> list[Source]:
     pictures = _subfolder(raw, "VideoFlash")
     if pictures is None:
         raise DheadsError(f"{raw}: has no folder VideoFlash, so it is not CREMA-D; give its folder, or another layout")
@@ -109,7 +99,7 @@ def _crema(raw: Path) -> list[Source]:
     wavs = {_stem(name): name for name in _files(raw, sounds, {".wav"})} if sounds else {}
     # The paper names no actors for validation. These are fixed, whichever part of the corpus is there; as many as
     # the released configuration's n_test_actors.
-    val = _hash_order(_CREMA_OTHERS)[:_CREMA_VAL_ACTORS]
+    val = hash_order(_CREMA_OTHERS)[:_CREMA_VAL_ACTORS]
     splits = dict.fromkeys(val, "val") | dict.fromkeys(_CREMA_TEST, "test")
     sources = []
     for name in _files(raw, pictures, VIDEOS):
@@ -124,7 +114,7 @@ def _crema(raw: Path) -> list[Source]:
     return sources
 
 
-def _lrw(raw: Path) -> list[Source]:
+def _lrw(raw: Path, _: Mapping[str, str]) -> list[Source]:
     base = _subfolder(raw, "lipread_mp4") or ""
     depth = 4 if base else 3
     sources = []
@@ -157,7 +147,7 @@ def _is_word(folder: os.DirEntry[str]) -> bool:
     return folder.name.isupper() and any(os.path.isdir(os.path.join(folder.path, split)) for split in SPLITS)
 
 
-def _released(raw: Path) -> list[Source]:
+def _released(raw: Path, standing: Mapping[str, str]) -> list[Source]:
     pictures, lists = _subfolder(raw, "video"), _file_lists(raw)
     if pictures is None or not lists:
         raise DheadsError(
@@ -182,14 +172,14 @@ def _released(raw: Path) -> list[Source]:
         files = {part: f"{below}/{name}.{ending}" for part, (below, ending) in parts.items() if below}
         speaker = sys.intern(folder) if are_speakers else clip
         sources.append(Source(f"{pictures}/{name}.mp4", clip, speaker, split, **files))
-    return sources if "val" in lists else _with_val(sources)
+    return sources if "val" in lists else _with_val(sources, standing)
 
 
-def _with_val(sources: list[Source]) -> list[Source]:
+def _with_val(sources: list[Source], standing: Mapping[str, str]) -> list[Source]:
     """A tenth of the training speakers held out; never the test set, which the released code validated on."""
-    ordered = _hash_order({source.speaker for source in sources if source.split == "train"})
-    held = set(ordered[: max(1, len(ordered) // 10)]) if len(ordered) >= 2 else set()
-    return [replace(source, split="val") if source.speaker in held else source for source in sources]
+    speakers = sorted({source.speaker for source in sources if source.split == "train"})
+    splits = split_speakers(speakers, standing, {"val": 0.1})
+    return [replace(source, split=splits[source.speaker]) if source.split == "train" else source for source in sources]
 
 
 def _file_lists(raw: Path) -> dict[str, Path]:
@@ -231,7 +221,7 @@ def _embeddings_folder(raw: Path) -> str | None:
     return folders[0] if folders else None
 
 
-def _folder(raw: Path) -> list[Source]:
+def _folder(raw: Path, standing: Mapping[str, str]) -> list[Source]:
     names = list(_files(raw, "", VIDEOS | PHOTOS))
     if not names:
         raise DheadsError(
@@ -239,7 +229,7 @@ def _folder(raw: Path) -> list[Source]:
             f"{', '.join(sorted(VIDEOS | PHOTOS))}"
         )
     speakers = [sys.intern(name.partition("/")[0] if "/" in name else _stem(name)) for name in names]
-    splits = split_speakers(sorted(set(speakers)))
+    splits = split_speakers(sorted(set(speakers)), standing)
     return [
         Source(name, f"{_safe(speaker)}/{_safe(name.rpartition('.')[0])}", speaker, splits[speaker])
         for name, speaker in zip(names, speakers, strict=True)

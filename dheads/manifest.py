@@ -56,7 +56,7 @@ def read_clips(root: Path) -> list[Clip]:
 
     Raises DheadsError for no table, a damaged one, tables that contradict each other, and missing shards.
     """
-    tables = sorted(path for path in root.iterdir() if _TABLE_OF_CLIPS.fullmatch(path.name)) if root.is_dir() else []
+    tables = _tables(root)
     if not tables:
         raise DheadsError(f"{root}: holds no clips.csv; let dheads prepare run to its end first")
     _check_shards(root, tables)
@@ -68,10 +68,22 @@ def read_clips(root: Path) -> list[Clip]:
     return [clips[name] for name in sorted(clips)]
 
 
+def standing_splits(root: Path) -> dict[str, str]:
+    """speaker -> split, by the tables of clips that are there so far; of some shards, perhaps.
+
+    Raises DheadsError for a damaged table.
+    """
+    return {clip.speaker: clip.split for path in _tables(root) for clip in _rows(path)}
+
+
 def write_clips(root: Path, clips: Iterable[Clip], shard: Shard | None = None) -> None:
     """Raises DheadsError where the table cannot be written."""
     rows = ((clip.clip, clip.speaker, clip.split, clip.frames, clip.source) for clip in clips)
     _write_table(shard_path(root, "clips.csv", shard), CLIP_COLUMNS, rows)
+
+
+def _tables(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if _TABLE_OF_CLIPS.fullmatch(path.name)) if root.is_dir() else []
 
 
 def _check_shards(root: Path, tables: list[Path]) -> None:

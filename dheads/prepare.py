@@ -29,7 +29,7 @@ from dheads.errors import DheadsError
 from dheads.extraction import Detector, Extract, Importer
 from dheads.files import PART, complete_or_absent
 from dheads.layouts import Source, find_sources
-from dheads.manifest import Clip, FailedTable, Shard, clip_path, shard_path, write_clips
+from dheads.manifest import Clip, FailedTable, Shard, clip_path, shard_path, standing_splits, write_clips
 from dheads.video import frame_at, write_clip
 from dheads.workers import Died, cores, run
 
@@ -81,7 +81,7 @@ def prepare(
     Raises DheadsError when nothing can be prepared at all, and when `out` cannot be written.
     """
     here = world()
-    layout, sources = find_sources(raw, layout, split_file)
+    layout, sources = find_sources(raw, layout, split_file, standing_splits(out))
     shard = here.own_shard(shard)
     if shard is not None:
         sources = sources[shard[0] - 1 :: shard[1]]

@@ -11,7 +11,7 @@ from conftest import ROOT
 BASE = {"errors", "files", "config"}
 LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "engine", "jpeg", "augment", "lips"}
 LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
-LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "prefetch", "clips", "draws"}
+LIBRARY |= {"manifest", "splits", "layouts", "extraction", "workers", "data", "prefetch", "clips", "draws"}
 LIBRARY |= {"distributed", "objective", "rollout", "parts", "state", "journal", "plan"}
 LIBRARY |= {"blinks", "pauses", "eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
 LIBRARY |= {
@@ -57,7 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "audio": BASE | {"media", "weights", "released"},  # encoders that are downloaded
     "lockstep": {"blinks", "conditioning", "engine", "pauses", "video"},
     "manifest": BASE,
-    "layouts": BASE | {"photos", "video"},  # the endings of their files
+    "splits": set(),
+    "layouts": BASE | {"photos", "splits", "video"},  # the endings of their files
     "extraction": BASE | {"audio", "faces", "eyes", "landmarks", "layouts", "photos", "screening", "video"},
     "workers": {"errors"},
     "data": BASE | {"blinks", "faces", "lips", "manifest", "video"},

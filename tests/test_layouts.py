@@ -13,7 +13,7 @@ import pytest
 
 from dheads import layouts
 from dheads.errors import DheadsError
-from dheads.layouts import Source, detect_layout, find_sources, split_speakers
+from dheads.layouts import Source, detect_layout, find_sources
 
 TEST_ACTORS = {"1015", "1020", "1021", "1030", "1033", "1052", "1062", "1081", "1082", "1089"}
 VAL_ACTORS = {"1038", "1039", "1047", "1049", "1055", "1064", "1085", "1086"}
@@ -219,25 +219,6 @@ def test_more_clips_of_the_same_speakers_move_nobody(tmp_path: Path) -> None:
     assert len(after) == 12 + 4 * 7
     assert {clip: after[clip] for clip in before} == before
     assert find_sources(raw)[1] == find_sources(raw)[1]
-
-
-def test_speakers_are_split_once_and_for_all() -> None:
-    speakers = [f"speaker{i}" for i in range(40)]
-    splits = split_speakers(speakers)
-    assert splits == split_speakers(list(reversed(speakers)))
-    counted = {name: sum(split == name for split in splits.values()) for name in ("train", "val", "test")}
-    assert counted == {"train": 32, "val": 4, "test": 4}
-    assert list(splits) == speakers
-    # One more speaker moves few: not those that come after it in the alphabet.
-    more = split_speakers([*speakers, "another"])
-    assert sum(more[speaker] != splits[speaker] for speaker in speakers) <= 2
-
-
-@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (2, 0), (3, 1), (9, 1), (19, 1), (20, 2)])
-def test_few_speakers_keep_some_to_train_on(count: int, held_out: int) -> None:
-    splits = list(split_speakers([str(i) for i in range(count)]).values())
-    assert splits.count("val") == splits.count("test") == held_out
-    assert splits.count("train") == count - 2 * held_out
 
 
 # --- Which layout it is
