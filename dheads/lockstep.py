@@ -16,6 +16,7 @@ from torch import Tensor
 from dheads.blinks import Blinks
 from dheads.conditioning import MotionBuffer, window
 from dheads.engine import Engine, Inputs
+from dheads.errors import DheadsError
 from dheads.pauses import CONTEXT, hushed, pause_degree
 from dheads.video import to_uint8, to_unit
 
@@ -190,6 +191,8 @@ class _Arrival:
         """x_0 (B, 3, H, W); labels: (index of the talk, whether this is its last frame) of those that count."""
         on_cuda = x_0.device.type == "cuda"
         self._labels = labels
+        # In the same direction and as little waited for as the pixels, which would hide it.
+        self._broken = x_0.isnan().any().to("cpu", non_blocking=on_cuda)
         self._pixels = to_uint8(x_0).to("cpu", non_blocking=on_cuda)
         self._there = torch.cuda.current_stream().record_event() if on_cuda else None
 
@@ -197,6 +200,11 @@ class _Arrival:
         """(index of the talk, (H, W, 3) uint8, whether it is the last one)."""
         if self._there is not None:
             self._there.synchronize()
+        if self._broken:
+            raise DheadsError(
+                "the network gave numbers that are not finite; leave out --compile, choose other weights, or another "
+                "--device"
+            )
         for (index, last), picture in zip(self._labels, self._pixels.numpy(), strict=False):
             yield index, picture, last
 

@@ -23,6 +23,7 @@ from dheads.draws import Draws
 from dheads.engine import Engine, best_dtype
 from dheads.errors import DheadsError
 from dheads.journal import Journal
+from dheads.locks import alone
 from dheads.manifest import clip_path
 from dheads.model import UNet
 from dheads.objective import TALLIED, tally, training_loss
@@ -55,8 +56,9 @@ def train(
     state.pt, from which a killed run goes on exactly where it was. `init`: weights to start from, by name or path.
     Under torchrun every process calls this and computes its share of each step; `run` must lie where all see it.
 
-    Raises DheadsError when the data does not fit the configuration, when `run` holds another configuration's state,
-    and when a gradient is bad and training.bad_steps says to stop, or too many in a row are.
+    Raises DheadsError when the data does not fit the configuration, when `run` holds another configuration's state or
+    another process trains there, and when a gradient is bad and training.bad_steps says to stop, or too many in a row
+    are.
     """
     training, counted = config.training, time.monotonic()  # until when the state counts the time
     with ExitStack() as stack:
@@ -76,6 +78,8 @@ def train(
             run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DheadsError(f"cannot make the folder {run}: {error.strerror}; choose another --out") from error
+        if here.is_main and not stack.enter_context(alone(run / ".lock")):
+            raise DheadsError(f"{run}: another dheads train is at work there; wait for it, or choose another --out")
 
         shown = progress and here.is_main
         resident = None
@@ -151,8 +155,9 @@ def train(
                     records.journal.event(state.step, "bad_step", trouble, loss=loss, norm=norm, clips=names)
                 if state.bad_in_a_row == _MAX_BAD_STEPS:
                     raise DheadsError(
-                        f"{run}: {trouble}, as at each of the last {_MAX_BAD_STEPS} steps; lower "
-                        "training.learning_rate, and go on from good weights by --init in another --out"
+                        f"{run}: {trouble}, as at each of the last {_MAX_BAD_STEPS} steps; "
+                        + ("set training.compile=false, or " if training.compile else "")
+                        + "lower training.learning_rate, and go on from good weights by --init in another --out"
                     )
                 if training.bad_steps == "stop":
                     ended, last_words = True, f"{trouble} (clips {', '.join(names)})"

@@ -16,6 +16,8 @@ import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from tqdm import tqdm
 from dheads import config as configuration
 from dheads.config import Config
 from dheads.errors import DheadsError
+from dheads.locks import in_turn
 from dheads.model import UNet
 from dheads.released import read_network, unpack
 
@@ -57,11 +60,16 @@ class Checkpoint:
 def save_checkpoint(
     path: Path, tensors: dict[str, Tensor], config: Config, info: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a checkpoint, with its floating-point tensors in `dtype`; the file appears only when it is complete."""
+    """Write a checkpoint, with its floating-point tensors in `dtype`; the file appears only when it is complete.
+
+    Raises DheadsError where it cannot be written, and for numbers that are not finite, or too large for `dtype`.
+    """
     stored = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous().clone()
         for name, tensor in tensors.items()
     }
+    if bad := _first_not_finite(stored):
+        raise DheadsError(f"cannot write the checkpoint {path}: {bad} holds numbers that are not finite as {dtype}")
     texts = {"format": FORMAT, "config": json.dumps(configuration.to_dict(config)), "info": json.dumps(info)}
     unfinished = path.with_name(f".{path.name}.part")
     try:
@@ -73,6 +81,11 @@ def save_checkpoint(
             unfinished.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise DheadsError(f"cannot write the checkpoint {path}: {error}") from error
+
+
+def _first_not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of a tensor with NaN or infinities in it."""
+    return next((name for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()), None)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -95,6 +108,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise DheadsError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise DheadsError(f"{path} is no safetensors file, or is cut off or altered: {error}") from error
+    if bad := _first_not_finite(stored):
+        raise DheadsError(f"{path}: {bad} holds numbers that are not finite; take weights of an earlier step")
     claimed = texts.pop("sha256", None)
     if _digest(texts, stored) != claimed:
         raise DheadsError(f"{path} was altered after it was written: its checksum does not match; get it anew")
@@ -218,11 +233,25 @@ def fetch(name: str, progress: bool = True) -> Path:
         return packaged
     cached = home() / entry["file"]
     if not _is_listed(cached, entry):
-        if "archive" in entry:
-            _fetch_archive(entry["archive"], progress)
-        else:
-            download(entry["url"], cached, entry["sha256"], entry["bytes"], progress)
+        with _own_turn(name):
+            if _is_listed(cached, entry):  # another process has fetched it meanwhile
+                return cached
+            if "archive" in entry:
+                _fetch_archive(entry["archive"], progress)
+            else:
+                download(entry["url"], cached, entry["sha256"], entry["bytes"], progress)
     return cached
+
+
+@contextmanager
+def _own_turn(name: str) -> Iterator[None]:
+    """Processes fetch one after the other: two would write into one unfinished file."""
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DheadsError(f"cannot make {home()}: {error.strerror}; set DHEADS_HOME to a folder of yours") from error
+    with in_turn(home() / ".lock", f"{name}: waiting for another dheads, which is fetching weights"):
+        yield
 
 
 def cached(name: str) -> Path | None:

@@ -10,7 +10,19 @@ from conftest import ROOT
 
 BASE = {"errors", "files", "config"}
 LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "engine", "jpeg", "augment", "lips"}
-LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
+LIBRARY |= {
+    "media",
+    "audio",
+    "photos",
+    "faces",
+    "landmarks",
+    "screening",
+    "video",
+    "released",
+    "locks",
+    "weights",
+    "lockstep",
+}
 LIBRARY |= {"manifest", "splits", "layouts", "extraction", "workers", "data", "prefetch", "clips", "draws"}
 LIBRARY |= {"distributed", "objective", "rollout", "parts", "state", "journal", "plan"}
 LIBRARY |= {"blinks", "pauses", "eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
@@ -53,9 +65,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "paste": BASE | {"faces"},
     "screening": BASE | {"faces"},
     "released": BASE | {"model"},
-    "weights": BASE | {"model", "released"},
+    "locks": set(),
+    "weights": BASE | {"locks", "model", "released"},
     "audio": BASE | {"media", "weights", "released"},  # encoders that are downloaded
-    "lockstep": {"blinks", "conditioning", "engine", "pauses", "video"},
+    "lockstep": {"blinks", "conditioning", "engine", "errors", "pauses", "video"},
     "manifest": BASE,
     "splits": set(),
     "layouts": BASE | {"photos", "splits", "video"},  # the endings of their files

@@ -16,6 +16,7 @@ from dheads.blinks import Blinks
 from dheads.conditioning import mouth_mask
 from dheads.config import SamplingConfig, preset
 from dheads.engine import Engine, Inputs
+from dheads.errors import DheadsError
 from dheads.lips import LipPredictor
 from dheads.lockstep import Talk, perform
 from dheads.pauses import CONTEXT
@@ -155,6 +156,16 @@ def test_talks_are_taken_when_there_is_room() -> None:
     assert taken == [0, 1]
     assert len(list(frames)) == 5
     assert taken == [0, 1, 2]
+
+
+def test_numbers_that_are_not_finite_are_no_frame() -> None:
+    """Neither in the bytes of a picture: NaN would be black."""
+    unet = lively(TINY)
+    engine = Engine(unet, SamplingConfig(2), torch.float32)
+    with torch.no_grad():
+        engine._stems[0][0].bias[3] = torch.nan
+    with pytest.raises(DheadsError, match=r"numbers that are not finite; leave out --compile, choose other weights"):
+        next(perform(engine, [talk(0, 3)]))
 
 
 def test_a_talk_without_sound_has_no_frames() -> None:

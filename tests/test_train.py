@@ -37,6 +37,7 @@ from dheads.denoiser import Denoiser
 from dheads.draws import Batch
 from dheads.engine import Engine
 from dheads.errors import DheadsError
+from dheads.locks import alone
 from dheads.model import UNet
 from dheads.sample import generate
 from dheads.state import TrainingState, learning_rate
@@ -284,6 +285,20 @@ def test_ctrl_c_saves_the_state_first(
     assert state_of(tmp_path)["step"] == 4, "the step under way is finished"
     trained(prepared.data, tmp_path, SHORT)
     assert_same_runs(tmp_path, short.path)
+
+
+def test_two_trainers_do_not_share_a_folder(prepared: Prepared, tmp_path: Path) -> None:
+    """The second is refused while the first is at work, also one in another process."""
+    (tmp_path / "run").mkdir()
+    with alone(tmp_path / "run" / ".lock") as first:
+        assert first
+        done = train_command(prepared.data, tmp_path / "run", training(steps=1))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {tmp_path / 'run'}: another dheads train is at work there; wait for it, or choose another --out"
+    )
+    assert list((tmp_path / "run").iterdir()) == [], "nothing of the first one's is touched"
+    assert train_command(prepared.data, tmp_path / "run", training(steps=1)).exit_code == 0
 
 
 # --- A run that ends by the clock

@@ -301,6 +301,33 @@ def test_cache_folder(
     assert weights.home() == Path(expected).expanduser()
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Config, number: float
+) -> None:
+    path, tensors = tmp_path / "weights.safetensors", UNet(tiny).state_dict()
+    tensors["stem.weight"][1, 2] = number
+    with pytest.raises(DheadsError, match=r"cannot write .*: stem\.weight holds numbers that are not finite as torch"):
+        weights.save_checkpoint(path, tensors, tiny, {})
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "_first_not_finite", lambda tensors: None)
+        weights.save_checkpoint(path, tensors, tiny, {})
+    with pytest.raises(
+        DheadsError, match=r"stem\.weight holds numbers that are not finite; take weights of an earlier"
+    ):
+        weights.load_checkpoint(path)
+
+
+def test_what_is_too_large_for_half_precision_is_not_written_as_infinite(tmp_path: Path, tiny: Config) -> None:
+    path, tensors = tmp_path / "weights.safetensors", UNet(tiny).state_dict()
+    tensors["stem.weight"][1, 2] = 70_000.0
+    weights.save_checkpoint(path, tensors, tiny, {})
+    with pytest.raises(DheadsError, match=r"not finite as torch\.float16"):
+        weights.save_checkpoint(path, tensors, tiny, {}, torch.float16)
+    assert weights.load_checkpoint(path).tensors["stem.weight"].max() == 70_000
+
+
 # --- Download
 
 CONTENT = bytes(range(256)) * 5_000  # more than one read
