@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Literal
+
+import tomli_w
 
 from dheads.errors import DheadsError
 
@@ -17,33 +19,56 @@ FPS = 25  # video frames a second, everywhere
 SAMPLE_RATE = 16_000  # Hz, of the sound that speech encoders hear
 
 
+_MOST_LEVELS = 8  # of the U-Net
+
+
+def bounded(default: typing.Any, least: float, most: float) -> typing.Any:
+    """A field whose value, or each of whose values, lies between these, both included; it may be None by default."""
+    return field(default=default, metadata={"bounds": (least, most)})
+
+
+def _check_bounds(section: str, values: typing.Any) -> None:
+    for one in dataclasses.fields(values):
+        value = getattr(values, one.name)
+        if "bounds" not in one.metadata or value is None:
+            continue
+        least, most = one.metadata["bounds"]
+        for number in value if isinstance(value, tuple) else (value,):
+            if not least <= number <= most:  # also where it is not a number
+                raise DheadsError(
+                    f"configuration: {section}.{one.name} is {number:g}, but must be {least:g} to {most:g}"
+                )
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The ADM U-Net (paper section 3.3). The defaults are the paper's network, 204 M parameters."""
 
-    image_size: int = 128
-    model_channels: int = 256
-    channel_mult: tuple[int, ...] = (1, 2, 3)
-    num_res_blocks: int = 2
-    attn_resolutions: tuple[int, ...] = ()  # side lengths in px with attention, besides the middle block
-    head_channels: int = 64
-    dropout: float = 0.1
-    max_period: float = 10_000.0  # of the timestep embedding's cosines; the released network has 10
+    image_size: int = bounded(128, 1, 2048)
+    model_channels: int = bounded(256, 1, 4096)
+    channel_mult: tuple[int, ...] = bounded((1, 2, 3), 1, 64)
+    num_res_blocks: int = bounded(2, 1, 16)
+    # side lengths in px with attention, besides the middle block
+    attn_resolutions: tuple[int, ...] = bounded((), 1, 2048)
+    head_channels: int = bounded(64, 1, 4096)
+    dropout: float = bounded(0.1, 0, 1)
+    # of the timestep embedding's cosines; the released network has 10
+    max_period: float = bounded(10_000.0, 1, 1000000000.0)
     learned_variance: bool = True
     # Beyond the paper.
-    patch_size: int = 1  # the network works on patches of n x n px, as channels
+    patch_size: int = bounded(1, 1, 64)  # the network works on patches of n x n px, as channels
     copy_gates: bool = False  # blend the network's own x_0 with the last motion frame and the identity
     # width of a shallow network on patches of half the side, which draws what the patches leave out; 0: none
-    detail_channels: int = 0
+    detail_channels: int = bounded(0, 0, 4096)
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
     """The noise schedule (paper section 3.1: cosine, T = 1000) and what the network predicts."""
 
-    num_steps: int = 1000
-    cosine_s: float = 0.008
-    beta_max: float = 0.999
+    num_steps: int = bounded(1000, 1, 100_000)
+    cosine_s: float = bounded(0.008, 0, 1)
+    beta_max: float = bounded(0.999, 1e-06, 0.999999)
     prediction: Literal["eps", "v", "x_0"] = "eps"  # the paper predicts eps
 
 
@@ -51,28 +76,30 @@ class DiffusionConfig:
 class ConditioningConfig:
     """What the network is told besides x_t (paper sections 3.2 and 3.4)."""
 
-    motion_frames: int = 2  # m_x
-    audio_context: int = 2  # m_y: speech embeddings on either side of the frame
+    motion_frames: int = bounded(2, 0, 64)  # m_x
+    audio_context: int = bounded(2, 0, 256)  # m_y: speech embeddings on either side of the frame
     speech_encoder: str = "whisper-tiny.en"
-    speech_dim: int = 384  # D
+    speech_dim: int = bounded(384, 1, 16_384)  # D
     grayscale_motion: bool = False
     identity_frame: Literal["random", "first"] = "random"  # of the clip, in training
     # Beyond the paper.
-    motion_noise: float = 0.0  # largest noise on motion frames in training; its level is told to the network
+    # largest noise on motion frames in training; its level is told to the network
+    motion_noise: float = bounded(0.0, 0, 10)
     hide_motion_mouth: bool = False  # the mouth region of motion frames is blanked: lips must follow the sound
     lip_dims: Literal[0, 3] = 0  # the lip code: none, or three mouth measures predicted from speech
-    lip_context: int = 2  # lip codes on either side of the frame
+    lip_context: int = bounded(2, 0, 256)  # lip codes on either side of the frame
     eye_dims: Literal[0, 1] = 0  # the eye code: none, or how far the eyes are open; in sampling it blinks by chance
-    eye_context: int = 2  # eye codes on either side of the frame
+    eye_context: int = bounded(2, 0, 256)  # eye codes on either side of the frame
 
 
 @dataclass(frozen=True)
 class AlignmentConfig:
     """Where the mean face lies in the square crop. Lengths are fractions of the crop's side."""
 
-    eye_distance: float = 0.27  # between the eyes' centres
-    eye_y: float = 0.40  # height of the eyes below the top edge
-    smooth_frames: float = 2.0  # sigma of the Gaussian that smooths landmarks over time, in frames
+    eye_distance: float = bounded(0.27, 0.01, 1)  # between the eyes' centres
+    eye_y: float = bounded(0.40, 0, 1)  # height of the eyes below the top edge
+    # sigma of the Gaussian that smooths landmarks over time, in frames
+    smooth_frames: float = bounded(2.0, 0, 1000000.0)
     landmarks: Literal["mesh", "fan"] = "mesh"  # packaged, or face-alignment, the paper's
 
 
@@ -80,119 +107,105 @@ class AlignmentConfig:
 class PreparationConfig:
     """Which raw clips are good enough to train on, and what is made of their sound."""
 
-    min_face_px: float = 48.0  # from jaw to jaw in the raw picture
-    max_gap: int = 5  # frames without a face that are filled in from their neighbours
-    max_missing: float = 0.2  # share of a clip's frames that may be filled in
-    max_jump: float = 0.25  # how far a face may move from one frame to the next, in its widths
-    max_skew_seconds: float = 0.25  # between the lengths of picture and sound
+    min_face_px: float = bounded(48.0, 0, 1000000.0)  # from jaw to jaw in the raw picture
+    max_gap: int = bounded(5, 0, 1000000.0)  # frames without a face that are filled in from their neighbours
+    max_missing: float = bounded(0.2, 0, 1)  # share of a clip's frames that may be filled in
+    max_jump: float = bounded(0.25, 0, 1000000.0)  # how far a face may move from one frame to the next, in its widths
+    max_skew_seconds: float = bounded(0.25, 0, 1000000.0)  # between the lengths of picture and sound
     # Beyond the paper: the sound is encoded at these speeds too, as other voices (1.1: a tenth faster and higher).
-    speech_tempos: tuple[float, ...] = ()
+    speech_tempos: tuple[float, ...] = bounded((), 0.5, 2)
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How to generate unless told otherwise. The defaults are the released demo's."""
 
-    steps: int = 100
+    steps: int = bounded(100, 1, 100_000)
     solver: Literal["ddpm", "ddim", "dpm++2m"] = "ddpm"
     # Beyond the paper: where the steps lie; quadratic has more of them at little noise, where detail is made.
     spacing: Literal["uniform", "quadratic", "logsnr"] = "uniform"
     # Beyond the paper: frames after the first start from the last one, noised, at this many steps from the end; 0: all
     # start from noise alone.
-    warm_steps: int = 0
+    warm_steps: int = bounded(0, 0, 100_000)
     # Beyond the paper: how far beyond what is drawn without sound; 1: what the network says. Wants
     # training.audio_dropout.
-    guidance: float = 1.0
+    guidance: float = bounded(1.0, 0, 100)
     # Beyond the paper: noise of this standard deviation (of full scale) in what the speech encoder hears, for networks
     # that have learned from recordings only: no room is as silent as a file can be.
-    room_noise: float = 0.0
+    room_noise: float = bounded(0.0, 0, 1)
     # Beyond the paper: how often eyes blink, a second, where the network is told an eye code; at most 0.9.
-    blink_rate: float = 0.3
+    blink_rate: float = bounded(0.3, 0, 0.9)
     # Beyond the paper: the share of x_T's variance around the mouth that a frame has from the one before, so that what
     # the sound leaves open is drawn alike in each of them; 0 .. 1.
-    shared_noise: float = 0.0
+    shared_noise: float = bounded(0.0, 0, 1)
     # Beyond the paper: the same share elsewhere, so that hair and shoulders do not shimmer; 0 .. 1.
-    outer_shared_noise: float = 0.0
+    outer_shared_noise: float = bounded(0.0, 0, 1)
     # Beyond the paper: the standard deviation of x_T elsewhere; under 1 what is drawn is likelier, with fewer specks.
-    outer_temperature: float = 1.0
+    outer_temperature: float = bounded(1.0, 0, 10)
     # Beyond the paper: the least share anywhere in pauses, where the sound is told as its mean too, so that the mouth
     # rests; 0 .. 1; 0: pauses are like all else.
-    pause_shared_noise: float = 0.0
+    pause_shared_noise: float = bounded(0.0, 0, 1)
     # Beyond the paper: noise on the network's own last frames, told as in training, so that errors do not pile up.
-    motion_noise: float = 0.0
+    motion_noise: float = bounded(0.0, 0, 10)
     # Beyond the paper: each finished frame becomes a motion frame with this share of the identity blended in.
-    identity_anchor: float = 0.0
+    identity_anchor: float = bounded(0.0, 0, 1)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How the weights are found. The defaults are the paper's (section 4.1) where it names a value."""
 
-    steps: int = 250_000  # of the optimiser
-    minutes: float | None = None  # after which the steps end, schedules and all; None: by their number alone
-    batch_size: int = 10  # examples a process (a GPU) computes at once
-    accumulate: int = 1  # batches a process adds up before the optimiser takes a step
-    learning_rate: float = 5e-5  # of Adam
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
+    steps: int = bounded(250_000, 1, 10**12)  # of the optimiser
+    # after which the steps end, schedules and all; None: by their number alone
+    minutes: float | None = bounded(None, 0.001, 1000000000.0)
+    batch_size: int = bounded(10, 1, 1_000_000)  # examples a process (a GPU) computes at once
+    accumulate: int = bounded(1, 1, 1_000_000)  # batches a process adds up before the optimiser takes a step
+    learning_rate: float = bounded(5e-5, 0, 100)  # of Adam
+    weight_decay: float = bounded(0.0, 0, 100)
+    warmup_steps: int = bounded(0, 0, 10**12)
     # paper: times 0.8 every 1/18 of the steps; cooldown: constant, then linear towards 0
     lr_schedule: Literal["paper", "cooldown"] = "paper"
-    grad_clip: float | None = None  # largest norm of the gradient; None: as it is
-    ema_decay: float = 0.9999  # the paper names none; guided diffusion's
-    lambda_vlb: float = 1e-4
-    lambda_lip: float = 0.2
+    grad_clip: float | None = bounded(None, 1e-09, math.inf)  # largest norm of the gradient; None: as it is
+    ema_decay: float = bounded(0.9999, 0, 1)  # the paper names none; guided diffusion's
+    lambda_vlb: float = bounded(1e-4, 0, 1000000.0)
+    lambda_lip: float = bounded(0.2, 0, 1000000.0)
     # clips: every clip once an epoch; speakers: by the root of their clips' number, so that few clips count more
     balance: Literal["clips", "speakers"] = "clips"
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 where the hardware has it
     compile: bool = False  # torch.compile: minutes to begin with, then faster steps
     checkpoint_activations: bool = False  # compute activations twice instead of keeping them: less memory, slower
     bad_steps: Literal["skip", "stop"] = "skip"  # what to do when a gradient is not finite, or explodes
-    seed: int = 0
-    log_every: int = 100
-    checkpoint_every: int = 5_000
-    keep: int = 3  # checkpoints, besides the best
-    sample_every: int = 5_000
-    sample_clips: int = 2  # held-out clips that sample videos show
+    seed: int = bounded(0, 0, 2**63 - 1)
+    log_every: int = bounded(100, 1, 10**12)
+    checkpoint_every: int = bounded(5_000, 1, 10**12)
+    keep: int = bounded(3, 0, 10**9)  # checkpoints, besides the best
+    sample_every: int = bounded(5_000, 1, 10**12)
+    sample_clips: int = bounded(2, 0, 1_000_000)  # held-out clips that sample videos show
     # Beyond the paper.
-    snr_clip: float | None = None  # losses on x_0 with weight min(snr + 1, clip); None: plain, on eps or v
+    # losses on x_0 with weight min(snr + 1, clip); None: plain, on eps or v
+    snr_clip: float | None = bounded(None, 1e-09, math.inf)
     augment: bool = False
-    audio_dropout: float = 0.0
-    motion_drift: float = 0.0  # motion frames made as unlike the truth as a long video's own frames are; 0 .. 1
-    patch_drop: float = 0.0  # share of the examples whose motion frames have holes, to be filled from the identity
+    audio_dropout: float = bounded(0.0, 0, 1)
+    # motion frames made as unlike the truth as a long video's own frames are; 0 .. 1
+    motion_drift: float = bounded(0.0, 0, 1)
+    # share of the examples whose motion frames have holes, to be filled from the identity
+    patch_drop: float = bounded(0.0, 0, 1)
     # Share of the examples whose motion frames the averaged network draws itself, as `sampling` says but in
     # rollout_draws steps each; from that part of the run on.
-    rollout_share: float = 0.0
-    rollout_draws: int = 3
-    rollout_from: float = 0.7
-    lip_noise: float = 0.0  # noise on the lip code, in its standard deviations
-    lambda_eye: float = 0.0  # weight of the loss around the eyes
-    blink_share: float = 0.0  # share of a moving clip's examples that show it blink, where it does
-    start_share: float = 0.0  # share of the examples that are told copies of the identity as motion frames
-    still_share: float = 0.0  # share of the draws given to clips of one frame, when balanced by speakers
-    speaker_cap: float = 1.0  # no speaker gets more than this share of the draws, when balanced by speakers
-    source_cap: float = 1.0  # the same, for each of the raw folder's own folders
-    other_clip_share: float = 0.0  # share of the examples whose identity is of another clip of the speaker, if any
-
-
-_LEAST = {
-    "model.detail_channels": 0,
-    "conditioning.motion_frames": 0,
-    "conditioning.audio_context": 0,
-    "conditioning.lip_context": 0,
-    "conditioning.eye_context": 0,
-    "sampling.steps": 1,
-    "sampling.warm_steps": 0,
-    "training.steps": 1,
-    "training.batch_size": 1,
-    "training.accumulate": 1,
-    "training.seed": 0,
-    "training.rollout_draws": 1,
-    "training.log_every": 1,
-    "training.checkpoint_every": 1,
-    "training.keep": 0,
-    "training.sample_every": 1,
-    "training.sample_clips": 0,
-}
+    rollout_share: float = bounded(0.0, 0, 1)
+    rollout_draws: int = bounded(3, 1, 1000)
+    rollout_from: float = bounded(0.7, 0, 1)
+    lip_noise: float = bounded(0.0, 0, 100)  # noise on the lip code, in its standard deviations
+    lambda_eye: float = bounded(0.0, 0, 1000000.0)  # weight of the loss around the eyes
+    blink_share: float = bounded(0.0, 0, 1)  # share of a moving clip's examples that show it blink, where it does
+    # share of the examples that are told copies of the identity as motion frames
+    start_share: float = bounded(0.0, 0, 1)
+    still_share: float = bounded(0.0, 0, 1)  # share of the draws given to clips of one frame, when balanced by speakers
+    # no speaker gets more than this share of the draws, when balanced by speakers
+    speaker_cap: float = bounded(1.0, 0.001, 1)
+    source_cap: float = bounded(1.0, 0.001, 1)  # the same, for each of the raw folder's own folders
+    # share of the examples whose identity is of another clip of the speaker, if any
+    other_clip_share: float = bounded(0.0, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -209,21 +222,19 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        """Raises DheadsError for numbers that are too small, and where the parts do not fit together."""
-        for key, least in _LEAST.items():
-            section, _, name = key.partition(".")
-            value = getattr(getattr(self, section), name)
-            if value < least:
-                raise DheadsError(f"configuration: {key} is {value}, but must be {least} or more")
-        if self.training.minutes is not None and self.training.minutes <= 0:
-            raise DheadsError(f"configuration: training.minutes is {self.training.minutes:g}, but must be more than 0")
+        """Raises DheadsError for numbers out of their bounds, and where the parts do not fit together."""
+        for section in dataclasses.fields(self):
+            if section.name != "name":
+                _check_bounds(section.name, getattr(self, section.name))
         if self.sampling.steps > self.diffusion.num_steps:
             raise DheadsError(
                 f"configuration: sampling.steps is {self.sampling.steps}, but diffusion.num_steps only "
                 f"{self.diffusion.num_steps}"
             )
+        if not 1 <= len(self.model.channel_mult) <= _MOST_LEVELS:
+            raise DheadsError(f"configuration: model.channel_mult must have 1 to {_MOST_LEVELS} numbers, a level each")
         coarsest = self.model.patch_size * 2 ** (len(self.model.channel_mult) - 1)
-        if coarsest < 1 or self.model.image_size % coarsest:
+        if self.model.image_size % coarsest:
             raise DheadsError(
                 f"configuration: model.image_size is {self.model.image_size}, but must be a multiple of {coarsest} "
                 "(patch_size times 2 for every level of channel_mult after the first)"
@@ -234,8 +245,6 @@ class Config:
             )
         if self.model.copy_gates and self.conditioning.motion_frames < 1:
             raise DheadsError("configuration: model.copy_gates needs conditioning.motion_frames of 1 or more")
-        if not all(0.5 <= tempo <= 2 for tempo in self.preparation.speech_tempos):
-            raise DheadsError("configuration: preparation.speech_tempos must lie between 0.5 and 2")
         if self.model.copy_gates and self.training.snr_clip is None:
             raise DheadsError("configuration: model.copy_gates needs training.snr_clip, for a loss that sees the gates")
 
@@ -254,24 +263,21 @@ def from_dict(values: dict[str, typing.Any]) -> Config:
 
 
 def to_toml(config: Config) -> str:
-    """The configuration as a TOML file that `from_dict` takes back; keys that are None are left out."""
+    """The configuration as a TOML file that `from_dict` takes back."""
     return toml_text(to_dict(config))
 
 
 def toml_text(values: dict[str, typing.Any]) -> str:
-    """Scalars, lists of them, and tables of both as a TOML file."""
-    top, tables = [], []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            tables += ["", f"[{name}]", *_toml_lines(value)]
-        else:
-            top += _toml_lines({name: value})
-    return "\n".join([*top, *tables]) + "\n"
+    """Nested dictionaries as a TOML file; keys that are None are left out, as TOML has no word for them."""
+    return tomli_w.dumps(_without_none(values))
 
 
-def _toml_lines(values: dict[str, typing.Any]) -> list[str]:
-    # JSON's strings, numbers, lists and booleans are TOML's.
-    return [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+def _without_none(values: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def override(config: Config, *changes: dict[str, typing.Any]) -> Config:

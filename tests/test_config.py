@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import re
 import tomllib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from dheads.config import from_dict, override, preset, to_dict, to_toml
+from dheads.config import Config, from_dict, override, preset, to_dict, to_toml
 from dheads.errors import DheadsError
 
 
@@ -24,10 +28,32 @@ def test_a_configuration_written_as_toml_is_read_back(name: str) -> None:
     assert from_dict(tomllib.loads(to_toml(config))) == config
 
 
-@pytest.mark.parametrize("key", ["seed", "steps", "batch_size", "accumulate"])
-def test_numbers_that_are_too_small_are_refused(key: str) -> None:
-    with pytest.raises(DheadsError, match=rf"training\.{key} is -1, but must be"):
-        override(preset("tiny"), {"training": {key: -1}})
+def test_any_text_and_any_number_come_back_from_toml() -> None:
+    config = override(preset("tiny"), {"name": 'a "name"\n\t\\ \x07 ü 😀', "training": {"grad_clip": math.inf}})
+    assert from_dict(tomllib.loads(to_toml(config))) == config
+
+
+def numbers() -> Iterator[tuple[str, str, tuple[float, float] | None]]:
+    """Section, name and bounds of every field that is a number, or several."""
+    for section in dataclasses.fields(Config):
+        if section.name != "name":
+            for one in dataclasses.fields(section.default_factory):
+                if re.search(r"\b(int|float)\b", one.type) and "Literal" not in one.type:
+                    yield section.name, one.name, one.metadata.get("bounds")
+
+
+@pytest.mark.parametrize(("section", "name", "bounds"), list(numbers()))
+def test_every_number_has_bounds(section: str, name: str, bounds: tuple[float, float] | None) -> None:
+    assert bounds is not None, "a field without bounds"
+    value = getattr(getattr(preset("tiny"), section), name)
+    beyond = [bounds[0] - 1, math.nan, *([] if math.isinf(bounds[1]) else [bounds[1] + 1])]
+    for number in beyond:
+        if isinstance(value, int) or (isinstance(value, tuple) and value and isinstance(value[0], int)):
+            if math.isnan(number):
+                continue
+            number = int(number)
+        with pytest.raises(DheadsError, match=rf"{section}\.{name} (is|must be)"):
+            override(preset("tiny"), {section: {name: [number] if isinstance(value, tuple) else number}})
 
 
 def test_more_steps_than_timesteps_are_refused() -> None:
@@ -68,10 +94,12 @@ def test_override_keeps_the_rest() -> None:
         ({"diffusion": {"prediction": "score"}}, "diffusion.prediction is 'score', but must be one of"),
         ({"conditioning": {"lip_dims": 2}}, "conditioning.lip_dims is 2"),
         ({"model": {"image_size": 33}}, "model.image_size is 33, but must be a multiple of 2"),
-        ({"model": {"patch_size": 0}}, "must be a multiple of"),
+        ({"model": {"patch_size": 0}}, "model.patch_size is 0, but must be 1 to 64"),
+        ({"model": {"channel_mult": []}}, "model.channel_mult must have 1 to 8 numbers"),
+        ({"model": {"channel_mult": [1, 0]}}, "model.channel_mult is 0, but must be 1 to 64"),
         ({"model": {"detail_channels": 8}}, "detail_channels needs an even model.patch_size, not 1"),
         ({"conditioning": {"motion_frames": 0}}, "copy_gates needs conditioning.motion_frames"),
-        ({"preparation": {"speech_tempos": [1, 9]}}, "preparation.speech_tempos must lie between 0.5 and 2"),
+        ({"preparation": {"speech_tempos": [1, 9]}}, "preparation.speech_tempos is 9, but must be 0.5 to 2"),
         ({"training": {"snr_clip": None}}, "copy_gates needs training.snr_clip"),
     ],
 )
