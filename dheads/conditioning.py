@@ -27,10 +27,16 @@ class Condition:
     mouth_mask: Tensor | None = None  # (1, 1, H, W): 1 where the mouth and the chin may move
     eye_window: Tensor | None = None  # (B, A'', 1)
 
+    def heard(self, which: Tensor) -> Condition:
+        """The same without sound where `which` (B,) is 0, neither as embeddings nor as lip code: the null of guidance,
+        and of training, which teaches it."""
+        which = which.to(self.audio_window)[:, None, None]
+        lips = None if self.lip_window is None else self.lip_window * which
+        return replace(self, audio_window=self.audio_window * which, lip_window=lips)
+
     def without_audio(self) -> Condition:
-        """The same with the sound taken away: what guidance compares with."""
-        lips = None if self.lip_window is None else torch.zeros_like(self.lip_window)
-        return replace(self, audio_window=torch.zeros_like(self.audio_window), lip_window=lips)
+        """The same without any sound."""
+        return self.heard(torch.zeros(len(self.identity), device=self.identity.device))
 
     def joined(self, other: Condition) -> Condition:
         """Both in one batch. The mouth mask is the same for all."""

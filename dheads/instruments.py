@@ -18,13 +18,22 @@ import torch
 from dheads.audio import load_waveform
 from dheads.comparison import Pair
 from dheads.errors import DheadsError
-from dheads.frechet import I3D_DIM, INCEPTION_DIM, Gaussian, frechet_distance, load_i3d, load_inception, too_few
+from dheads.frechet import (
+    CLIP_FRAMES,
+    I3D_DIM,
+    INCEPTION_DIM,
+    Gaussian,
+    frechet_distance,
+    load_i3d,
+    load_inception,
+    too_few,
+)
 from dheads.lipreading import LipReader, load_lip_reader, read_words, spoken_words, word_error_rate
 from dheads.recognition import Recogniser, load_recogniser, similarity
 from dheads.syncnet import SyncNet, face_crops, load_syncnet, sync
 from dheads.weights import cached, home, known
 
-_FRAMES_AT_ONCE = 16  # a clip of the FVD; a batch of the FID
+_FRAMES_AT_ONCE = CLIP_FRAMES  # of the FVD; a batch of the FID
 
 
 class Instrument(ABC):

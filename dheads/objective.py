@@ -69,17 +69,20 @@ def training_condition(unet: UNet, batch: Batch, config: Config, generator: torc
     if unet.lips is not None:
         lips = unet.lips.normalise(batch.lip_window.to(device))
         lips = lips + training.lip_noise * noise_on(device, lips.shape, generator)
-    heard = (torch.rand(count, generator=generator) >= training.audio_dropout).to(device)[:, None, None]
-    return build(
+    heard = (torch.rand(count, generator=generator) >= training.audio_dropout).to(device)
+    audio_window = batch.audio_window.to(device)
+    heard = heard & audio_window.flatten(1).any(1)  # photos have none
+    condition = build(
         config,
         batch.identity.to(device),
         motion_frames,
-        batch.audio_window.to(device) * heard,
+        audio_window,
         lips,
         level,
         noise,
         eye_window=batch.eye_window.to(device) if told.eye_dims else None,
     )
+    return condition.heard(heard)
 
 
 def tally(terms: dict[str, Tensor], num_steps: int) -> Tensor:

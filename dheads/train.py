@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dheads.audio import SAMPLES_PER_FRAME, load_waveform, wav_file
 from dheads.clips import ResidentClips, fits
-from dheads.config import FPS, Config, to_toml
+from dheads.config import FPS, Config, override, to_toml
 from dheads.data import Clip, Dataset
 from dheads.denoiser import Denoiser
 from dheads.distributed import Ending, joined
@@ -35,6 +35,18 @@ from dheads.weights import load_model, save_checkpoint
 
 _VALIDATION_STEP = 2**40  # beyond any training step: these draws are never trained on
 _VALIDATION_EXAMPLES = 64
+# What training does to its examples, and validation does not.
+_CLEAN = {
+    "augment": False,
+    "audio_dropout": 0.0,
+    "motion_drift": 0.0,
+    "patch_drop": 0.0,
+    "rollout_share": 0.0,
+    "lip_noise": 0.0,
+    "blink_share": 0.0,
+    "start_share": 0.0,
+    "other_clip_share": 0.0,
+}
 _SAMPLE_FRAMES = 3 * FPS
 _MAX_BAD_STEPS = 20  # in a row
 
@@ -214,7 +226,8 @@ class _Records:
         self._run, self._dataset, self._state = run, dataset, state
         self._denoiser = Denoiser(state.ema, precision)
         self._held_out = dataset.split("val")
-        self._draws = Draws(dataset, self._held_out, config) if self._held_out else None
+        self._clean = override(config, {"training": _CLEAN})
+        self._draws = Draws(dataset, self._held_out, self._clean) if self._held_out else None
         self._broken: dict[str, str] = {}
         self.journal = Journal(run, state.step)
         with self._going_on("config.toml is not written"):
@@ -225,14 +238,13 @@ class _Records:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean losses on held-out speakers: the same examples, times and noise every time."""
+        """Mean losses on held-out speakers as they are: the same examples, times and noise every time."""
         if self._draws is None:
             return {}
-        config = self._state.config
-        batches = -(-_VALIDATION_EXAMPLES // config.training.batch_size)
+        batches = -(-_VALIDATION_EXAMPLES // self._clean.training.batch_size)
         with self._going_on("validation failed"):
             rows = [
-                training_loss(self._denoiser, self._draws.draw(step, 0), config, step)
+                training_loss(self._denoiser, self._draws.draw(step, 0), self._clean, step)
                 for step in range(_VALIDATION_STEP, _VALIDATION_STEP + batches)
             ]
             names = ("loss", "simple", "lip", "eye")

@@ -186,7 +186,7 @@ def condition(batch: Batch, **changes: dict[str, object]) -> tuple[UNet, Conditi
 
 
 def test_sound_is_taken_away_at_times(batch: Batch) -> None:
-    """For whole examples; the lip code stays."""
+    """For whole examples, and the lip code with it: just what guidance compares with."""
     batch = dataclasses.replace(batch, audio_window=batch.audio_window + 1)  # photos have none to begin with
     _, always = condition(batch, training={"audio_dropout": 0.0})
     assert torch.equal(always.audio_window, batch.audio_window)
@@ -197,7 +197,18 @@ def test_sound_is_taken_away_at_times(batch: Batch) -> None:
     silent = (half.audio_window == 0).all((1, 2))
     assert (heard ^ silent).all()
     assert 3 <= heard.sum() <= 13
-    assert half.lip_window.abs().amax((1, 2)).min() > 0
+    assert torch.equal((half.lip_window != 0).any(2).any(1), heard)
+    null = always.without_audio()
+    assert torch.equal(half.audio_window[silent], null.audio_window[silent])
+    assert torch.equal(half.lip_window[silent], null.lip_window[silent])
+
+
+def test_a_photo_has_neither_sound_nor_lip_code(batch: Batch) -> None:
+    audio = torch.ones_like(batch.audio_window)
+    audio[:5] = 0
+    _, given = condition(dataclasses.replace(batch, audio_window=audio), training={"audio_dropout": 0.0})
+    assert (given.lip_window[:5] == 0).all()
+    assert (given.lip_window[5:].abs().amax((1, 2)) > 0).all()
 
 
 def test_the_told_level_is_that_of_the_noise(batch: Batch) -> None:
@@ -231,9 +242,10 @@ def test_some_examples_motion_frames_have_holes(batch: Batch) -> None:
 
 
 def test_lip_codes_are_normalised_then_noised(batch: Batch) -> None:
-    _, exact = condition(batch, training={"lip_noise": 0.0})
+    batch = dataclasses.replace(batch, audio_window=batch.audio_window + 1)  # photos have no code
+    _, exact = condition(batch, training={"lip_noise": 0.0, "audio_dropout": 0.0})
     torch.testing.assert_close(exact.lip_window, (batch.lip_window - 0.1) / 0.05)
-    _, noised = condition(batch, training={"lip_noise": 0.2})
+    _, noised = condition(batch, training={"lip_noise": 0.2, "audio_dropout": 0.0})
     noise = noised.lip_window - exact.lip_window
     assert float(noise.std()) == pytest.approx(0.2, rel=0.15)
     unet, without = condition(batch, conditioning={"lip_dims": 0})
