@@ -349,7 +349,7 @@ def evaluate(
         Path | None, typer.Option(help="With --weights: dataset made by `dheads prepare`.", show_default=False)
     ] = None,
     split: Annotated[str, typer.Option(help="Of the dataset: train, val or test.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many of its clips.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many clips.", show_default="all")] = None,
     steps: Steps = None,
     solver: Solver = None,
     seed: Seed = 0,
@@ -398,7 +398,7 @@ def evaluate(
         _count_votes(votes, key, as_json)
         return
     told = {"only": metric, "table": table, "lip_reader": lip_reader, "words": words}
-    told |= {"device": device, "progress": not quiet}
+    told |= {"device": device, "progress": not quiet, "limit": limit}
     if turing and out is None:
         raise typer.BadParameter("needs --out", param_hint="--turing")
     if weights is None:
@@ -413,7 +413,7 @@ def evaluate(
         from dheads import evaluate as verb
 
         _ask_consent(weights, accept_license)
-        making = {"steps": steps, "solver": solver, "seed": seed, "limit": limit}
+        making = {"steps": steps, "solver": solver, "seed": seed}
         report = verb.evaluate_weights(weights, data, split, out, **making, **told)
     if turing:
         _write_turing_test(report, turing, out / "turing", seed)
