@@ -27,7 +27,7 @@ from typer.core import TyperGroup
 
 from dheads import __version__
 from dheads import config as configuration
-from dheads.config import Config
+from dheads.config import AudioCodec, Config
 from dheads.errors import DheadsError
 from dheads.jobs import LARGEST_SEED, LAST_SECOND, MOST_GUIDANCE, SIZES
 
@@ -135,7 +135,7 @@ def sample(
         Path | None,
         typer.Option(
             help="CSV with the columns face, audio, output, and any of seed, size, steps, solver, weights, guidance, "
-            "at, which, paste, still; -: stdin.",
+            "at, which, paste, still, audio_codec; -: stdin.",
             show_default=False,
         ),
     ] = None,
@@ -181,6 +181,9 @@ def sample(
     ] = None,
     paste: Annotated[bool, typer.Option("--paste", help="Put the face back into its whole picture.")] = False,
     still: Annotated[bool, typer.Option("--still", help="Keep the head in its place; lips and eyes move.")] = False,
+    audio_codec: Annotated[
+        AudioCodec, typer.Option("--audio", help="The video's sound: AAC, or a copy of what MP4 can hold.")
+    ] = "aac",
     compiled: Annotated[
         bool, typer.Option("--compile", help="A minute of torch.compile first; for hours of video.")
     ] = False,
@@ -220,6 +223,7 @@ def sample(
         "which": which,
         "paste": paste,
         "still": still,
+        "audio_codec": audio_codec,
     }
     running = {"device": device, "compiled": compiled, "progress": not quiet}
     with _ended_cleanly():

@@ -10,7 +10,8 @@ from conftest import ROOT
 
 BASE = {"errors", "files", "config"}
 LIBRARY = BASE | {"conditioning", "model", "diffusion", "losses", "denoiser", "engine", "augment", "lips"}
-LIBRARY |= {"media", "audio", "photos", "faces", "landmarks", "screening", "video", "released", "weights", "lockstep"}
+LIBRARY |= {"media", "hearing", "soundtrack", "audio", "video", "photos", "faces", "landmarks", "screening"}
+LIBRARY |= {"released", "weights", "lockstep"}
 LIBRARY |= {"manifest", "layouts", "extraction", "workers", "data", "draws"}
 LIBRARY |= {"distributed", "objective", "rollout", "state", "journal", "plan"}
 LIBRARY |= {"blinks", "pauses", "eyes", "paste", "measures", "flow", "syncnet", "frechet", "recognition", "lipreading"}
@@ -43,7 +44,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "denoiser": {"config", "conditioning", "model", "diffusion"},
     "engine": {"config", "conditioning", "model", "diffusion", "denoiser"},
     "media": {"errors", "files"},
-    "video": BASE | {"media"},
+    "hearing": BASE | {"media"},
+    "soundtrack": BASE | {"hearing", "media"},
+    "video": BASE | {"media", "soundtrack"},
     "augment": {"video"},
     "photos": BASE,
     "faces": BASE,
@@ -53,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "screening": BASE | {"faces"},
     "released": BASE | {"model"},
     "weights": BASE | {"model", "released"},
-    "audio": BASE | {"media", "weights", "released"},  # encoders that are downloaded
+    "audio": BASE | {"hearing", "media", "weights", "released"},  # encoders that are downloaded
     "lockstep": {"blinks", "conditioning", "engine", "pauses", "video"},
     "manifest": BASE,
     "layouts": BASE | {"photos", "video"},  # the endings of their files
