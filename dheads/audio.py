@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
 from importlib import resources
-from itertools import chain, groupby, pairwise
-from operator import itemgetter
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,22 +29,20 @@ from torch import nn
 
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
-from dheads.media import decoded, mono, name_of, opened, start_seconds
+from dheads.hearing import Hearing, hear
+from dheads.media import name_of, opened, sound_in_step, start_seconds
 from dheads.released import load_script
 from dheads.weights import fetch, home
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
 N_FFT, HOP = 400, 160  # Whisper's spectrogram: columns of 25 ms, every 10 ms
-_RATES_HZ = (1_000, 1_000_000)
-_MAX_GAP_SECONDS = 600  # a jump in time beyond this is a damaged time stamp, not silence
-MAX_SECONDS = 3 * 3600
 
 
 # --- Reading sound ---------------------------------------------------------------------------------------------------
 
 
 def load_waveform(source: Path | BinaryIO) -> torch.Tensor:
-    """(N,) float32, mono (the mean of the channels), 16 kHz, in [-1, 1]: the sound of any file that FFmpeg reads.
+    """(N,) float32, mono as `hearing` has it, 16 kHz, in [-1, 1]: the sound of any file that FFmpeg reads.
 
     A stream is read from its beginning. Sample 0 is at the container's time 0, the zero of `video.read_frames`: sound
     that starts late is preceded by silence, and an encoder's priming samples are left out. Damaged packets are skipped.
@@ -53,69 +51,38 @@ def load_waveform(source: Path | BinaryIO) -> torch.Tensor:
     return torch.cat(list(waveform_pieces(source)))
 
 
-def waveform_pieces(source: Path | BinaryIO) -> Iterator[torch.Tensor]:
+def waveform_pieces(source: Path | BinaryIO, hearing: Hearing | None = None) -> Iterator[torch.Tensor]:
     """What `load_waveform` gives, as pieces (n,) of about a minute; the file is open until the last.
 
-    Raises DheadsError as that does: with the first piece, but for sound that is found to be too long.
+    hearing: what `hear` says of the file, if that is known. Raises DheadsError as `load_waveform` does: with the first
+    piece, but for sound that is found to be too long.
     """
+    hearing = hearing or hear(source)
     name = name_of(source, "the given sound")
     with opened(source, name, "sound or video") as container:
-        if not container.streams.audio:
-            raise DheadsError(f"{name} holds no sound stream; give a file with speech in it")
+        chunks = sound_in_step(container, container.streams[hearing.stream])
         empty = True
-        for piece in _resampled_runs(container):
-            if len(piece):
-                empty = False
-                yield piece.clamp(-1, 1)
+        # The resampler starts anew where the sample rate changes.
+        for rate, run in groupby(chunks, key=attrgetter("rate")):
+            for piece in _resampled((hearing.mono(chunk.samples) for chunk in run), rate):
+                if len(piece):
+                    empty = False
+                    yield hearing.amplified(piece).clamp(-1, 1)
         if empty:
             raise DheadsError(f"{name} holds no sound: its sound stream is empty or cannot be decoded")
 
 
-def claimed_seconds(source: Path | BinaryIO) -> float | None:
+def claimed_seconds(source: Path | BinaryIO, hearing: Hearing) -> float | None:
     """How long the sound lasts as its container claims, which may be wrong; None where it says nothing.
 
     Raises DheadsError for a missing or unreadable file.
     """
     with opened(source, name_of(source, "the given sound"), "sound or video") as container:
-        stream = next(iter(container.streams.audio), None)
-        if stream is not None and stream.duration is not None:
+        stream = container.streams[hearing.stream]
+        if stream.duration is not None:
             end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
             return end - start_seconds(container)
         return None if container.duration is None else container.duration / av.time_base
-
-
-def _resampled_runs(container: av.container.InputContainer) -> Iterator[torch.Tensor]:
-    """The sound stream as pieces of 16 kHz waveform; the resampler starts anew where the sample rate changes."""
-    for rate, run in groupby(_chunks_in_step(container), key=itemgetter(1)):
-        yield from _resampled((samples for samples, _ in run), rate)
-
-
-def _chunks_in_step(container: av.container.InputContainer) -> Iterator[tuple[np.ndarray, int]]:
-    """(samples (N,), rate) of each decoded frame; silence is put in and samples left out as time stamps demand."""
-    start = start_seconds(container)
-    position = 0.0  # seconds given out so far
-    tolerance = 0.0  # the first frame is placed exactly, later ones only where time stamps really jump
-    frames = decoded(container, container.streams.audio[0])
-    for frame, following in pairwise(chain(frames, [None])):
-        if not _RATES_HZ[0] <= frame.rate <= _RATES_HZ[1]:
-            raise DheadsError(f"{container.name} has {frame.rate} sound samples a second; resample it to 16000 Hz")
-        samples = mono(frame)
-        if following is None and frame.duration:  # an encoder fills its last packet up; the packet says how far
-            samples = samples[: round(frame.duration * frame.time_base * frame.rate)]
-        gap = 0.0 if frame.time is None else frame.time - start - position
-        if tolerance < gap < _MAX_GAP_SECONDS:
-            silence = round(gap * frame.rate)
-            for begin in range(0, silence, frame.rate):
-                yield np.zeros(min(frame.rate, silence - begin), np.float32), frame.rate
-            position += silence / frame.rate
-        elif position == 0 and gap < 0:
-            samples = samples[round(-gap * frame.rate) :]
-        if len(samples):
-            yield samples, frame.rate
-            position += len(samples) / frame.rate
-            tolerance = 0.05
-        if position > MAX_SECONDS:
-            raise DheadsError(f"{container.name} holds more than {MAX_SECONDS // 3600} hours of sound; cut it")
 
 
 def _resampled(chunks: Iterable[np.ndarray], rate: int) -> Iterator[torch.Tensor]:

@@ -27,7 +27,7 @@ from typer.core import TyperGroup
 
 from dheads import __version__
 from dheads import config as configuration
-from dheads.config import Config
+from dheads.config import AudioCodec, Config
 from dheads.errors import DheadsError
 from dheads.jobs import LARGEST_SEED, LAST_SECOND, MOST_GUIDANCE, SIZES
 
@@ -135,7 +135,7 @@ def sample(
         Path | None,
         typer.Option(
             help="CSV with the columns face, audio, output, and any of seed, size, steps, solver, weights, guidance, "
-            "at, which, paste, still; -: stdin.",
+            "at, which, paste, still, audio_codec; -: stdin.",
             show_default=False,
         ),
     ] = None,
@@ -181,6 +181,9 @@ def sample(
     ] = None,
     paste: Annotated[bool, typer.Option("--paste", help="Put the face back into its whole picture.")] = False,
     still: Annotated[bool, typer.Option("--still", help="Keep the head in its place; lips and eyes move.")] = False,
+    audio_codec: Annotated[
+        AudioCodec, typer.Option("--audio", help="The video's sound: AAC, or a copy of what MP4 can hold.")
+    ] = "aac",
     compiled: Annotated[
         bool, typer.Option("--compile", help="A minute of torch.compile first; for hours of video.")
     ] = False,
@@ -220,6 +223,7 @@ def sample(
         "which": which,
         "paste": paste,
         "still": still,
+        "audio_codec": audio_codec,
     }
     running = {"device": device, "compiled": compiled, "progress": not quiet}
     with _ended_cleanly():
@@ -349,7 +353,7 @@ def evaluate(
         Path | None, typer.Option(help="With --weights: dataset made by `dheads prepare`.", show_default=False)
     ] = None,
     split: Annotated[str, typer.Option(help="Of the dataset: train, val or test.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many of its clips.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many clips.", show_default="all")] = None,
     steps: Steps = None,
     solver: Solver = None,
     seed: Seed = 0,
@@ -398,7 +402,7 @@ def evaluate(
         _count_votes(votes, key, as_json)
         return
     told = {"only": metric, "table": table, "lip_reader": lip_reader, "words": words}
-    told |= {"device": device, "progress": not quiet}
+    told |= {"device": device, "progress": not quiet, "limit": limit}
     if turing and out is None:
         raise typer.BadParameter("needs --out", param_hint="--turing")
     if weights is None:
@@ -413,7 +417,7 @@ def evaluate(
         from dheads import evaluate as verb
 
         _ask_consent(weights, accept_license)
-        making = {"steps": steps, "solver": solver, "seed": seed, "limit": limit}
+        making = {"steps": steps, "solver": solver, "seed": seed}
         report = verb.evaluate_weights(weights, data, split, out, **making, **told)
     if turing:
         _write_turing_test(report, turing, out / "turing", seed)

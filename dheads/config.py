@@ -17,6 +17,7 @@ from dheads.errors import DheadsError
 
 FPS = 25  # video frames a second, everywhere
 SAMPLE_RATE = 16_000  # Hz, of the sound that speech encoders hear
+AudioCodec = Literal["aac", "copy"]  # of a video's sound: AAC, which plays everywhere, or as it is
 
 
 _MOST_LEVELS = 8  # of the U-Net

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dheads.config import SamplingConfig
+from dheads.config import AudioCodec, SamplingConfig
 from dheads.errors import DheadsError
 
 SIZES = 16, 4096  # px; of a video's side
@@ -39,6 +39,7 @@ class Job:
     which: int | None = None  # of several faces, from the largest: 1; None: the largest
     paste: bool = False  # the face goes back into its picture
     still: bool = False  # the head keeps to its place in the photo
+    audio_codec: AudioCodec = "aac"  # of the video's sound; copy: as it is, where MP4 can hold it
     fault: str | None = None  # why a row of a list is no job
 
 
@@ -165,10 +166,13 @@ def _yes_or_no(text: str) -> bool:
     return text == "yes"
 
 
-def _solver(text: str) -> str:
-    if text not in SOLVERS:
-        raise ValueError(f"one of {', '.join(SOLVERS)}")
-    return text
+def _one_of(*values: str) -> Callable[[str], str]:
+    def parsed(text: str) -> str:
+        if text not in values:
+            raise ValueError(f"one of {', '.join(values)}")
+        return text
+
+    return parsed
 
 
 _NEEDED = "face", "audio", "output"
@@ -177,11 +181,12 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "seed": _number(0, LARGEST_SEED),
     "size": _number(*SIZES),
     "steps": _number(1, 100_000),
-    "solver": _solver,
+    "solver": _one_of(*SOLVERS),
     "weights": str,
     "guidance": _real(0, MOST_GUIDANCE),
     "at": _real(0, LAST_SECOND),
     "which": _number(1, 1_000),
     "paste": _yes_or_no,
     "still": _yes_or_no,
+    "audio_codec": _one_of(*typing.get_args(AudioCodec)),
 }

@@ -74,7 +74,8 @@ def remake(
 def _write(folder: Path, dataset: Dataset, clip: Clip, frames: list[np.ndarray]) -> None:
     target = _target(folder, clip)
     _make_folder(target.parent)
-    write_video(target, frames, clip_path(dataset.root, clip.clip, "mp4"))
+    # As it is: a codec must not come between what is measured of a made clip and of the true one.
+    write_video(target, frames, clip_path(dataset.root, clip.clip, "mp4"), audio_codec="copy")
 
 
 def _target(folder: Path, clip: Clip) -> Path:

@@ -21,20 +21,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.audio import MAX_SECONDS, SpeechEncoder, claimed_seconds, load_speech_encoder, waveform_pieces
+from dheads.audio import SpeechEncoder, claimed_seconds, load_speech_encoder, waveform_pieces
 from dheads.config import FPS, Config, SamplingConfig
 from dheads.distributed import world
 from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.faces import align_transforms, warp
 from dheads.files import PART
+from dheads.hearing import Hearing, hear
 from dheads.jobs import Job
 from dheads.landmarks import LandmarkBackend, find_face, load_backend
 from dheads.lockstep import Talk, perform
-from dheads.media import name_of
+from dheads.media import MAX_SECONDS, name_of
 from dheads.paste import Paster
 from dheads.photos import NotAPhoto, load_photo
-from dheads.video import check_even, frame_at, read_frames, video_writer, write_video
+from dheads.video import check_even, frame_at, read_frames, video_writer
 from dheads.weights import load_model
 
 PLACES = {"cuda": 16}  # videos in lock-step; more make no more frames a second
@@ -94,10 +95,13 @@ def sample(
     # Closed also when writing fails, so that the error begins a line of its own.
     with tqdm(frames, total=scene.frames, desc="sample", unit="frame", disable=not progress) as bar:
         try:
-            count = write_video(output, map(scene.finish, bar), audio)
+            with video_writer(output, audio, audio_codec=job.audio_codec) as writer:
+                for frame in bar:
+                    writer.add(scene.finish(frame))
         except _compile_errors(compiled) as error:
             raise _not_compiled(error) from error
-    return Result(Path(name_of(output)), count, count / FPS, time.monotonic() - start, scene.notes)
+    spent, notes = time.monotonic() - start, scene.notes + writer.notes
+    return Result(Path(name_of(output)), writer.count, writer.count / FPS, spent, notes)
 
 
 def frames(
@@ -225,7 +229,7 @@ class _Take:
         self._output = job.output
         self._scene = studio.scene(job)
         self._unheard: str | None = None  # what is wrong with the rest of the sound
-        self.writer = video_writer(job.output, job.audio)
+        self.writer = video_writer(job.output, job.audio, audio_codec=job.audio_codec)
 
     def talk(self) -> Talk:
         return dataclasses.replace(self._scene.talk, speech=self._speech())
@@ -248,7 +252,7 @@ class _Take:
             self.writer.close()
         except DheadsError as error:
             return Outcome(self._output, error=str(error))
-        return Outcome(self._output, self.writer.count, self.writer.count / FPS, self._scene.notes)
+        return Outcome(self._output, self.writer.count, self.writer.count / FPS, self._scene.notes + self.writer.notes)
 
 
 def _reason(error: Exception) -> str:
@@ -317,16 +321,18 @@ class Studio:
         if job.paste:
             finish = Paster(portrait.picture, portrait.matrix, size, self.config.alignment)
         photo = warp(portrait.picture, portrait.matrix, size)
-        seconds = claimed_seconds(job.audio)
+        hearing = hear(job.audio)
+        seconds = claimed_seconds(job.audio, hearing)
         frames = None if seconds is None else round(seconds * FPS)
-        return Scene(Talk(photo, self._speech(job.audio, seconds), job.seed), frames, finish, portrait.notes)
+        talk = Talk(photo, self._speech(job.audio, hearing, seconds), job.seed)
+        return Scene(talk, frames, finish, portrait.notes + hearing.notes)
 
-    def _speech(self, audio: Path | BinaryIO, seconds: float | None) -> Iterator[Tensor]:
+    def _speech(self, audio: Path | BinaryIO, hearing: Hearing, seconds: float | None) -> Iterator[Tensor]:
         """Embeddings in chunks (f, D), begun, so that what is wrong with the sound is said before a video is."""
         if seconds is not None and seconds > MAX_SECONDS:
             # Nobody wants to hear of it after hours of work, but the claim may be wrong: read it all.
-            deque(waveform_pieces(audio), maxlen=0)
-        chunks = self.hear(waveform_pieces(audio))
+            deque(waveform_pieces(audio, hearing), maxlen=0)
+        chunks = self.hear(waveform_pieces(audio, hearing))
         return chain([next(chunks)], chunks)
 
     def hear(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from fractions import Fraction
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -13,21 +11,16 @@ from typing import Any, BinaryIO, Self
 import av
 import numpy as np
 import torch
-from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from dheads import __version__
-from dheads.config import FPS, SAMPLE_RATE
+from dheads.config import FPS, AudioCodec
 from dheads.errors import DheadsError
 from dheads.files import part_of
-from dheads.media import decoded, mono, name_of, opened, packets, start_seconds
+from dheads.media import decoded, name_of, opened, start_seconds
+from dheads.soundtrack import Soundtrack, lossless_sound, no_sound, source_sound
 
 VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".m4v"})  # file endings
-# Sound that is copied as it is: MP4 holds these, and browsers or their systems play them.
-COPIED_CODECS = frozenset({"aac", "mp3", "alac", "flac", "opus"})
-_MIN_MP3_RATE = 16_000  # slower MP3 ("MPEG 2.5") is not in MP4's standard
-_AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
-_AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}  # by number of channels
 _PROGRAM = f"dheads {__version__}"
 _MAX_HOLD_SECONDS = 600  # one picture on screen for longer is a damaged time stamp
 _BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and matrix
@@ -36,10 +29,7 @@ SCALER = (
     Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 )
 
-
 _unfinished: set[Path] = set()  # half-written files of this process
-# Adds a sound stream to an output and returns its packets.
-AddSound = Callable[[av.container.OutputContainer], Iterator[av.Packet]]
 
 
 # --- Pixels ----------------------------------------------------------------------------------------------------------
@@ -120,13 +110,14 @@ class VideoWriter:
     """An MP4 that grows frame by frame: complete when it is closed, or absent. A stream becomes a fragmented MP4.
 
     As a context manager it is closed where its block ends well, and discarded where it fails; so it is where `add` or
-    `close` fails. Both raise DheadsError for what cannot be written, as does opening one.
+    `close` fails. Both raise DheadsError for what cannot be written, as does opening one. `notes`: what the user should
+    know of the sound.
     """
 
     def __init__(
         self,
         target: Path | BinaryIO,
-        sound: AbstractContextManager[AddSound],
+        sound: AbstractContextManager[Soundtrack],
         fps: int,
         tags: dict[str, str],
         x264_options: dict[str, str],
@@ -134,7 +125,8 @@ class VideoWriter:
         self.count = 0  # frames so far
         self._target, self._fps = target, fps
         with ExitStack() as stack:
-            add_sound = stack.enter_context(sound)
+            soundtrack = stack.enter_context(sound)
+            self.notes = soundtrack.notes
             stack.enter_context(_muxer_errors(target))
             if isinstance(target, Path):
                 place, movflags = str(stack.enter_context(_complete_or_absent(target.absolute()))), "faststart"
@@ -147,7 +139,7 @@ class VideoWriter:
             self._video.color_primaries = self._video.color_trc = self._video.colorspace = _BT709
             self._video.color_range = ColorRange.MPEG
             self._scaler = VideoReformatter()  # one for all frames, as when reading
-            self._sound = add_sound(self._output)
+            self._sound = soundtrack.add(self._output)
             self._pending = next(self._sound, None)
             self._open = stack.pop_all()
 
@@ -199,19 +191,24 @@ class _Discarded(Exception):
 
 
 def video_writer(
-    target: Path | BinaryIO, audio: Path | BinaryIO | None, *, fps: int = FPS, comment: str | None = None
+    target: Path | BinaryIO,
+    audio: Path | BinaryIO | None,
+    *,
+    audio_codec: AudioCodec = "aac",
+    fps: int = FPS,
+    comment: str | None = None,
 ) -> VideoWriter:
-    """A writer of H.264 in an MP4 that plays in browsers, beside the sound of `audio`.
+    """A writer of H.264 in an MP4 that plays everywhere, beside the sound of `audio`.
 
-    The sound is copied bit for bit where MP4 holds its codec and encoded to AAC where not. The metadata say that the
-    video is AI-generated and by what; `comment` takes the place of that sentence.
+    audio_codec: "aac" copies LC-AAC bit for bit and encodes other sound to it, "copy" copies all that MP4 can hold. The
+    metadata say that the video is AI-generated and by what; `comment` takes the place of that sentence.
     Raises DheadsError for a target that cannot be written and for unreadable sound.
     """
     tags = {
         "title": "AI-generated talking-head video",
         "comment": comment or f"AI-generated talking-head video made by {_PROGRAM}",
     }
-    sound = nullcontext(_add_no_sound) if audio is None else _source_sound(audio)
+    sound = nullcontext(no_sound()) if audio is None else source_sound(audio, audio_codec)
     # A stream's fragments end at key frames, and its reader is waiting for the first.
     pace = {"g": "50"} if isinstance(target, Path) else {"g": "25", "tune": "zerolatency"}
     return VideoWriter(target, sound, fps, tags, {"crf": "16", "preset": "medium", **pace})
@@ -222,6 +219,7 @@ def write_video(
     frames: Iterable[np.ndarray],
     audio: Path | BinaryIO | None,
     *,
+    audio_codec: AudioCodec = "aac",
     fps: int = FPS,
     comment: str | None = None,
 ) -> int:
@@ -229,7 +227,7 @@ def write_video(
 
     Raises DheadsError for a target that cannot be written and for unreadable sound, before a frame is asked for.
     """
-    with video_writer(target, audio, fps=fps, comment=comment) as writer:
+    with video_writer(target, audio, audio_codec=audio_codec, fps=fps, comment=comment) as writer:
         for image in frames:
             writer.add(image)
     return writer.count
@@ -240,7 +238,7 @@ def write_clip(path: Path, frames: Iterable[np.ndarray], waveform: torch.Tensor)
 
     Returns the number of frames. Raises DheadsError for a path that cannot be written.
     """
-    sound = nullcontext(partial(_add_waveform, waveform))
+    sound = nullcontext(lossless_sound(waveform))
     with VideoWriter(path, sound, FPS, {"title": "Prepared clip"}, {"crf": "6", "g": "1"}) as writer:
         for image in frames:
             writer.add(image)
@@ -307,112 +305,3 @@ def _muxer_errors(target: Path | BinaryIO) -> Iterator[None]:
         # PyAV passes on what a stream's write() raised, or hides it behind its own error.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise DheadsError(f"cannot write {name_of(target)}: {cause.strerror}") from error
-
-
-# --- Sound for the writer: each adds its stream to the output and returns the packets to mux -------------------------
-
-
-def _add_no_sound(output: av.container.OutputContainer) -> Iterator[av.Packet]:
-    return iter(())
-
-
-@contextmanager
-def _source_sound(audio: Path | BinaryIO) -> Iterator[AddSound]:
-    with opened(audio, name_of(audio)) as source:
-        if not (source.streams.audio and source.streams.audio[0].codec_context):
-            raise DheadsError(f"{name_of(audio)} holds no sound stream that can be read; give a file with speech in it")
-        yield partial(_add_source_sound, source)
-
-
-def _add_source_sound(source: av.container.InputContainer, output: av.container.OutputContainer) -> Iterator[av.Packet]:
-    stream = source.streams.audio[0]
-    codec = stream.codec_context
-    if _fits_mp4(codec):
-        return _copied_packets(source, stream, output.add_stream_from_template(stream))
-    rate = min((r for r in _AAC_RATES if r >= codec.sample_rate), default=max(_AAC_RATES))
-    layout = _AAC_LAYOUTS.get(codec.layout.nb_channels, "mono")
-    out = output.add_stream("aac", rate=rate, layout=layout)
-    out.bit_rate = 96_000 * out.layout.nb_channels
-    return _encoded_packets(source, stream, out)
-
-
-def _fits_mp4(codec: av.AudioCodecContext) -> bool:
-    name = codec.codec.canonical_name
-    if name == "mp3":
-        return codec.sample_rate >= _MIN_MP3_RATE
-    # MP4 wants the codec's header, which damaged files lack; AAC's it makes itself.
-    return name in COPIED_CODECS and (name == "aac" or bool(codec.extradata))
-
-
-def _copied_packets(
-    source: av.container.InputContainer, stream: av.AudioStream, out: av.AudioStream
-) -> Iterator[av.Packet]:
-    last = None
-    for packet in _plain_packets(source, stream):
-        if packet.dts is None or (last is not None and packet.dts <= last):  # the end, or a damaged time stamp
-            continue
-        last = packet.dts
-        start = round(start_seconds(source) / packet.time_base)
-        packet.pts = (packet.dts if packet.pts is None else packet.pts) - start
-        packet.dts -= start
-        packet.stream = out
-        yield packet
-
-
-def _plain_packets(source: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.Packet]:
-    """AAC that has its header in every packet, as in broadcasts, without. The muxer's own remedy fails in streams."""
-    if stream.codec.canonical_name != "aac" or stream.codec_context.extradata:
-        yield from packets(source, stream)
-        return
-    headless = BitStreamFilterContext("aac_adtstoasc", stream)
-    for packet in packets(source, stream):
-        with suppress(av.FFmpegError):  # a damaged packet, and what comes after the end
-            yield from headless.filter(packet)
-
-
-def _encoded_packets(
-    source: av.container.InputContainer, stream: av.AudioStream, out: av.AudioStream
-) -> Iterator[av.Packet]:
-    # What the encoder has no layout for becomes one channel.
-    mixed = stream.codec_context.layout.nb_channels not in _AAC_LAYOUTS
-    position = 0  # samples
-    for frame in decoded(source, stream):
-        if frame.pts is None:
-            frame.time_base, frame.pts = Fraction(1, frame.rate), position
-        else:
-            frame.pts -= round(start_seconds(source) / frame.time_base)
-        position = round(frame.pts * frame.time_base * frame.rate) + frame.samples
-        _repair_samples(frame)
-        yield from out.encode(_as_mono(frame) if mixed else frame)
-    yield from out.encode()
-
-
-def _as_mono(frame: av.AudioFrame) -> av.AudioFrame:
-    one = av.AudioFrame.from_ndarray(mono(frame)[None], format="fltp", layout="mono")
-    one.rate, one.time_base, one.pts = frame.rate, frame.time_base, frame.pts
-    return one
-
-
-def _repair_samples(frame: av.AudioFrame) -> None:
-    """In place: NaN and infinity, at which the AAC encoder stops, become 0; what exceeds the full scale is clipped."""
-    kind = {"flt": np.float32, "fltp": np.float32, "dbl": np.float64, "dblp": np.float64}.get(frame.format.name)
-    if kind:
-        for plane in frame.planes:
-            samples = np.frombuffer(plane, kind)
-            np.nan_to_num(samples, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-            np.clip(samples, -1, 1, out=samples)
-
-
-def _add_waveform(waveform: torch.Tensor, output: av.container.OutputContainer) -> Iterator[av.Packet]:
-    # FLAC: lossless, no priming samples, and browsers play it in MP4.
-    stream = output.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
-    samples = (waveform * 32768).round().clamp(-32768, 32767).to(torch.int16).cpu().numpy()
-    return _waveform_packets(samples, stream)
-
-
-def _waveform_packets(samples: np.ndarray, stream: av.AudioStream) -> Iterator[av.Packet]:
-    for begin in range(0, len(samples), SAMPLE_RATE):
-        frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + SAMPLE_RATE], format="s16", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, begin, Fraction(1, SAMPLE_RATE)
-        yield from stream.encode(frame)
-    yield from stream.encode()

@@ -198,6 +198,7 @@ def test_sample_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
                 "which": None,
                 "paste": False,
                 "still": False,
+                "audio_codec": "aac",
                 "compiled": False,
                 "progress": True,
             },
@@ -367,7 +368,9 @@ def test_eval_prints_a_table_and_what_is_missing(monkeypatch: pytest.MonkeyPatch
     (args, told), *_ = verb.calls
     assert args == (Path("ours"), Path("real"))
     assert (told["out"], told["only"], told["size"]) == (Path("out"), ["mouth_correlation"], 96)
-    done = run("eval", "ours", "--reference", "real", "--json", "--quiet")
+    assert told["limit"] is None
+    done = run("eval", "ours", "--reference", "real", "--json", "--quiet", "--limit", 3)
+    assert verb.calls[-1][1]["limit"] == 3
     assert json.loads(done.stdout)["summary"]["mouth_correlation"] == 0.375
     assert done.stderr == ""
 

@@ -329,6 +329,12 @@ def test_what_fails_is_listed(networks: None, folders: tuple[Path, Path], tmp_pa
     assert len(json.loads((tmp_path / "report.json").read_text())["failed"]) == 3
 
 
+def test_a_limit_takes_the_first_by_name(no_networks: None, folders: tuple[Path, Path]) -> None:
+    report = evaluate(*folders, only=["ssim"], limit=4, progress=False)  # broken, faceless, short, silent
+    assert [row.clip for row in report.clips] == ["short", "silent"]
+    assert (report.summary["clips"], report.summary["failed"]) == (2, 3)
+
+
 def test_processes_change_no_number(networks: None, folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Their results come in any order; a broken video stays one of many."""
     folder = tmp_path / "clips"

@@ -25,7 +25,7 @@ from conftest import ROOT, program
 from dheads import audio
 from dheads.audio import load_waveform
 from dheads.errors import DheadsError
-from dheads.media import opened
+from dheads.media import opened, sound_in_step
 from dheads.photos import load_photo
 from dheads.video import write_video
 
@@ -158,7 +158,7 @@ def test_hours_at_a_high_rate_never_wait_in_memory(monkeypatch: pytest.MonkeyPat
 
 def test_a_long_gap_at_a_high_rate_is_silence_in_small_pieces(fuzz: ModuleType) -> None:
     with av.open(io.BytesIO(fuzz.late_sound(500))) as container:
-        pieces = [len(samples) for samples, _ in audio._chunks_in_step(container)]
+        pieces = [chunk.samples.shape[1] for chunk in sound_in_step(container, container.streams.audio[0])]
     assert max(pieces) == 16_000
     assert sum(pieces) == 500 * 16_000 + 1600
 

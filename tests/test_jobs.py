@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,7 @@ from dheads.config import Config, override
 from dheads.engine import Engine, Inputs
 from dheads.errors import DheadsError
 from dheads.files import part_of
+from dheads.hearing import Hearing
 from dheads.jobs import Job, check_distinct, jobs_of_sounds, read_jobs, takes_of
 from dheads.video import VideoWriter, write_video
 from dheads.weights import save_checkpoint
@@ -88,9 +90,27 @@ def test_columns_lie_over_the_options() -> None:
     assert second == Job(Path("g.jpg"), Path("b.wav"), Path("p.mp4"), 7)
 
 
+def test_each_job_of_a_list_says_what_becomes_of_its_sound(media: Path, tmp_path: Path) -> None:
+    with av.open(str(media / "s3.wav")) as source, av.open(str(tmp_path / "s.flac"), "w") as target:
+        stream = target.add_stream("flac", rate=16_000, layout="mono")
+        for frame in source.decode(audio=0):
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    face, sound = media / "face.jpg", tmp_path / "s.flac"
+    rows = [(face, sound, tmp_path / f"{name}.mp4", codec) for name, codec in (("a", "aac"), ("b", "copy"), ("c", ""))]
+    table = write_table(tmp_path / "jobs.csv", rows, ("face", "audio", "output", "audio_codec"))
+    done = dheads("sample", "--jobs", table, *options(media), "--steps", 1, "--audio", "copy")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("FLAC sound is encoded to AAC") == 1
+    for name, codec in (("a.mp4", "aac"), ("b.mp4", "flac"), ("c.mp4", "flac")):
+        with av.open(str(tmp_path / name)) as container:
+            assert container.streams.audio[0].codec_context.codec.canonical_name == codec
+
+
 def test_every_option_has_a_column() -> None:
     first, second = read(
-        "face,audio,output,guidance,at,which,paste,still\nf.mp4,a.wav,o.mp4,1.5,2.25,3,yes,no\ng.jpg,b.wav,p.mp4,,,,,yes\n"
+        "face,audio,output,guidance,at,which,paste,still,audio_codec\n"
+        "f.mp4,a.wav,o.mp4,1.5,2.25,3,yes,no,copy\ng.jpg,b.wav,p.mp4,,,,,yes,aac\n"
     )
     assert first == replace(
         DEFAULTS,
@@ -101,6 +121,7 @@ def test_every_option_has_a_column() -> None:
         at=2.25,
         which=3,
         paste=True,
+        audio_codec="copy",
     )
     assert second == replace(DEFAULTS, face=Path("g.jpg"), audio=Path("b.wav"), output=Path("p.mp4"), still=True)
     columns = {name for name in vars(first) if name != "fault"}
@@ -116,6 +137,7 @@ def test_every_option_has_a_column() -> None:
         ("which", "0", "a whole number from 1 to"),
         ("still", "true", "still is 'true', which must be yes or no"),
         ("paste", "1", "yes or no"),
+        ("audio_codec", "mp3", "audio_codec is 'mp3', which must be one of aac, copy"),
         ("paste,size", "yes,64", "has paste and a size, but pasted frames are as large as the picture"),
     ],
 )
@@ -286,9 +308,9 @@ def test_sound_that_turns_out_bad_midway_ends_its_own_job(
 ) -> None:
     pieces = verb.waveform_pieces
 
-    def turning_bad(source: Path) -> Iterator[Tensor]:
+    def turning_bad(source: Path, hearing: Hearing) -> Iterator[Tensor]:
         if source.name != "s5.wav":
-            yield from pieces(source)
+            yield from pieces(source, hearing)
             return
         yield torch.zeros(60 * SAMPLES_PER_FRAME)  # enough for a first chunk of 32 embeddings
         raise fault

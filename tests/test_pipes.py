@@ -59,7 +59,8 @@ def started(media: Path, temporary: Path, *args: object, **streams: object) -> s
 
 def test_sound_from_a_pipe_and_video_into_one(media: Path, tmp_path: Path) -> None:
     with (media / "speech.mp3").open("rb") as sound, (tmp_path / "piped.mp4").open("wb") as video:
-        done = started(media, tmp_path / "tmp", media / "face.jpg", "-", "-o", "-", stdin=sound, stdout=video)
+        args = (media / "face.jpg", "-", "-o", "-", "--audio", "copy")
+        done = started(media, tmp_path / "tmp", *args, stdin=sound, stdout=video)
         assert done.wait() == 0
     assert list((tmp_path / "tmp").iterdir()) == []
     args = ("sample", media / "face.jpg", media / "speech.mp3", "-o", tmp_path / "file.mp4", *options(media), "--quiet")

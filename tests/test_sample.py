@@ -6,9 +6,11 @@ import dataclasses
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from typer.testing import Result
 
-from dheads import audio, conditioning, faces
+from dheads import audio, conditioning, faces, media
 from dheads import sample as verb
 from dheads.audio import load_waveform
 from dheads.conditioning import Condition
@@ -26,6 +28,7 @@ from dheads.config import Config, SamplingConfig, override, preset
 from dheads.diffusion import Denoise, Denoised
 from dheads.engine import Engine
 from dheads.errors import DheadsError
+from dheads.hearing import Hearing
 from dheads.landmarks import find_face, load_backend
 from dheads.model import UNet
 from dheads.video import to_uint8, to_unit
@@ -138,6 +141,30 @@ def test_several_faces_are_noted(folder: Path, face: Path, tmp_path: Path) -> No
     assert done.stdout == f"{tmp_path / 'out.mp4'}\n"
 
 
+def test_what_is_unusual_about_the_sound_is_noted(folder: Path, face: Path, tmp_path: Path) -> None:
+    """An MP3 that is very quiet: encoded to AAC, which a copy spares, and made louder for the lips alone."""
+    speech = load_waveform(folder / "speech.wav") / 1000
+    with av.open(str(tmp_path / "a.mp3"), "w") as container:
+        stream = container.add_stream("libmp3lame", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(speech.numpy()[None], format="fltp", layout="mono")
+        frame.rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    args = (face, tmp_path / "a.mp3", "--weights", folder / "weights.safetensors", "--device", "cpu", "--steps", 1)
+    done = dheads("sample", *args, "-o", tmp_path / "aac.mp4", "--json")
+    quiet, encoded = json.loads(done.stdout)["notes"]
+    assert f"{quiet}\n{encoded}\n" in done.stderr
+    assert re.fullmatch(r".*a\.mp3: it is very quiet; the lips follow it made [56]\d dB louder", quiet)
+    assert "a.mp3: its MP3 sound is encoded to AAC, which plays everywhere; --audio copy keeps it" in encoded
+    done = dheads("sample", *args, "-o", tmp_path / "copy.mp4", "--json", "--audio", "copy")
+    assert json.loads(done.stdout)["notes"] == [quiet]
+    for name, codec in (("aac.mp4", "aac"), ("copy.mp4", "mp3")):
+        with av.open(str(tmp_path / name)) as container:
+            assert container.streams.audio[0].codec_context.codec.canonical_name == codec
+            samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+        assert np.abs(samples).max() < 2e-3, "the video's sound is as quiet as it was"
+
+
 # --- What goes wrong
 
 
@@ -163,7 +190,7 @@ def test_an_interrupt_leaves_nothing_behind(
 def test_sound_that_turns_out_bad_midway_leaves_nothing_behind(
     folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def turning_bad(source: Path) -> Iterator[Tensor]:
+    def turning_bad(source: Path, hearing: Hearing) -> Iterator[Tensor]:
         yield torch.zeros(60 * 640)  # enough for a first chunk of 32 embeddings
         raise DheadsError(f"{source} holds more than 3 hours of sound; cut it")
 
@@ -179,10 +206,10 @@ def test_too_long_a_sound_is_refused_before_any_work(
 ) -> None:
     """Where the container claims it, and it is true."""
     out = tmp_path / "out.mp4"
-    monkeypatch.setattr(verb, "claimed_seconds", lambda _: 4 * 3600.0)
+    monkeypatch.setattr(verb, "claimed_seconds", lambda *_: 4 * 3600.0)
     assert command(folder, face, out, "--steps", 1, "--quiet").exit_code == 0
     assert len(decoded(out)) == FRAMES
-    monkeypatch.setattr(audio, "MAX_SECONDS", 0)
+    monkeypatch.setattr(media, "MAX_SECONDS", 0)
     monkeypatch.setattr(verb, "generate", None)
     done = command(folder, face, out, "--quiet")
     assert (done.exit_code, done.stderr) == (
@@ -194,7 +221,7 @@ def test_too_long_a_sound_is_refused_before_any_work(
 def test_without_a_claimed_length_the_bar_has_no_end(
     folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verb, "claimed_seconds", lambda _: None)
+    monkeypatch.setattr(verb, "claimed_seconds", lambda *_: None)
     done = command(folder, face, tmp_path / "out.mp4", "--steps", 1)
     assert done.exit_code == 0
     assert f" {FRAMES}frame [" in done.stderr

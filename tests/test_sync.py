@@ -75,6 +75,8 @@ RECORDINGS = [
     Recording("variable.mkv", times=irregular()),
     Recording("late-sound.mp4", sound_from=0.3),
     Recording("late-picture.mp4", Fraction(30), picture_from=0.2),
+    Recording("early-sound.mkv", sound_from=-0.3),
+    Recording("early-picture.mkv", times=tuple(k / 25 for k in range(-8, 67)), picture_from=-0.32),
     # As CREMA-D's own videos.
     Recording("crema.flv", Fraction(30_000, 1_001), codecs=("flv1", "libmp3lame")),
 ]
@@ -82,7 +84,8 @@ RECORDINGS = [
 
 def record(path: Path, take: Recording, scene: list[np.ndarray]) -> None:
     """Write a take. scene: its pictures, 25 a second; one that begins at a mark, and until 40 ms later, is a flash."""
-    with av.open(str(path), "w") as container:
+    early = {"avoid_negative_ts": "disabled"} if "early" in take.name else {}
+    with av.open(str(path), "w", options=early) as container:
         streams = [recorded_pictures, recorded_sound] if take.codecs[0] else [recorded_sound]
         packets = [packet for stream in streams for packet in stream(container, take, scene)]
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
@@ -98,7 +101,7 @@ def recorded_pictures(
     tick = Fraction(1, 1000) if take.times else 1 / take.rate
     stream.codec_context.time_base = tick
     for time in take.picture_times():
-        picture = scene[min(int(time / FRAME + 1e-6), len(scene) - 1)]
+        picture = scene[min(max(int(time / FRAME + 1e-6), 0), len(scene) - 1)]
         if any(-1e-6 < time - mark < BEEP for mark in take.marks()):
             picture = np.clip(picture.astype(int) + 90, 0, 255).astype(np.uint8)
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -202,8 +205,9 @@ SOUNDS = [
     Recording("speech.mp3", codecs=("", "libmp3lame")),
     Recording("speech.m4a", codecs=("", "aac")),
     Recording("speech.ogg", codecs=("", "libopus"), hertz=48_000),
+    Recording("early.mka", codecs=("", "aac"), sound_from=-0.3),
     Recording("late.m4a", codecs=("", "aac"), sound_from=0.3),
-    *(take for take in RECORDINGS if take.name in ("29.97.mp4", "late-sound.mp4", "late-picture.mp4")),
+    *(take for take in RECORDINGS if take.name.startswith(("29.97", "late-", "early-"))),
 ]
 
 
