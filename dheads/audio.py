@@ -117,6 +117,13 @@ def wav_file(waveform: torch.Tensor) -> io.BytesIO:
     return file
 
 
+def in_a_room(pieces: Iterable[torch.Tensor], level: float) -> Iterator[torch.Tensor]:
+    """The sound (n,) with noise of this standard deviation, the same for the same sound."""
+    generator = torch.Generator().manual_seed(0)
+    for piece in pieces:
+        yield piece + level * torch.randn(piece.shape, generator=generator) if level else piece
+
+
 def frame_count(samples: int) -> int:
     """How many video frames at 25 fps so many samples of 16 kHz last; at least one."""
     return max(1, round(samples / SAMPLES_PER_FRAME))

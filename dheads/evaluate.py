@@ -21,7 +21,7 @@ from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.instruments import load_instruments
 from dheads.manifest import clip_path
-from dheads.remake import chosen_clips, claim, remake
+from dheads.remake import chosen_clips, claim, heard_speech, remake
 from dheads.report import ClipReport, Report, write_report
 from dheads.sample import PLACES, chosen, resolve_device
 from dheads.video import VIDEOS
@@ -115,7 +115,8 @@ def evaluate_weights(
     }
     claim(out, settings)
     places = places or PLACES.get(place.type, _PLACES)
-    failed = remake(Engine(unet, sampling), dataset, clips, out / "generated", seed, places, progress)
+    speech = heard_speech(dataset, config, place, progress)
+    failed = remake(Engine(unet, sampling), dataset, clips, speech, out / "generated", seed, places, progress)
     lost = {clip for clip, _ in failed}
     names = sorted(clip.clip for clip in clips if clip.clip not in lost)
     pairs = [(name, out / "generated" / f"{name}.mp4", clip_path(data, name, "mp4")) for name in names]

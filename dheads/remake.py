@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from dheads.audio import in_a_room, load_speech_encoder, load_waveform
+from dheads.config import Config
 from dheads.data import Dataset
 from dheads.engine import Engine
 from dheads.errors import DheadsError
@@ -37,11 +41,32 @@ def chosen_clips(dataset: Dataset, split: str, limit: int | None) -> list[Clip]:
     return [clip for _, _, clip in sorted(order)][:limit]
 
 
+def heard_speech(dataset: Dataset, config: Config, device: torch.device, progress: bool) -> Callable[[Clip], Tensor]:
+    """What a network hears of a clip, (F, D): as it was prepared, or with the noise that its weights want to hear."""
+    level = config.sampling.room_noise
+    if not level:
+        return lambda clip: dataset.labels(clip)["speech"]
+    encoder = load_speech_encoder(config.conditioning.speech_encoder, device, progress)
+
+    def heard(clip: Clip) -> Tensor:
+        waveform = load_waveform(clip_path(dataset.root, clip.clip, "mp4"))
+        return torch.cat([*encoder.encode_pieces(in_a_room([waveform], level), clip.frames)]).cpu()
+
+    return heard
+
+
 def remake(
-    engine: Engine, dataset: Dataset, clips: list[Clip], folder: Path, seed: int, places: int, progress: bool
+    engine: Engine,
+    dataset: Dataset,
+    clips: list[Clip],
+    speech: Callable[[Clip], Tensor],
+    folder: Path,
+    seed: int,
+    places: int,
+    progress: bool,
 ) -> list[tuple[str, str]]:
-    """Write <folder>/<clip>.mp4 for every clip that is not there yet, `places` at once; returns (clip, reason) of the
-    clips that cannot be read.
+    """Write <folder>/<clip>.mp4 for every clip that is not there yet, `places` at once, by what `speech` says is heard;
+    returns (clip, reason) of the clips that cannot be read.
 
     A clip's pictures do not depend on what is made beside it but for the device's rounding.
     Raises DheadsError where a video cannot be written.
@@ -53,7 +78,7 @@ def remake(
     def talks() -> Iterator[Talk]:
         for clip in todo:
             try:
-                talk = Talk(dataset.pictures(clip, [0])[0], dataset.labels(clip)["speech"], seed)
+                talk = Talk(dataset.pictures(clip, [0])[0], speech(clip), seed)
             except DheadsError as error:
                 failed.append((clip.clip, str(error)))
                 continue

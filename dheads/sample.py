@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.audio import SpeechEncoder, claimed_seconds, load_speech_encoder, waveform_pieces
+from dheads.audio import SpeechEncoder, claimed_seconds, in_a_room, load_speech_encoder, waveform_pieces
 from dheads.config import FPS, Config, SamplingConfig
 from dheads.distributed import world
 from dheads.engine import Engine
@@ -337,15 +337,8 @@ class Studio:
 
     def hear(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """16 kHz sound in pieces (n,) -> embeddings in chunks (f, D) on the CPU, as these weights want to hear it."""
-        heard = _in_a_room(pieces, self.config.sampling.room_noise)
+        heard = in_a_room(pieces, self.config.sampling.room_noise)
         return (chunk.cpu() for chunk in self.encoder.encode_pieces(heard))
-
-
-def _in_a_room(pieces: Iterable[Tensor], level: float) -> Iterator[Tensor]:
-    """The sound (n,) with a little noise, the same for the same sound."""
-    generator = torch.Generator().manual_seed(0)
-    for piece in pieces:
-        yield piece + level * torch.randn(piece.shape, generator=generator) if level else piece
 
 
 def find_portrait(

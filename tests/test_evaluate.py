@@ -21,14 +21,18 @@ from real_data import cut, dheads, in_this_process
 from torch import Tensor, nn
 
 from dheads import instruments
+from dheads.audio import load_speech_encoder, load_waveform
 from dheads.comparison import compare, describe
-from dheads.config import FPS, SAMPLE_RATE, preset
+from dheads.config import FPS, SAMPLE_RATE, override, preset
+from dheads.data import Dataset
 from dheads.errors import DheadsError
 from dheads.evaluate import evaluate, evaluate_weights, find_pairs, mean_values
 from dheads.extraction import Detector
 from dheads.faces import eye_distance
 from dheads.footage import Footage, Recording, aligned, resized, shortened, watch
 from dheads.landmarks import load_backend
+from dheads.manifest import clip_path
+from dheads.remake import heard_speech
 from dheads.report import ClipReport, Report, write_report
 from dheads.video import read_frames, write_clip, write_video
 
@@ -445,6 +449,22 @@ def test_the_packaged_weights_are_scored(no_networks: None, data: Path, tmp_path
     assert {"report.json", "clips.csv", "report.html", "settings.json"} <= {path.name for path in tmp_path.iterdir()}
     with pytest.raises(DheadsError, match=r"made with other settings \(seed\); choose another folder"):
         evaluate_weights("small", data, "test", tmp_path, steps=2, seed=1, progress=False, device="cpu")
+
+
+def test_clips_are_heard_as_the_weights_want_it(data: Path) -> None:
+    """With a room's noise as in `dheads sample`, or as they were prepared."""
+    config, dataset, device = preset("small"), Dataset(data), torch.device("cpu")
+    (clip,) = (clip for clip in dataset.clips if clip.clip == "a/a_one")
+    prepared = dataset.labels(clip)["speech"]
+    silent = override(config, {"sampling": {"room_noise": 0.0}})
+    assert torch.equal(heard_speech(dataset, silent, device, False)(clip), prepared)
+    noisy = heard_speech(dataset, config, device, False)(clip)
+    waveform = load_waveform(clip_path(data, clip.clip, "mp4"))
+    noise = 1e-3 * torch.randn(waveform.shape, generator=torch.Generator().manual_seed(0))
+    wanted = load_speech_encoder("whisper-tiny.en", device).encode(waveform + noise, clip.frames)
+    torch.testing.assert_close(noisy, wanted)
+    assert noisy.shape == prepared.shape
+    assert (noisy - prepared).abs().mean() > 0.01
 
 
 def test_weights_and_data_that_do_not_fit(data: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ LIBRARY: dict[str, set[str]] = {
     "comparison": BASE | {"faces", "eyes", "flow", "footage", "measures"},
     "watching": BASE | {"comparison", "footage", "landmarks", "media", "workers"},
     "instruments": BASE | {"audio", "comparison", "frechet", "lipreading", "recognition", "syncnet", "weights"},
-    "remake": BASE | {"data", "engine", "lockstep", "manifest", "video"},
+    "remake": BASE | {"audio", "data", "engine", "lockstep", "manifest", "video"},
     "jobs": BASE,
     "playback": BASE | {"audio", "media", "video"},
     "catalogue": set(),
