@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,8 @@ from dheads.photos import PHOTOS, load_photo
 from dheads.screening import screen
 from dheads.video import read_frames
 
+_KEPT_BYTES = 512 * 2**20  # of pictures, in each worker process
+
 
 @dataclass(frozen=True)
 class Extract:
@@ -35,6 +37,29 @@ class Extract:
 
     def __len__(self) -> int:
         return len(self.labels["speech"])
+
+
+class _Pictures:
+    """The pictures of one file, as often as they are asked for: decoded once where they are few enough to be kept."""
+
+    def __init__(self, read: Callable[[], Iterator[np.ndarray]]) -> None:
+        self._read = read
+        self._kept: list[np.ndarray] | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept, room = [], _KEPT_BYTES
+        for picture in self._read():
+            room -= picture.nbytes
+            if room >= 0:
+                kept.append(picture)
+            elif kept:
+                kept = []
+            yield picture
+        if room >= 0:
+            self._kept = kept
 
 
 class Detector:
@@ -55,13 +80,17 @@ class Detector:
     def __call__(self, raw: Path, source: Source) -> Extract:
         """Raises DheadsError with the reason why a file cannot be used."""
         path, is_photo = raw / source.name, Path(source.name).suffix.lower() in PHOTOS
-        found, waveform = self._photo(path) if is_photo else self._video(path, raw / (source.sound or source.name))
+        pictures = _Pictures(lambda: iter([load_photo(path)]) if is_photo else read_frames(path))
+        if is_photo:
+            found, waveform = self._photo(pictures, path)
+        else:
+            found, waveform = self._video(pictures, raw / (source.sound or source.name))
         landmarks = screen(found, self.config.preparation)
         size = self.config.model.image_size
         matrices = align_transforms(landmarks, self.config.alignment, size)
 
         def images() -> Iterator[np.ndarray]:
-            return iter([load_photo(path)]) if is_photo else islice(read_frames(path), len(landmarks))
+            return islice(pictures, len(landmarks))
 
         aligned = np.stack([apply_transform(matrix, row) for matrix, row in zip(matrices, landmarks, strict=True)])
         count, tempos = len(landmarks), self.config.preparation.speech_tempos
@@ -75,14 +104,14 @@ class Detector:
             labels=labels,
         )
 
-    def _photo(self, path: Path) -> tuple[np.ndarray, torch.Tensor]:
-        face, _ = find_face(load_photo(path), self.backend, str(path))
+    def _photo(self, pictures: _Pictures, path: Path) -> tuple[np.ndarray, torch.Tensor]:
+        face, _ = find_face(next(iter(pictures)), self.backend, str(path))
         return face.landmarks[None], torch.zeros(SAMPLES_PER_FRAME)
 
-    def _video(self, path: Path, sound: Path) -> tuple[np.ndarray, torch.Tensor]:
+    def _video(self, pictures: _Pictures, sound: Path) -> tuple[np.ndarray, torch.Tensor]:
         """Landmarks (F, 68, 2) px, NaN where no face is seen, and the sound, F frames of each."""
         waveform = load_waveform(sound)
-        landmarks = self.backend.track(read_frames(path))
+        landmarks = self.backend.track(iter(pictures))
         lengths = {"picture": len(landmarks), "sound": frame_count(len(waveform))}
         count = _common_length(lengths, self.config.preparation.max_skew_seconds)
         return landmarks[:count], waveform[: count * SAMPLES_PER_FRAME]
@@ -102,7 +131,8 @@ class Importer:
         waveform = load_waveform(raw / (source.sound or source.name))
         landmarks = _load_landmarks(raw / source.landmarks)
         speech = _load_embeddings(raw / source.embeddings, self.config.conditioning.speech_dim)
-        shapes = [image.shape for image in read_frames(path)]
+        pictures = _Pictures(lambda: read_frames(path))
+        shapes = [image.shape for image in pictures]
         lengths = {"picture": len(shapes), "sound": frame_count(len(waveform))}
         lengths |= {"landmarks": len(landmarks), "embeddings": len(speech)}
         count = _common_length(lengths, limits.max_skew_seconds)
@@ -111,7 +141,7 @@ class Importer:
         scaled = (screen(landmarks[:count], limits) + 0.5) * np.array([size / width, size / height]) - 0.5
 
         def resized() -> Iterator[np.ndarray]:
-            return (_resized(image, size) for image in islice(read_frames(path), count))
+            return (_resized(image, size) for image in islice(pictures, count))
 
         return Extract(
             frames=resized(),
