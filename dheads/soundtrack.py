@@ -173,19 +173,25 @@ def _frame(samples: np.ndarray, rate: int, layout: str | av.AudioLayout) -> av.A
 # --- Sound from memory -----------------------------------------------------------------------------------------------
 
 
-def lossless_sound(waveform: torch.Tensor) -> Soundtrack:
-    """16 kHz (N,) in [-1, 1], 16 bits a sample."""
-    return Soundtrack(partial(_add_lossless, waveform))
+def waveform_sound(waveform: torch.Tensor, opus_kbps: int | None = None) -> Soundtrack:
+    """16 kHz (N,) in [-1, 1]: lossless, 16 bits a sample, or Opus at that rate."""
+    return Soundtrack(partial(_add_waveform, waveform, opus_kbps))
 
 
-def _add_lossless(waveform: torch.Tensor, output: av.container.OutputContainer) -> Iterator[av.Packet]:
-    # FLAC: no priming samples, and browsers play it in MP4.
-    stream = output.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
+def _add_waveform(
+    waveform: torch.Tensor, opus_kbps: int | None, output: av.container.OutputContainer
+) -> Iterator[av.Packet]:
+    if opus_kbps is None:  # FLAC: lossless, no priming samples, and browsers play it in MP4
+        stream = output.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
+    else:  # long packets: fewer entries in the container's tables
+        options = {"frame_duration": "60"}
+        stream = output.add_stream("libopus", rate=SAMPLE_RATE, layout="mono", format="s16", options=options)
+        stream.bit_rate = 1000 * opus_kbps
     samples = (waveform * 32768).round().clamp(-32768, 32767).to(torch.int16).cpu().numpy()
-    return _lossless_packets(samples, stream)
+    return _waveform_packets(samples, stream)
 
 
-def _lossless_packets(samples: np.ndarray, stream: av.AudioStream) -> Iterator[av.Packet]:
+def _waveform_packets(samples: np.ndarray, stream: av.AudioStream) -> Iterator[av.Packet]:
     for begin in range(0, len(samples), SAMPLE_RATE):
         frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + SAMPLE_RATE], format="s16", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, begin, Fraction(1, SAMPLE_RATE)

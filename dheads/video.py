@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO, Self
 import av
 import numpy as np
 import torch
+from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from dheads import __version__
@@ -18,7 +20,7 @@ from dheads.config import FPS, AudioCodec
 from dheads.errors import DheadsError
 from dheads.files import part_of
 from dheads.media import decoded, name_of, opened, start_seconds
-from dheads.soundtrack import Soundtrack, lossless_sound, no_sound, source_sound
+from dheads.soundtrack import Soundtrack, no_sound, source_sound, waveform_sound
 
 VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".m4v"})  # file endings
 _PROGRAM = f"dheads {__version__}"
@@ -152,18 +154,22 @@ class VideoWriter:
         else:
             self._open.__exit__(kind, error, trace)
 
-    def add(self, image: np.ndarray) -> None:
-        """Encode the next (H, W, 3) uint8 RGB frame; all are as large as the first."""
+    def add(self, image: np.ndarray | av.VideoFrame) -> None:
+        """Encode the next (H, W, 3) uint8 RGB frame, or one decoded from such a video, whose YUV is encoded as it is;
+        all are as large as the first."""
         with ExitStack() as failing:
             failing.push(self._open)
+            frame = image if isinstance(image, av.VideoFrame) else _yuv(image, self._scaler)
+            # The encoder chooses the key frames, not the one that the frame comes from.
+            frame.pts, frame.time_base, frame.pict_type = self.count, Fraction(1, self._fps), PictureType.NONE
             if self.count == 0:
-                self._video.height, self._video.width = image.shape[:2]
-                check_even(*image.shape[:2])
+                self._video.height, self._video.width = frame.height, frame.width
+                check_even(frame.height, frame.width)
             # Interleave: a stream's reader gets the sound with the picture, not after it.
             while self._pending and self._pending.dts * self._pending.time_base <= self.count / self._fps:
                 self._mux_sound(self._pending)
                 self._pending = next(self._sound, None)
-            self._output.mux(self._video.encode(_yuv(image, self.count, self._scaler)))
+            self._output.mux(self._video.encode(frame))
             self.count += 1
             failing.pop_all()
 
@@ -233,13 +239,23 @@ def write_video(
     return writer.count
 
 
-def write_clip(path: Path, frames: Iterable[np.ndarray], waveform: torch.Tensor) -> int:
+def write_clip(
+    path: Path,
+    frames: Iterable[np.ndarray | av.VideoFrame],
+    waveform: torch.Tensor,
+    *,
+    x264_options: dict[str, str] | None = None,
+    opus_kbps: int | None = None,
+) -> int:
     """Write a prepared clip: 25 fps, every frame a near-lossless key frame, lossless 16 kHz sound (N,).
 
+    frames: as `VideoWriter.add` takes them. x264_options: instead of near-lossless key frames. opus_kbps: the rate of
+    Opus, instead of lossless sound.
     Returns the number of frames. Raises DheadsError for a path that cannot be written.
     """
-    sound = nullcontext(lossless_sound(waveform))
-    with VideoWriter(path, sound, FPS, {"title": "Prepared clip"}, {"crf": "6", "g": "1"}) as writer:
+    sound = nullcontext(waveform_sound(waveform, opus_kbps))
+    options = {"crf": "6", "g": "1"} if x264_options is None else x264_options
+    with VideoWriter(path, sound, FPS, {"title": "Prepared clip"}, options) as writer:
         for image in frames:
             writer.add(image)
     return writer.count
@@ -251,8 +267,8 @@ def check_even(height: int, width: int) -> None:
         raise DheadsError(f"frames of {width} x {height} px cannot be written; make both even")
 
 
-def _yuv(image: np.ndarray, index: int, scaler: VideoReformatter) -> av.VideoFrame:
-    frame = scaler.reformat(
+def _yuv(image: np.ndarray, scaler: VideoReformatter) -> av.VideoFrame:
+    return scaler.reformat(
         av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"),
         format="yuv420p",
         dst_colorspace=Colorspace.ITU709,
@@ -260,8 +276,6 @@ def _yuv(image: np.ndarray, index: int, scaler: VideoReformatter) -> av.VideoFra
         dst_color_range=ColorRange.MPEG,
         interpolation=SCALER,
     )
-    frame.pts = index
-    return frame
 
 
 @contextmanager

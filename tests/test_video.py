@@ -504,6 +504,36 @@ def test_a_prepared_clip_keeps_pixels_and_samples(tmp_path, shared):
         assert container.streams.video[0].frames == 50
 
 
+def test_decoded_frames_are_encoded_without_a_change_of_colours(tmp_path: Path, shared: Path) -> None:
+    source = shared / "data" / "talkvid" / "Age_19-30_1.mp4"
+    write_clip(tmp_path / "clip.mp4", itertools.islice(read_frames(source), 30), torch.zeros(30 * 640))
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        frames = list(container.decode(video=0))
+    planes = [frame.to_ndarray() for frame in frames]  # YUV 4:2:0
+    assert write_clip(tmp_path / "same.mp4", frames, torch.zeros(30 * 640), x264_options={"qp": "0"}) == 30
+    with av.open(str(tmp_path / "same.mp4")) as container:
+        keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
+    with av.open(str(tmp_path / "same.mp4")) as container:
+        same = list(container.decode(video=0))
+    assert keys == [True] + 29 * [False]  # the encoder's choice, though every frame was one
+    assert [frame.time for frame in same] == [pytest.approx(k / 25) for k in range(30)]
+    assert np.array_equal([frame.to_ndarray() for frame in same], planes)
+
+
+@pytest.mark.parametrize("samples", [640, 16_000, 47_999])
+def test_opus_begins_at_its_time_and_lasts_as_long(tmp_path: Path, samples: int) -> None:
+    rng = np.random.default_rng(0)
+    waveform = torch.zeros(samples)
+    click = samples // 2
+    waveform[click : click + 100] = torch.from_numpy(rng.uniform(-0.5, 0.5, 100).astype(np.float32))
+    write_clip(tmp_path / "clip.mp4", [gray(0)], waveform, opus_kbps=64)
+    heard = load_waveform(tmp_path / "clip.mp4")
+    assert abs(len(heard) - samples) <= 1
+    lags = range(-16, 17)
+    matches = [float(heard.roll(-lag)[: samples - 1] @ waveform[: samples - 1]) for lag in lags]
+    assert lags[int(np.argmax(matches))] == 0
+
+
 def float_wav(path: Path, samples: np.ndarray) -> None:
     """32-bit float samples (N, channels) at 16 kHz, its channels without names."""
     data = samples.astype("<f4").tobytes()
