@@ -384,13 +384,16 @@ def test_a_table_that_lies_is_refused(recipe: ModuleType, copied: Path, old: byt
     refused(recipe, [copied], said)
 
 
+TEMPOS = b"speech_tempos = [\n    1.1,\n]"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         (b"size = 32", b"size = 64", "frame 0 is damaged, or not of 64 x 64 px|mouth_box|cannot be read"),
         (b"format = ", b"format = 9", "its table cannot be read"),
-        (b"speech_tempos = [\n    1.1,\n]", b"speech_tempos = [0.0001]", "speech_tempos is 0.0001, but must be 0.5 to 2"),
-        (b"speech_tempos = [\n    1.1,\n]", b"speech_tempos = [1.1, 1.2]", "it has other tempos than its table"),
+        (TEMPOS, b"speech_tempos = [0.0001]", "speech_tempos is 0.0001, but must be 0.5 to 2"),
+        (TEMPOS, b"speech_tempos = [1.1, 1.2]", "it has other tempos than its table"),
         (b"[preparation]", b"[[preparation]]", "its table cannot be read"),
     ],
 )
