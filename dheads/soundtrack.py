@@ -22,7 +22,7 @@ from dheads.media import Chunk, name_of, opened, packets, sound_in_step, start_s
 
 # What MP4 can hold and browsers play, but other players do not: MP3, FLAC and Opus are silent in QuickTime, on iPhones
 # or in Windows' player, ALAC outside Apple's world.
-_COPIED = frozenset({"aac", "mp3", "alac", "flac", "opus"})
+_COPIED = {"aac": "AAC", "mp3": "MP3", "alac": "ALAC", "flac": "FLAC", "opus": "Opus"}
 _MIN_MP3_RATE = 16_000  # slower MP3 ("MPEG 2.5") is not in MP4's standard
 # Windows' decoder takes AAC of up to 48 kHz and 5.1 channels.
 _AAC_RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
@@ -51,12 +51,12 @@ def source_sound(audio: Path | BinaryIO, codec: AudioCodec) -> Iterator[Soundtra
 
     Raises DheadsError for unreadable sound.
     """
-    name, number = name_of(audio), played_stream(audio)
-    with opened(audio, name) as source:
+    name, number = name_of(audio, "the given sound"), played_stream(audio)
+    with opened(audio, name, "sound or video") as source:
         stream = source.streams[number]
         kind = _kind(stream.codec_context)
         can_copy = _fits_mp4(stream.codec_context)
-        if can_copy and (codec == "copy" or kind == "LC"):
+        if can_copy and (codec == "copy" or kind == "LC-AAC"):
             yield Soundtrack(partial(_add_copy, source, stream))
         elif can_copy:
             note = f"{name}: its {kind} sound is encoded to AAC, which plays everywhere; --audio copy keeps it as it is"
@@ -69,7 +69,9 @@ def source_sound(audio: Path | BinaryIO, codec: AudioCodec) -> Iterator[Soundtra
 def _kind(codec: av.AudioCodecContext) -> str:
     """What messages call a codec; AAC, which has several kinds, by its kind."""
     name = codec.codec.canonical_name
-    return codec.profile or "AAC" if name == "aac" else name.upper()
+    if name == "aac" and codec.profile:  # such as LC, HE-AAC
+        return codec.profile if "AAC" in codec.profile else f"{codec.profile}-AAC"
+    return _COPIED.get(name, name)
 
 
 def _fits_mp4(codec: av.AudioCodecContext) -> bool:
@@ -89,12 +91,12 @@ def _add_copy(
 def _copied_packets(
     source: av.container.InputContainer, stream: av.AudioStream, out: av.AudioStream
 ) -> Iterator[av.Packet]:
-    last = None
+    last, begin = None, start_seconds(source)
     for packet in _plain_packets(source, stream):
         if packet.dts is None or (last is not None and packet.dts <= last):  # the end, or a damaged time stamp
             continue
         last = packet.dts
-        start = round(start_seconds(source) / packet.time_base)
+        start = round(begin / packet.time_base)
         packet.pts = (packet.dts if packet.pts is None else packet.pts) - start
         packet.dts -= start
         packet.stream = out
