@@ -24,7 +24,7 @@ from tqdm import tqdm
 from dheads.audio import load_waveform
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.eyes import eye_openness
-from dheads.faces import STABLE, eye_distance, mouth_opening, warp
+from dheads.faces import STABLE, eye_distance, framed, mouth_opening
 from dheads.footage import watch
 from dheads.jobs import Job
 from dheads.landmarks import load_backend
@@ -101,7 +101,7 @@ def heard(studio: Studio, speech: Path) -> torch.Tensor:
 
 def crop(studio: Studio, photo: Path) -> np.ndarray:
     portrait = find_portrait(photo, studio.config, studio.backend)
-    return warp(portrait.picture, portrait.matrix, studio.config.model.image_size)
+    return framed(portrait.picture, portrait.matrix, studio.config.model.image_size)
 
 
 def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, foretold: np.ndarray) -> Stretch:

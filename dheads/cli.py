@@ -226,6 +226,9 @@ def sample(
         "audio_codec": audio_codec,
     }
     running = {"device": device, "compiled": compiled, "progress": not quiet}
+    from dheads.photos import hush_pillow
+
+    hush_pillow()
     with _ended_cleanly():
         if many:
             from dheads.jobs import Job

@@ -26,12 +26,12 @@ from safetensors.torch import load
 from torch import Tensor
 
 from dheads.blinks import eye_code
+from dheads.colours import SCALER
 from dheads.config import FPS, Config
 from dheads.errors import DheadsError
 from dheads.faces import eye_box
 from dheads.lips import MEASURES, Talk, centred
 from dheads.manifest import Clip, clip_path, read_clips
-from dheads.video import SCALER
 
 FORMAT = 2
 # A dataset of at most so many bytes is decoded once and kept: all of CREMA-D at 128 px would be 23 GB, LRW 700 GB.

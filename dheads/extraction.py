@@ -16,7 +16,7 @@ from dheads.audio import SAMPLES_PER_FRAME, frame_count, load_speech_encoder, lo
 from dheads.config import FPS, Config
 from dheads.errors import DheadsError
 from dheads.eyes import eye_openness
-from dheads.faces import align_transforms, apply_transform, lip_thickness, mouth_box, mouth_opening, mouth_width, warp
+from dheads.faces import align_transforms, apply_transform, framed, lip_thickness, mouth_box, mouth_opening, mouth_width
 from dheads.landmarks import find_face, load_backend
 from dheads.layouts import Source
 from dheads.photos import PHOTOS, load_photo
@@ -99,7 +99,7 @@ class Detector:
             voices = [self.encoder.encode_at(tempo, waveform, count) for tempo in tempos]
             labels["speech_at_tempos"] = torch.stack(voices).half().cpu()
         return Extract(
-            frames=(warp(image, matrix, size) for image, matrix in zip(images(), matrices, strict=True)),
+            frames=(framed(image, matrix, size) for image, matrix in zip(images(), matrices, strict=True)),
             waveform=waveform,
             labels=labels,
         )

@@ -14,8 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dheads.detection import View
 from dheads.faces import warp
-from dheads.landmarks import View, load_net
+from dheads.mesh import load_net
 
 _PX = 64
 _SCALE = 2.3  # the crop's side, in widths of the eye

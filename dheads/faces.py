@@ -98,8 +98,36 @@ def invert_transform(matrix: np.ndarray) -> np.ndarray:
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """The crop (size, size, 3) uint8 of a picture; beyond the picture's edge its last pixels are repeated."""
+    """The crop (size, size, 3) uint8 of a picture, for networks: beyond the edge its last pixels are repeated."""
     return _resample(image, matrix, (size, size), cv2.BORDER_REPLICATE)
+
+
+def framed(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+    """As `warp`, for a crop that is shown: what lies beyond the picture's edge is blurred, the more the farther off."""
+    cropped = warp(image, matrix, size)
+    beyond = beyond_edge(image.shape, matrix, size)[..., None]
+    if not beyond.any():
+        return cropped
+    blurred = small = cropped.astype(np.float32)
+    for level in range(1, size.bit_length() - 1):
+        half = (small.shape[0] + 1) // 2
+        small = cv2.resize(small, (half, half), interpolation=cv2.INTER_AREA)
+        wide = cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
+        # Averages over 2^level px are reached 0.75 2^level px off, and half that way those of the level before.
+        blurred = blurred + np.clip(beyond / (0.375 * 2**level) - 1, 0, 1) * (wide - blurred)
+    return np.clip(np.rint(blurred), 0, 255).astype(np.uint8)
+
+
+def beyond_edge(shape: tuple[int, ...], matrix: np.ndarray, size: int) -> np.ndarray:
+    """(size, size) float32: how far each pixel of a crop lies beyond the edge of a picture (H, W, ...), px of the crop.
+
+    0 within the picture.
+    """
+    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1)
+    points = apply_transform(invert_transform(matrix), grid)  # (size, size, 2), x and y in the picture
+    last = np.array(shape[1::-1]) - 1
+    off = np.linalg.norm(np.maximum(np.maximum(-points, points - last) - 0.5, 0), axis=-1)
+    return (off * math.sqrt(abs(np.linalg.det(matrix[:, :2])))).astype(np.float32)
 
 
 def unwarp(crop: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -111,7 +139,7 @@ def _resample(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], bord
     """cv2.warpAffine to (width, height) that averages where it shrinks, as pixels skipped would flicker."""
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     factor = max(1, int(1 / scale))
-    if factor > 1:
+    if scale < 1:
         image, matrix = _reduce(image, matrix, size, factor)
         scale *= factor
     if scale < 1:
@@ -126,13 +154,14 @@ def _reduce(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], factor
     """The part of the picture that a crop of that size shows, reduced by a whole factor, and its transform."""
     height, width = image.shape[:2]
     corners = apply_transform(invert_transform(matrix), np.array([(0, 0), (size[0], 0), (0, size[1]), size], float))
-    margin = 4 * factor
+    margin = max(4 * factor, 8)  # as far as the blur and the cubic kernel reach
     x0, y0 = np.clip(np.floor(corners.min(axis=0)).astype(int) - margin, 0, (width - 1, height - 1))
     x1, y1 = np.clip(np.ceil(corners.max(axis=0)).astype(int) + margin, (x0 + 1, y0 + 1), (width, height))
     part = image[y0:y1, x0:x1]
-    bottom, right = -part.shape[0] % factor, -part.shape[1] % factor
-    part = cv2.copyMakeBorder(part, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-    part = cv2.resize(part, (part.shape[1] // factor, part.shape[0] // factor), interpolation=cv2.INTER_AREA)
+    if factor > 1:
+        bottom, right = -part.shape[0] % factor, -part.shape[1] % factor
+        part = cv2.copyMakeBorder(part, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+        part = cv2.resize(part, (part.shape[1] // factor, part.shape[0] // factor), interpolation=cv2.INTER_AREA)
     # x = factor u + x0 + (factor - 1) / 2, from the reduced part's u to the picture's x
     offset = np.array([x0, y0]) + (factor - 1) / 2
     return part, np.column_stack([matrix[:, :2] * factor, apply_transform(matrix, offset)])

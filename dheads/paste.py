@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from dheads.config import AlignmentConfig
-from dheads.faces import apply_transform, invert_transform, mean_face, unwarp, warp
+from dheads.faces import apply_transform, framed, invert_transform, mean_face, unwarp
 
 LARGEST_SIDE_PX = 3840
 # Within the 36864 macroblocks of 16 x 16 px that H.264 level 5.2 holds, the last usual one; partial blocks count.
@@ -47,7 +47,7 @@ class Paster:
         A photo with a side of more than `largest_side` px or with more pixels than H.264 level 5.2 holds is reduced.
         An odd last row or column is cut off, as H.264 wants even sizes.
         """
-        self._rest = warp(photo, matrix, size)  # (S, S, 3)
+        self._rest = framed(photo, matrix, size)  # (S, S, 3)
         self._mask = face_mask(alignment, size)  # (S, S)
         self._photo, matrix = _reduced(photo, matrix, largest_side)
         self._region, self._matrix = _face_region(self._photo.shape, matrix, size)

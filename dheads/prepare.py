@@ -30,6 +30,7 @@ from dheads.extraction import Detector, Extract, Importer
 from dheads.files import PART, complete_or_absent
 from dheads.layouts import Source, find_sources
 from dheads.manifest import Clip, FailedTable, Shard, clip_path, shard_path, standing_splits, write_clips
+from dheads.photos import hush_pillow
 from dheads.video import frame_at, write_clip
 from dheads.workers import Died, cores, run
 
@@ -180,6 +181,7 @@ def _start(
     # Each process works alone on its clip; more threads would only fight for the same cores.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    hush_pillow()
     device = devices[number % len(devices)]
     extract = Importer(config) if layout == _IMPORTED else Detector(config, device, progress)
     return partial(_attempt, extract, raw, out)

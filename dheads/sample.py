@@ -26,11 +26,11 @@ from dheads.config import FPS, Config, SamplingConfig
 from dheads.distributed import world
 from dheads.engine import Engine
 from dheads.errors import DheadsError
-from dheads.faces import align_transforms, warp
+from dheads.faces import align_transforms, beyond_edge, framed
 from dheads.files import PART
 from dheads.hearing import Hearing, hear
 from dheads.jobs import Job
-from dheads.landmarks import LandmarkBackend, find_face, load_backend
+from dheads.landmarks import LandmarkBackend, find_face, in_view, load_backend
 from dheads.lockstep import Talk, perform
 from dheads.media import MAX_SECONDS, name_of
 from dheads.paste import Paster
@@ -44,6 +44,7 @@ MAX_SPOOLED = 8 << 30  # bytes of sound from a pipe
 _CHUNK = 1 << 20  # bytes read at a time
 _STILL = 0.8  # the photo's share in the motion frames of a still head
 _SEARCHED_FRAMES = 10 * FPS  # of a video, for its first face
+_MUCH_BEYOND = 0.1  # of the frame, beyond the edge of the picture
 
 
 @dataclass(frozen=True)
@@ -320,12 +321,13 @@ class Studio:
         finish = partial(enlarge, size=job.size)
         if job.paste:
             finish = Paster(portrait.picture, portrait.matrix, size, self.config.alignment)
-        photo = warp(portrait.picture, portrait.matrix, size)
+        photo = framed(portrait.picture, portrait.matrix, size)
         hearing = hear(job.audio)
         seconds = claimed_seconds(job.audio, hearing)
         frames = None if seconds is None else round(seconds * FPS)
         talk = Talk(photo, self._speech(job.audio, hearing, seconds), job.seed)
-        return Scene(talk, frames, finish, portrait.notes + hearing.notes)
+        notes = portrait.notes if job.paste else [*portrait.notes, *_beyond(portrait, size, job.face)]
+        return Scene(talk, frames, finish, [*notes, *hearing.notes])
 
     def _speech(self, audio: Path | BinaryIO, hearing: Hearing, seconds: float | None) -> Iterator[Tensor]:
         """Embeddings in chunks (f, D), begun, so that what is wrong with the sound is said before a video is."""
@@ -341,26 +343,35 @@ class Studio:
         return (chunk.cpu() for chunk in self.encoder.encode_pieces(heard))
 
 
+def _beyond(portrait: Portrait, size: int, path: Path) -> list[str]:
+    """What the user should know of a frame that reaches far beyond the picture's edge."""
+    share = (beyond_edge(portrait.picture.shape, portrait.matrix, size) > 0).mean()
+    if share < _MUCH_BEYOND:
+        return []
+    return [f"{path} ends close to the face, so {share:.0%} of the frame are blurred; --paste shows the photo as it is"]
+
+
 def find_portrait(
-    path: Path, config: Config, backend: LandmarkBackend, *, at: float | None = None, which: int | None = None
+    path: Path | str, config: Config, backend: LandmarkBackend, *, at: float | None = None, which: int | None = None
 ) -> Portrait:
     """The face in a photo or in a video.
 
     at: seconds into a video; by default its first frame with a face. which: of several faces, counted from the largest.
     Raises DheadsError where there is no such face.
     """
-    picture, name = _picture(path, backend, at)
+    notes: list[str] = []
+    picture, name = _picture(Path(path), backend, at, notes)
     face, count = find_face(picture, backend, name, which or 1)
-    several = which is None and count > 1
-    notes = [f"{name} shows {count} faces; taking the largest"] if several else []
+    if which is None and count > 1:
+        notes.append(f"{name} shows {count} faces; taking the largest")
     matrix = align_transforms(face.landmarks[None], config.alignment, config.model.image_size)[0]
     return Portrait(picture, matrix, notes)
 
 
-def _picture(path: Path, backend: LandmarkBackend, at: float | None) -> tuple[np.ndarray, str]:
+def _picture(path: Path, backend: LandmarkBackend, at: float | None, notes: list[str]) -> tuple[np.ndarray, str]:
     """The picture to look for a face in, and what messages call it."""
     try:
-        photo = load_photo(path)
+        photo = load_photo(path, notes)
     except NotAPhoto as no_photo:
         if at is not None:
             return frame_at(path, at), f"{path} at {at:g} s"
@@ -368,7 +379,7 @@ def _picture(path: Path, backend: LandmarkBackend, at: float | None) -> tuple[np
         try:
             for frame in islice(read_frames(path), _SEARCHED_FRAMES):
                 first = frame if first is None else first
-                if backend.glance(frame):
+                if any(in_view(face, frame.shape) for face in backend.glance(frame)):
                     return frame, str(path)
         except DheadsError:
             raise no_photo from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from fractions import Fraction
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -13,23 +14,21 @@ import av
 import numpy as np
 import torch
 from av.video.frame import PictureType
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from dheads import __version__
+from dheads.colours import SCALER, ToRgb
 from dheads.config import FPS, AudioCodec
 from dheads.errors import DheadsError
 from dheads.files import part_of
 from dheads.media import decoded, name_of, opened, start_seconds
+from dheads.photos import open_animation
 from dheads.soundtrack import Soundtrack, no_sound, source_sound, waveform_sound
 
 VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".m4v"})  # file endings
 _PROGRAM = f"dheads {__version__}"
 _MAX_HOLD_SECONDS = 600  # one picture on screen for longer is a damaged time stamp
 _BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and matrix
-# Without these, swscale takes the nearest chroma sample and rounds down.
-SCALER = (
-    Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-)
 
 _unfinished: set[Path] = set()  # half-written files of this process
 
@@ -51,41 +50,47 @@ def to_uint8(x: torch.Tensor) -> torch.Tensor:
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_frames(path: Path, fps: int = FPS) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 RGB frames, upright, one every 1/fps s whatever the source's own rate.
+def read_frames(path: Path | str, fps: int = FPS) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8 RGB frames of a video or an animated picture, upright, one every 1/fps s whatever its own rate.
 
     Frame k is what is on screen (k + 1/2)/fps seconds after the container's time 0, the zero of `audio.load_waveform`:
     at the middle of its own time, so that it is half a frame early or late at most, and on average neither. A video of
-    d seconds gives round(d fps) frames. Damaged packets are skipped.
+    d seconds gives round(d fps) frames. Damaged packets are skipped. Pixels are square, and the colours those of SDR.
     Raises DheadsError for a missing or unreadable file and for one without pictures.
     """
-    shown: av.VideoFrame | None = None
+    draw: Callable[[], np.ndarray] | None = None  # what is on screen
     count, end = 0, 0.0
-    scaler = VideoReformatter()  # one for all frames: each would take as long to set up as to use
-    for frame, begin, duration in _timed_frames(path):
+    for picture, begin, duration in _timed_pictures(Path(path)):
         if begin + duration - end > _MAX_HOLD_SECONDS:
             raise DheadsError(f"{path} jumps from {end:.0f} s to {begin + duration:.0f} s: its time stamps are damaged")
         # Times are often rounded to milliseconds: a frame that is due within one counts as shown.
-        while shown is not None and (count + 0.5) / fps < begin - 1e-3:
-            yield _upright_rgb(shown, scaler)
+        while draw is not None and (count + 0.5) / fps < begin - 1e-3:
+            yield draw()
             count += 1
-        shown, end = frame, begin + duration
-    if shown is None:
+        draw, end = picture, begin + duration
+    if draw is None:
         raise DheadsError(f"{path} holds no picture that can be decoded")
     for _ in range(max(round(end * fps) - count, 1 - count)):
-        yield _upright_rgb(shown, scaler)
+        yield draw()
 
 
-def frame_at(path: Path, seconds: float = 0.0) -> np.ndarray:
+def frame_at(path: Path | str, seconds: float = 0.0) -> np.ndarray:
     """(H, W, 3) uint8 RGB: what a video shows at that time. Raises DheadsError where it is shorter than that."""
-    frame = next(islice(read_frames(path), round(seconds * FPS), None), None)
+    number = int(seconds * FPS + 1e-6)  # k / FPS is the first moment of frame k, also where it is rounded down
+    frame = next(islice(read_frames(path), number, None), None)
     if frame is None:
         raise DheadsError(f"{path} is shorter than {seconds:g} s; ask for an earlier time")
     return frame
 
 
-def _timed_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
-    """(frame, begin in s, duration in s) of every frame of the first video stream."""
+def _timed_pictures(path: Path) -> Iterator[tuple[Callable[[], np.ndarray], float, float]]:
+    """What draws it, begin in s, and duration in s of every picture of a file's first video stream."""
+    if animation := open_animation(path):
+        begin = 0.0
+        for picture, duration in animation:
+            yield partial(np.copy, picture), begin, duration
+            begin += duration
+        return
     with opened(path, str(path)) as container:
         stream = next((s for s in container.streams.video if s.codec_context), None)
         if stream is None:
@@ -94,15 +99,11 @@ def _timed_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float, float]]:
         start = start_seconds(container)
         usual = float(1 / (stream.average_rate or FPS))
         begin = -usual
+        to_rgb = ToRgb()
         for frame in decoded(container, stream):
             begin = begin + usual if frame.time is None else frame.time - start
             duration = float(frame.duration * frame.time_base) if frame.duration else usual
-            yield frame, begin, duration
-
-
-def _upright_rgb(frame: av.VideoFrame, scaler: VideoReformatter) -> np.ndarray:
-    image = scaler.reformat(frame, format="rgb24", interpolation=SCALER).to_ndarray()
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+            yield partial(to_rgb, frame, stream.sample_aspect_ratio), begin, duration
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------

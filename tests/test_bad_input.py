@@ -90,8 +90,10 @@ def test_empty_photo() -> None:
 
 def test_cut_off_photo() -> None:
     face = next(Path().glob("face.*"))
-    Path("half.jpg").write_bytes(face.read_bytes()[: face.stat().st_size // 2])
-    refused(sample(face="half.jpg"), here(), "half.jpg")
+    Path("part.jpg").write_bytes(face.read_bytes()[: face.stat().st_size // 5])
+    refused(sample(face="part.jpg"), here(), "part.jpg", "cut by the picture's edge")
+    Path("start.jpg").write_bytes(face.read_bytes()[:700])
+    refused(sample(face="start.jpg"), here(), "start.jpg", "damaged")
 
 
 def test_photo_without_a_face() -> None:

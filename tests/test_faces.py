@@ -142,6 +142,39 @@ def test_warp_repeats_the_edge(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(crop, np.pad(image, ((3, 17), (5, 5), (0, 0)), mode="edge"))
 
 
+def test_a_crop_to_be_shown_is_the_same_within_the_picture(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (200, 300, 3), np.uint8)
+    inside, across = similarity(0.9, 20, -69, -99), similarity(0.9, 20, 20, 10)
+    np.testing.assert_array_equal(faces.framed(image, inside, 64), faces.warp(image, inside, 64))
+    beyond = faces.beyond_edge(image.shape, across, 64)
+    assert 0.2 < (beyond > 0).mean() < 0.9
+    crop = faces.framed(image, across, 64)
+    np.testing.assert_array_equal(crop[beyond == 0], faces.warp(image, across, 64)[beyond == 0])
+
+
+def test_how_far_a_crop_reaches_beyond_the_picture() -> None:
+    beyond = faces.beyond_edge((10, 20, 3), similarity(2, 0, 8, 6), 64)
+    # The picture lies on columns 7.5 to 46.5 of the crop and on rows 5.5 to 24.5 of it, lengths from centres.
+    assert beyond[10, 20] == 0
+    assert beyond[10, 3] == pytest.approx(4)  # x = -2.5 of the picture, whose edge is at -0.5
+    assert beyond[31, 60] == pytest.approx(math.hypot(6, 13))
+    assert beyond.dtype == np.float32
+    turned = faces.beyond_edge((10, 20, 3), similarity(2, 90, 40, 10), 64)
+    assert (turned > 0).mean() == pytest.approx(1 - 20 * 40 / 64**2, abs=0.02)
+
+
+def test_what_lies_beyond_the_picture_has_no_streaks(rng: np.random.Generator) -> None:
+    """Stripes that end at the picture's edge go on as their mean, which they reach smoothly."""
+    stripes = np.repeat(np.tile([40, 200], 64)[None, :, None], 60, axis=0).repeat(3, axis=-1).astype(np.uint8)
+    crop = faces.framed(stripes, similarity(1, 0, 0, 0), 128).astype(float)
+    assert crop[:60].std() > 70
+    assert crop[80:].std() < 4
+    assert np.abs(crop[80:] - 120).mean() < 3
+    spread = crop[58:80, :, 0].std(axis=1)
+    assert (np.diff(spread) < 1).all()
+    assert (faces.warp(stripes, similarity(1, 0, 0, 0), 128)[80:].std()) > 70
+
+
 @pytest.mark.parametrize("scale", [2.0, 1.0, 0.7, 0.5, 0.31, 0.08])
 @pytest.mark.parametrize("degrees", [0, 33])
 def test_warp_puts_every_point_in_its_place(scale: float, degrees: float) -> None:
@@ -156,6 +189,19 @@ def test_warp_puts_every_point_in_its_place(scale: float, degrees: float) -> Non
     inside = ((source > 20) & (source < 579)).all(axis=-1)
     assert inside.mean() > 0.5
     assert np.abs(crop - source.sum(axis=-1) * 0.2)[inside].max() < 1.2
+
+
+def test_a_small_part_of_a_large_picture_costs_little(rng: np.random.Generator) -> None:
+    """It is cut out before it is blurred, and is the same as if it had been alone."""
+    large = np.zeros((3000, 4000, 3), np.uint8)
+    part = cv2.GaussianBlur(rng.integers(0, 256, (200, 200, 3), np.uint8), (0, 0), 2)
+    large[1500:1700, 2000:2200] = part
+    for scale in (0.8, 0.6, 0.4):
+        matrix = similarity(scale, 10, 0, 0)
+        matrix[:, 2] = 31.5 - matrix[:, :2] @ [2100, 1600]
+        alone = np.column_stack([matrix[:, :2], faces.apply_transform(matrix, np.array([2000.0, 1500.0]))])
+        difference = faces.warp(large, matrix, 64).astype(int) - faces.warp(part, alone, 64)
+        assert np.abs(difference).max() <= 3
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.4, 0.26, 0.1])

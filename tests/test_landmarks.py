@@ -7,7 +7,7 @@ import os
 import sys
 import types
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 
 from dheads import faces
 from dheads.config import AlignmentConfig
+from dheads.detection import Face
 from dheads.errors import DheadsError
 from dheads.landmarks import FanBackend, LandmarkBackend, find_face, load_backend
 from dheads.photos import load_photo
@@ -175,6 +176,152 @@ def test_no_frames(mesh: LandmarkBackend) -> None:
     assert mesh.track(iter([])).shape == (0, 68, 2)
 
 
+# ---- Whichever way up ----
+
+
+def tilt(face: Face) -> float:
+    """Of the line from eye to eye, degrees clockwise on the screen."""
+    across = face.landmarks[45] - face.landmarks[36]
+    return math.degrees(math.atan2(across[1], across[0]))
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+@pytest.mark.parametrize("name", ["stills/*.jpg", "stills_us/*.jpg"])
+def test_faces_turned_by_quarters_are_found_the_right_way_up(
+    mesh: LandmarkBackend, shared: Path, name: str, quarters: int
+) -> None:
+    """Their landmarks are those of the upright photo, turned."""
+    for path in sorted((shared / "data").glob(name))[1::30]:
+        photo = load_photo(path)
+        turned = np.ascontiguousarray(np.rot90(photo, quarters))
+        back, height = mesh.detect(turned)[0].landmarks, turned.shape[0]
+        for _ in range(quarters):  # np.rot90 took (x, y) to (y, width - 1 - x), and the width became the height
+            back = np.stack([height - 1 - back[:, 1], back[:, 0]], axis=-1)
+            height = sum(photo.shape[:2]) - height
+        upright = mesh.detect(photo)[0].landmarks
+        assert np.linalg.norm(back - upright, axis=-1).mean() < 0.1 * faces.eye_distance(upright), path.name
+
+
+@pytest.mark.parametrize("degrees", [60, 120, 150, 195, 240, 300])
+def test_faces_turned_by_any_angle(mesh: LandmarkBackend, shared: Path, degrees: int) -> None:
+    for path in sorted((shared / "data" / "stills").glob("*.jpg"))[5::60]:
+        turned, _ = placed(load_photo(path), degrees, 1, 400)
+        off = (tilt(mesh.detect(turned)[0]) - degrees + 180) % 360 - 180
+        assert abs(off) < 25, path.name
+
+
+def test_no_face_is_turned_that_was_upright(mesh: LandmarkBackend, shared: Path) -> None:
+    for folder in ("stills", "stills_us"):
+        for path in sorted((shared / "data" / folder).glob("*.jpg"))[::25]:
+            assert abs(tilt(mesh.detect(load_photo(path))[0])) < 30, path.name
+
+
+def test_a_face_that_is_surely_upright_is_looked_at_one_way(
+    astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = load_backend("mesh")
+    angles: list[float] = []
+    fit = backend._fit
+    monkeypatch.setattr(backend, "_fit", lambda image, roi: angles.append(roi.angle) or fit(image, roi))
+    assert len(backend.detect(astronaut)) == 1
+    assert 1 <= len(angles) <= 4
+    assert max(map(abs, angles)) < 0.5
+
+
+def test_an_upside_down_clip_is_tracked_the_right_way_up(mesh: LandmarkBackend, shared: Path) -> None:
+    frames = list(islice(frames_of(shared / "data" / "talkvid" / "Gender_male_1.mp4"), 12))
+    upright, turned = mesh.track(frames), mesh.track([np.ascontiguousarray(frame[::-1, ::-1]) for frame in frames])
+    back = np.array(frames[0].shape[1::-1]) - 1 - turned
+    assert np.linalg.norm(back - upright, axis=-1).mean() < 0.1 * faces.eye_distance(upright[0])
+
+
+# ---- Small faces in large pictures ----
+
+
+def textured(height: int, width: int) -> np.ndarray:
+    """A picture without a face: blots and grain of all sizes."""
+    rng = np.random.default_rng(0)
+    total = np.zeros((height, width, 3), np.float32)
+    for size in (3, 12, 60, 300):
+        grain = rng.normal(0, math.sqrt(size), (height // size + 2, width // size + 2, 3)).astype(np.float32)
+        total += cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.clip(120 + 40 * total / total.std(), 0, 255).astype(np.uint8)
+
+
+def shaded(height: int, width: int) -> np.ndarray:
+    sky = np.linspace((180, 200, 230), (60, 90, 50), height)
+    return np.repeat(sky[:, None], width, axis=1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("background", "height", "width", "face_px", "x", "y"),
+    [
+        (textured, 1400, 2100, 32, 1100, 620),
+        (shaded, 4000, 6000, 40, 3700, 2100),
+        (shaded, 1500, 12_000, 90, 8000, 700),
+        (shaded, 3000, 4000, 32, 17, 2800),
+    ],
+)
+def test_small_faces_in_large_pictures(
+    mesh: LandmarkBackend,
+    astronaut: np.ndarray,
+    background: Callable[[int, int], np.ndarray],
+    height: int,
+    width: int,
+    face_px: int,
+    x: int,
+    y: int,
+) -> None:
+    """As small as the message says."""
+    (alone,) = mesh.detect(astronaut)
+    scale = face_px / float(alone.box[2] - alone.box[0])
+    small = cv2.resize(astronaut, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    picture = background(height, width)
+    picture[y : y + small.shape[0], x : x + small.shape[1]] = small
+    (face,) = mesh.detect(picture)
+    expected = (alone.landmarks + 0.5) * scale - 0.5 + (x, y)
+    distances = np.linalg.norm(face.landmarks - expected, axis=-1)
+    assert distances.mean() < 0.15 * faces.eye_distance(expected)
+
+
+def test_no_face_where_there_is_none(mesh: LandmarkBackend) -> None:
+    assert mesh.detect(textured(900, 1200)) == []
+
+
+# ---- Faces at the edge ----
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"),
+    [
+        ((slice(0, 190), slice(None)), True),  # cut below the chin
+        ((slice(70, None), slice(None)), True),  # the hair
+        ((slice(0, 138), slice(None)), False),  # the mouth
+        ((slice(100, None), slice(None)), False),  # the eyes
+        ((slice(None), slice(0, 226)), False),  # one half of it
+    ],
+)
+def test_eyes_and_mouth_must_be_in_the_picture(
+    mesh: LandmarkBackend, astronaut: np.ndarray, part: tuple[slice, slice], whole: bool
+) -> None:
+    picture = np.ascontiguousarray(astronaut[part])
+    if whole:
+        find_face(picture, mesh, "a.png")
+    else:
+        with pytest.raises(DheadsError, match=r"a\.png: (the face is cut by the picture's edge|no face found); "):
+            find_face(picture, mesh, "a.png")
+
+
+def test_a_face_that_is_cut_does_not_count(mesh: LandmarkBackend, shared: Path) -> None:
+    left, right = (load_photo(shared / "data" / "stills" / name) for name in ("010.jpg", "020.jpg"))
+    crowd = np.full((300, 620, 3), 90, np.uint8)
+    crowd[40:200, 20:180] = cv2.resize(left, (160, 160), interpolation=cv2.INTER_AREA)
+    crowd[10:266, 300:556] = cv2.resize(right, (256, 256))
+    face, count = find_face(np.ascontiguousarray(crowd[:, :430]), mesh, "crowd.png")
+    assert count == 1
+    assert face.landmarks[:, 0].max() < 200
+
+
 # ---- Backends ----
 
 
@@ -293,6 +440,31 @@ def test_fan_takes_large_frames_in_small_batches_and_shrinks_the_largest(monkeyp
     (_, _, height, width) = backend._net.batches[-1]
     assert 0.99 * 2**21 < height * width <= 1.01 * 2**21
     np.testing.assert_allclose(landmarks[0, 5], [1599.5, 999.5], atol=4)  # in px of the whole frame
+
+
+def test_fan_looks_at_large_photos_as_a_whole_and_then_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Coarse(BrightSpots):
+        def get_landmarks_from_image(self, image: np.ndarray, **options: bool) -> tuple:
+            """As S3FD, it sees nothing smaller than 16 px."""
+            seen.append(image.shape[:2])
+            points, _, boxes = super().get_landmarks_from_image(image, **options)
+            large = [k for k, box in enumerate(boxes or []) if box[2] - box[0] >= 16]
+            return [points[k] for k in large], None, [boxes[k] for k in large]
+
+    stand_in(monkeypatch, Coarse)
+    backend = load_backend("fan")
+    large = scene((3000, 1500, 3600, 2100), shape=(3000, 5000))
+    (face,) = backend.detect(large)
+    np.testing.assert_allclose(face.landmarks[3], [3299.5, 1799.5], atol=2)
+    assert len(seen) == 1
+    # Of 12 px and 9 px in the whole.
+    found = backend.detect(scene((3000, 1500, 3040, 1540), (60, 20, 92, 52), shape=(3000, 5000)))
+    centres = sorted(face.landmarks[3].tolist() for face in found)
+    np.testing.assert_allclose(centres, [[75.5, 35.5], [3019.5, 1519.5]], atol=1)
+    assert max(height * width for height, width in seen) <= FanBackend.BATCH_PX
+    assert 2 < len(seen) < 25
 
 
 def test_fan_tracks_on_when_the_frames_change_size(monkeypatch: pytest.MonkeyPatch) -> None:

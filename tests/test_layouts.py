@@ -197,14 +197,14 @@ def test_several_folders_of_embeddings_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_speaker_is_the_first_folder(tmp_path: Path) -> None:
-    raw = raw_folder(tmp_path, "ann/1.mp4", "ann/deep/2.MOV", "bob/1.mp4", "cy.jpg", "notes.txt", "dee/1.wav")
+    raw = raw_folder(tmp_path, "ann/1.mp4", "ann/deep/2.MOV", "bob/1.mp4", "cy.HEIC", "notes.txt", "dee/1.wav")
     layout, sources = find_sources(raw)
     assert layout == "folder"
     assert {source.clip: (source.name, source.speaker) for source in sources} == {
         "ann/ann_1": ("ann/1.mp4", "ann"),
         "ann/ann_deep_2": ("ann/deep/2.MOV", "ann"),
         "bob/bob_1": ("bob/1.mp4", "bob"),
-        "cy/cy": ("cy.jpg", "cy"),
+        "cy/cy": ("cy.HEIC", "cy"),
     }
     assert [source.clip for source in sources] == sorted(source.clip for source in sources)
     assert {source.split for source in sources if source.speaker == "ann"} in ({"train"}, {"val"}, {"test"})

@@ -7,21 +7,26 @@ import json
 import shutil
 import tomllib
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from real_data import CUTS, UNLISTED, WHOLE, Prepared, cut, decoded, dheads, prepare_command, sound_seconds
+from pillow_heif import from_pillow
+from real_data import CUTS, UNLISTED, WHOLE, Prepared, cut, decoded, dheads, prepare_command, sound_seconds, write_wav
 from safetensors.torch import load_file
 
 from dheads import faces, prepare
 from dheads.audio import load_speech_encoder, load_waveform
 from dheads.config import preset
+from dheads.extraction import Detector
 from dheads.landmarks import load_backend
-from dheads.video import read_frames
+from dheads.layouts import Source
+from dheads.video import read_frames, write_video
 from dheads.workers import Died
 
 pytest_plugins = "real_data"
@@ -278,6 +283,54 @@ def test_nothing_usable(shared: Path, tmp_path: Path) -> None:
     assert "no sound stream" in reasons["a/silent.mp4"]
     assert "no face found" in reasons["wall.png"]
     assert "not a" in reasons["text.mp4"]
+
+
+# --- Pictures that a telephone or an old camera made
+
+
+def crops(detector: Detector, raw: Path, name: str) -> np.ndarray:
+    """(F, S, S, 3): the aligned frames of a file."""
+    return np.stack(list(detector(raw, Source(name, "a/a", "a", "train")).frames)).astype(int)
+
+
+def test_a_heic_photo_gives_what_a_jpeg_does(detector: Detector, shared: Path, tmp_path: Path) -> None:
+    with Image.open(shared / "data" / "stills" / "001.jpg") as photo:
+        photo.save(tmp_path / "a.png")
+        from_pillow(photo).save(tmp_path / "a.heic", quality=95)
+    assert np.abs(crops(detector, tmp_path, "a.heic") - crops(detector, tmp_path, "a.png")).mean() < 3
+
+
+def write_wide(path: Path, frames: list[np.ndarray], waveform: torch.Tensor) -> None:
+    """A video whose pixels are twice as wide as they are high."""
+    with av.open(str(path), "w") as target:
+        video = target.add_stream("libx264", rate=25, options={"crf": "4"})
+        video.height, video.width = frames[0].shape[:2]
+        video.codec_context.sample_aspect_ratio = 2
+        audio = target.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        for frame in frames:
+            target.mux(video.encode(av.VideoFrame.from_ndarray(frame)))
+        samples = (waveform * 32767).short().numpy()
+        sound = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        sound.sample_rate = 16_000
+        target.mux(audio.encode(sound))
+        target.mux([*video.encode(), *audio.encode()])
+
+
+def test_a_clip_upside_down_or_squeezed_gives_what_the_clip_does(
+    detector: Detector, shared: Path, tmp_path: Path
+) -> None:
+    source = shared / "data" / "talkvid" / "Gender_male_1.mp4"
+    frames = list(islice(read_frames(source), 10))
+    write_wav(tmp_path / "a.wav", load_waveform(source)[:6400])
+    turned = [np.ascontiguousarray(frame[::-1, ::-1]) for frame in frames]
+    squeezed = [cv2.resize(frame, (128, 256), interpolation=cv2.INTER_AREA) for frame in frames]
+    write_video(tmp_path / "plain.mp4", frames, tmp_path / "a.wav")
+    write_video(tmp_path / "turned.mp4", turned, tmp_path / "a.wav")
+    write_wide(tmp_path / "wide.mov", squeezed, load_waveform(source)[:6400])
+    plain = crops(detector, tmp_path, "plain.mp4")
+    assert len(plain) == 10
+    for name, allowed in (("turned.mp4", 4), ("wide.mov", 6)):
+        assert np.abs(crops(detector, tmp_path, name) - plain).mean() < allowed, name
 
 
 def test_an_encoder_of_another_size_than_configured(prepared: Prepared, tmp_path: Path) -> None:

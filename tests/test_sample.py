@@ -31,7 +31,7 @@ from dheads.errors import DheadsError
 from dheads.hearing import Hearing
 from dheads.landmarks import find_face, load_backend
 from dheads.model import UNet
-from dheads.video import to_uint8, to_unit
+from dheads.video import to_uint8, to_unit, write_video
 from dheads.weights import save_checkpoint
 
 pytest_plugins = "real_data"
@@ -399,6 +399,66 @@ def test_the_photo_is_aligned_as_the_weights_want(face: Path) -> None:
     assert count == 1
     for eye in faces.EYES:
         assert np.linalg.norm(found.landmarks[eye].mean(axis=0) - mean[eye].mean(axis=0)) < 0.04 * 160
+
+
+def scene_of(face: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> verb.Scene:
+    monkeypatch.setattr(verb, "load_model", lambda *_: (untrained(TINY), TINY, {}))
+    studio = verb.Studio("any", torch.device("cpu"), progress=False)
+    return studio.scene(verb.Job(face, folder / "speech.wav", Path("o.mp4"), **options))
+
+
+def test_a_photo_that_ends_close_to_the_face_is_blurred_around_it(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = tmp_path / "close.png"
+    Image.open(face).crop((140, 60, 310, 185)).save(close)  # no hair, and little below the chin
+    scene = scene_of(close, folder, monkeypatch)
+    assert len(scene.notes) == 1
+    assert re.fullmatch(
+        rf"{re.escape(str(close))} ends close to .* (2|3|4)\d% of .* blurred; --paste .*", scene.notes[0]
+    )
+    assert scene_of(close, folder, monkeypatch, paste=True).notes == []
+    assert scene_of(face, folder, monkeypatch).notes == []
+    # What the network sees, at the size of a video that people see.
+    portrait = verb.find_portrait(close, TINY, load_backend("mesh"))
+    larger = faces.align_transforms(
+        load_backend("mesh").detect(portrait.picture)[0].landmarks[None], TINY.alignment, 128
+    )[0]
+    streaks, blurred = faces.warp(portrait.picture, larger, 128), faces.framed(portrait.picture, larger, 128)
+    beyond = faces.beyond_edge(portrait.picture.shape, larger, 128) > 8
+    assert gradients(blurred)[beyond].mean() < 0.7 * gradients(streaks)[beyond].mean()
+
+
+def gradients(image: np.ndarray) -> np.ndarray:
+    """(H, W): how much a picture changes from pixel to pixel."""
+    return np.abs(np.stack(np.gradient(image.astype(float), axis=(0, 1)))).sum(axis=(0, -1))
+
+
+def test_an_animated_picture_is_a_video(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which the first frame may be black."""
+    photo = Image.open(face)
+    black, upside_down = Image.new("RGB", photo.size), photo.rotate(180)
+    for name in ("a.gif", "a.webp"):
+        black.save(tmp_path / name, save_all=True, append_images=[photo, upside_down], duration=[200, 200, 200])
+        backend = load_backend("mesh")
+        first = verb.find_portrait(tmp_path / name, TINY, backend)
+        assert np.abs(first.picture.astype(int) - photo).mean() < 12
+        later = verb.find_portrait(str(tmp_path / name), TINY, backend, at=0.5)
+        assert np.abs(later.picture.astype(int) - upside_down).mean() < 12
+        crops = [faces.warp(portrait.picture, portrait.matrix, 96).astype(int) for portrait in (first, later)]
+        assert np.abs(crops[0] - crops[1]).mean() < 12  # upright in the crop
+        with pytest.raises(DheadsError, match=rf"{name} at 0\.1 s: no face found"):
+            verb.find_portrait(tmp_path / name, TINY, backend, at=0.1)
+
+
+def test_of_a_video_the_first_frame_with_a_whole_face_is_taken(face: Path, tmp_path: Path) -> None:
+    whole = np.asarray(Image.open(face))[:256, :320]
+    cut = np.concatenate([whole[130:], whole[:130]])  # eyes at the lower edge, the mouth at the upper one
+    write_video(tmp_path / "a.mp4", [cut] * 5 + [whole] * 5, None)
+    portrait = verb.find_portrait(tmp_path / "a.mp4", TINY, load_backend("mesh"))
+    assert np.abs(portrait.picture.astype(int) - whole).mean() < 8
 
 
 def test_enlarging() -> None:

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dheads import __version__
 from dheads.audio import load_waveform
@@ -172,8 +173,20 @@ def test_frame_at(tmp_path):
     write_pictures(tmp_path / "a.mp4", [Fraction(k, 25) for k in range(10)])
     assert number(frame_at(tmp_path / "a.mp4")) == 0
     assert number(frame_at(tmp_path / "a.mp4", 0.2)) == 5
+    assert number(frame_at(str(tmp_path / "a.mp4"), 0.239)) == 5  # until frame 6 begins
+    assert number(frame_at(tmp_path / "a.mp4", 0.399)) == 9
+    assert [number(frame_at(tmp_path / "a.mp4", k / 25)) for k in range(10)] == list(range(10))
     with pytest.raises(DheadsError, match=r"shorter than 0\.4 s"):
         frame_at(tmp_path / "a.mp4", 0.4)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_animated_pictures_are_videos(tmp_path, name):
+    first, *others = (Image.fromarray(gray(index)) for index in range(5))
+    first.save(tmp_path / name, save_all=True, append_images=others, duration=[80, 40, 200, 20, 100], lossless=True)
+    shown = [number(frame) for frame in read_frames(str(tmp_path / name))]
+    assert shown == [0, 0, 1, 2, 2, 2, 2, 2, 4, 4, 4]  # 0.44 s; the fourth is due between two frames
+    assert number(frame_at(tmp_path / name, 0.1)) == 1
 
 
 def test_real_clips(shared):
