@@ -1,4 +1,4 @@
-"""The command line: parses, calls one verb, prints, sets the exit code. The only file that prints or exits.
+"""The command line: parses, calls one verb, prints, sets the exit code. The only file that prints.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the user can mend it, 2 usage,
 130 interrupted, 143 terminated; anything else is a bug, with its traceback. The verbs are imported inside their
@@ -15,11 +15,10 @@ import math
 import os
 import re
 import signal
+import stat
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -28,8 +27,11 @@ from typer.core import TyperGroup
 from dheads import __version__
 from dheads import config as configuration
 from dheads.config import AudioCodec, Config
+from dheads.ending import ended_cleanly, undo_all
 from dheads.errors import DheadsError
+from dheads.files import Stream
 from dheads.jobs import LARGEST_SEED, LAST_SECOND, MOST_GUIDANCE, SIZES
+from dheads.startup import check_folder, lacking, open_streams
 
 
 def _printable(text: str) -> str:
@@ -44,17 +46,25 @@ class _Messages(logging.Handler):
         from tqdm import tqdm
 
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        with contextlib.suppress(OSError):  # a log on a full disk ends no work
-            tqdm.write(_printable(f"{prefix}{record.getMessage()}"), file=sys.stderr)
+        tqdm.write(_printable(f"{prefix}{record.getMessage()}"), file=sys.stderr)
 
 
 class _Group(TyperGroup):
-    def invoke(self, ctx: typer.Context) -> Any:
+    """The whole program."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        open_streams()
         try:
-            return super().invoke(ctx)
+            check_folder()
+            with ended_cleanly():
+                return super().main(*args, **options)
         except DheadsError as error:
-            typer.echo(f"error: {_printable(str(error))}", err=True)
-            raise typer.Exit(1) from error
+            reason = str(error)
+        except (ImportError, OSError, MemoryError, RuntimeError) as error:
+            if (reason := lacking(error)) is None:
+                raise
+        typer.echo(f"error: {_printable(reason)}", err=True)
+        sys.exit(1)
 
 
 # Plain help and tracebacks: rich would double the time to start.
@@ -126,7 +136,8 @@ def sample(
         typer.Argument(metavar="AUDIO", help="Speech, or a video with it; -: from stdin.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="MP4 to write; -: to stdout.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="Video to write, .mp4, .m4v or .mov; -: to stdout.", show_default=False),
     ] = None,
     out_dir: Annotated[
         Path | None, typer.Option(help="Folder for a video of each of many AUDIO.", show_default=False)
@@ -198,6 +209,8 @@ def sample(
         raise typer.BadParameter("give FACE AUDIO --output FILE, or FACE AUDIO... --out-dir FOLDER, or --jobs FILE")
     if output is not None and len(sounds) > 1:
         raise typer.BadParameter("takes one AUDIO; for more give --out-dir", param_hint="--output")
+    if output is not None and _is_stdout(output):
+        output = _STREAM
     many = takes > 1 or output is None
     if many and sounds and _STREAM in (output, *sounds):
         raise typer.BadParameter("- stands for one stream; give files for several videos")
@@ -207,8 +220,9 @@ def sample(
         raise typer.BadParameter("there is one job only", param_hint="--shard")
     if paste and size is not None:
         raise typer.BadParameter("the frames are as large as the picture", param_hint="--size")
-    if output == _STREAM and sys.stdout.isatty():
-        raise DheadsError("the output is -, but stdout is the terminal; pipe the video to a player or into a file")
+    if output == _STREAM and (sys.stdout is None or sys.stdout.isatty()):
+        what = "closed" if sys.stdout is None else "the terminal"
+        raise DheadsError(f"the output is -, but stdout is {what}; pipe the video to a player or into a file")
     if sounds and _STREAM in sounds and sys.stdin.isatty():
         raise DheadsError("AUDIO is -, but stdin is the terminal; pipe sound into it")
     part = _parse_shard(shard)
@@ -229,19 +243,18 @@ def sample(
     from dheads.photos import hush_pillow
 
     hush_pillow()
-    with _ended_cleanly():
-        if many:
-            from dheads.jobs import Job
+    if many:
+        from dheads.jobs import Job
 
-            defaults = Job(face or Path(), sounds[0] if sounds else Path(), output or Path(), **options)
-            todo = _jobs(defaults, sounds or [], out_dir, jobs, takes)
-            for name in dict.fromkeys(job.weights for job in todo):
-                _ask_consent(name, accept_license)
-            # What is named one by one is made anew, as a single video is.
-            _sample_many(todo, as_json, quiet, overwrite=overwrite or output is not None, shard=part, **running)
-        else:
-            _ask_consent(weights, accept_license)
-            _sample_one(face, sounds[0], output, as_json, quiet, **options, **running)
+        defaults = Job(face or Path(), sounds[0] if sounds else Path(), output or Path(), **options)
+        todo = _jobs(defaults, sounds or [], out_dir, jobs, takes)
+        for name in dict.fromkeys(job.weights for job in todo):
+            _ask_consent(name, accept_license)
+        # What is named one by one is made anew, as a single video is.
+        _sample_many(todo, as_json, quiet, overwrite=overwrite or output is not None, shard=part, **running)
+    else:
+        _ask_consent(weights, accept_license)
+        _sample_one(face, sounds[0], output, as_json, quiet, **options, **running)
 
 
 @app.command()
@@ -535,44 +548,32 @@ def _jobs(defaults: Any, sounds: list[Path], out_dir: Path | None, table: Path |
     return jobs
 
 
-class _VideoStdout:
-    """stdout for a video: every part is passed on at once, and where nobody reads any more the program just ends."""
-
-    name = "<stdout>"
+class _VideoStdout(Stream):
+    """stdout for a video: where nobody reads any more the program just ends, as others in a pipe do."""
 
     def __init__(self) -> None:
-        if hasattr(signal, "SIGPIPE"):
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        # A file of its own, whose errors are told as those of any other output.
+        super().__init__(open(sys.stdout.fileno(), "wb", closefd=False), "<stdout>")  # noqa: SIM115
 
     def write(self, data: bytes) -> int:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return len(data)
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            if hasattr(signal, "SIGPIPE"):
+                undo_all()
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGPIPE)
+            raise
 
 
-@contextlib.contextmanager
-def _ended_cleanly() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the program within the block at once, and what is half-written goes.
-
-    Not by an exception: one that is raised within a callback of a library is lost.
-    """
-    from dheads.video import remove_unfinished
-
-    def end(number: int, frame: FrameType | None) -> None:
-        remove_unfinished()
-        os._exit(128 + number)
-
-    # Windows deletes no file that is open: there Ctrl-C stays an exception. In a shell's background it is ignored.
-    numbers = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, signal.SIGINT]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        if before[number] is not signal.SIG_IGN:
-            signal.signal(number, end)
+def _is_stdout(output: Path) -> bool:
+    """Whether it is another name of stdout, such as /dev/stdout: no line of ours must follow the video there."""
     try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
+        there = os.stat(output)
+        # What else is a device, such as /dev/null, is no worse for a line more.
+        return os.path.samestat(there, os.fstat(1)) and (os.isatty(1) or not stat.S_ISCHR(there.st_mode))
+    except (OSError, ValueError):
+        return False
 
 
 def _finite(value: float | None, option: str) -> float | None:
@@ -645,6 +646,9 @@ def _print_summary(summary: Any) -> None:
         typer.echo(f"left out {len(summary.failed)} clips, which failed.csv names:", err=True)
         for reason, count in summary.drops.items():
             typer.echo(f"  {count} x {reason}", err=True)
+    if summary.passed_over:
+        others = ", ".join(f"{count} x {kind}" for kind, count in summary.passed_over.items())
+        typer.echo(_printable(f"passed over: {others}"), err=True)
     if summary.contact_sheet is not None:
         typer.echo(f"look at {summary.contact_sheet}", err=True)
 

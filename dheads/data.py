@@ -51,11 +51,11 @@ class Dataset:
     read by seeking, for which every frame is a key frame.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | str) -> None:
         """Raises DheadsError when `root` is not a prepared dataset of this format."""
-        self.root = root
-        self.info = _read_info(root / "dataset.toml")
-        self.clips = read_clips(root)
+        self.root = Path(root)
+        self.info = _read_info(self.root / "dataset.toml")
+        self.clips = read_clips(self.root)
         self.size: int = self.info["size"]  # px, of a side of the pictures
         self._keep = self.bytes_of(self.clips) <= _KEPT_BYTES
         self._frames: dict[str, np.ndarray] = {}

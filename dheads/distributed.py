@@ -137,7 +137,7 @@ def joined(device: str) -> Iterator[World]:
 
 
 class Ending:
-    """Notes the first SIGTERM or Ctrl-C within its block, so that what is under way can be finished and saved.
+    """Notes the first SIGTERM, SIGHUP or Ctrl-C within its block, so that what is under way can be finished and saved.
 
     The signal takes effect when the block ends, a second one at once. One that is ignored, as in a shell's background,
     stays so.
@@ -150,7 +150,8 @@ class Ending:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only there can signals be handled
-            for number in (signal.SIGINT, signal.SIGTERM):
+            names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+            for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self

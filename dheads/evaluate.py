@@ -35,16 +35,16 @@ Failures = list[tuple[str, str]]  # (clip, reason)
 
 
 def evaluate(
-    generated: Path,
-    reference: Path,
+    generated: Path | str,
+    reference: Path | str,
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     size: int | None = None,
     limit: int | None = None,
     only: Sequence[str] | None = None,
     table: str | None = None,
     lip_reader: str | None = None,
-    words: Path | None = None,
+    words: Path | str | None = None,
     device: str = "cpu",
     workers: int = 0,
     progress: bool = True,
@@ -61,8 +61,8 @@ def evaluate(
     videos give the same report.
     Raises DheadsError when there is nothing to compare, or nothing could be, or a measure of `only` is not to be had.
     """
-    pairs, failed = find_pairs(generated, reference)
-    bench = _Bench(only, table, size, device, lip_reader, words, workers, progress)
+    pairs, failed = find_pairs(Path(generated), Path(reference))
+    bench = _Bench(only, table, size, device, lip_reader, words and Path(words), workers, progress)
     facts = {"generated": str(generated), "reference": str(reference)} | ({"size": size} if size else {})
     report = bench.score(pairs[:limit], failed, facts)
     if out is not None:
@@ -71,10 +71,10 @@ def evaluate(
 
 
 def evaluate_weights(
-    weights: str,
-    data: Path,
+    weights: Path | str,
+    data: Path | str,
     split: str,
-    out: Path,
+    out: Path | str,
     *,
     steps: int | None = None,
     solver: str | None = None,
@@ -84,7 +84,7 @@ def evaluate_weights(
     only: Sequence[str] | None = None,
     table: str | None = None,
     lip_reader: str | None = None,
-    words: Path | None = None,
+    words: Path | str | None = None,
     device: str = "auto",
     workers: int = 0,
     progress: bool = True,
@@ -97,7 +97,8 @@ def evaluate_weights(
     and `evaluate`.
     Raises DheadsError as these do, and for a folder `out` whose videos were made with other settings.
     """
-    bench = _Bench(only, table, None, device, lip_reader, words, workers, progress)
+    weights, data, out = str(weights), Path(data), Path(out)
+    bench = _Bench(only, table, None, device, lip_reader, words and Path(words), workers, progress)
     place = resolve_device(device)
     unet, config, _ = load_model(weights, place, progress)
     sampling = chosen(config.sampling, steps=steps, solver=solver)

@@ -193,7 +193,10 @@ def lip_measures(landmarks: np.ndarray) -> np.ndarray:
 
 def _load_landmarks(path: Path) -> np.ndarray:
     """(F, 68, 2) px of the video."""
-    landmarks = np.load(path, allow_pickle=False)
+    try:
+        landmarks = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:  # cut off, or something else
+        raise DheadsError(f"{path} cannot be read ({error}); save an array of numbers, by numpy.save") from error
     if landmarks.ndim != 3 or landmarks.shape[1] != 68 or landmarks.shape[2] not in (2, 3):
         raise DheadsError(f"{path} hold an array of {landmarks.shape} instead of (frames, 68, 2 or 3)")
     return landmarks[..., :2].astype(np.float32)
@@ -203,7 +206,7 @@ def _load_embeddings(path: Path, dim: int) -> torch.Tensor:
     """(F, D) float32."""
     try:
         speech = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose own message tells how to run what is in the file
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # their own messages tell how to run the content
         raise DheadsError(f"{path} cannot be loaded safely; save a tensor alone, by torch.save") from error
     if not isinstance(speech, torch.Tensor) or speech.ndim != 2 or speech.shape[1] != dim:
         kind = tuple(speech.shape) if isinstance(speech, torch.Tensor) else type(speech).__name__

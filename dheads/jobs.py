@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import re
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,17 +15,22 @@ from typing import Any, BinaryIO
 
 from dheads.config import AudioCodec, SamplingConfig
 from dheads.errors import DheadsError
+from dheads.files import as_path, is_endless
 
 SIZES = 16, 4096  # px; of a video's side
 MOST_GUIDANCE = 20
 LAST_SECOND = 86_400  # of a video as face
 LARGEST_SEED = 2**63 - 1
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of the web; as a path it has one slash
 SOLVERS = typing.get_args(typing.get_type_hints(SamplingConfig)["solver"])
 
 
 @dataclass(frozen=True)
 class Job:
-    """One video: whose face says what, where it is written, and how it is made. None: as the weights have it."""
+    """One video: whose face says what, where it is written, and how it is made. None: as the weights have it.
+
+    Paths may be given as text.
+    """
 
     face: Path
     audio: Path | BinaryIO
@@ -42,13 +48,18 @@ class Job:
     audio_codec: AudioCodec = "aac"  # of the video's sound; copy: as it is, where MP4 can hold it
     fault: str | None = None  # why a row of a list is no job
 
+    def __post_init__(self) -> None:
+        for name in ("face", "audio", "output"):
+            object.__setattr__(self, name, as_path(getattr(self, name)))
 
-def read_jobs(source: Path | BinaryIO, defaults: Job) -> list[Job]:
+
+def read_jobs(source: Path | str | BinaryIO, defaults: Job) -> list[Job]:
     """The rows of a CSV file with the columns face, audio and output, and any others of a `Job`'s options, in any
     order. What a row leaves empty is as in `defaults`. A row that cannot be used has a `fault`.
 
     Raises DheadsError for a file that cannot be read, another header, and no rows.
     """
+    source = as_path(source)
     name = str(source) if isinstance(source, Path) else "the list from stdin"
     try:
         data = source.read_bytes() if isinstance(source, Path) else source.read()
@@ -68,9 +79,9 @@ def read_jobs(source: Path | BinaryIO, defaults: Job) -> list[Job]:
     return [_job(f"{name}:{line}", header, row, defaults) for line, row in rows[1:]]
 
 
-def jobs_of_sounds(defaults: Job, sounds: Iterable[Path], folder: Path) -> list[Job]:
+def jobs_of_sounds(defaults: Job, sounds: Iterable[Path | str], folder: Path | str) -> list[Job]:
     """A video of each sound in `folder`, named after it."""
-    return [replace(defaults, audio=sound, output=folder / f"{sound.stem}.mp4") for sound in sounds]
+    return [replace(defaults, audio=sound, output=Path(folder) / f"{Path(sound).stem}.mp4") for sound in sounds]
 
 
 def takes_of(jobs: Iterable[Job], takes: int) -> list[Job]:
@@ -86,12 +97,26 @@ def check_distinct(jobs: Iterable[Job]) -> None:
     """Raises DheadsError where two jobs would write the same file."""
     seen: dict[str, Job] = {}
     for job in jobs:
-        other = seen.setdefault(os.path.normcase(os.path.abspath(job.output)), job)
+        other = seen.setdefault(os.path.normcase(os.path.realpath(job.output)), job)
         if other is not job and job.fault is None and other.fault is None:
             raise DheadsError(
                 f"{job.output} would be written twice, with the sound of {other.audio} and of {job.audio}; give each "
                 "job an output of its own"
             )
+
+
+def check_inputs(job: Job) -> None:
+    """Raises DheadsError, which shows the way out, for a face or sound that is named, but cannot be a file."""
+    if job.face == Path("-"):
+        raise DheadsError("FACE is -, but only sound is read from stdin; save the picture to a file and give that")
+    for source, what in ((job.face, "picture"), (job.audio, "sound")):
+        if not isinstance(source, Path):
+            continue
+        if _ADDRESS.match(str(source)) and not os.path.exists(source):
+            raise DheadsError(f"{source} is an address; download the {what} to a file and give that")
+        if is_endless(source):
+            piped = " (or, for a single video, pipe it in and give - as AUDIO)" if what == "sound" else ""
+            raise DheadsError(f"{source} is a pipe or a device; save the {what} to a file and give that{piped}")
 
 
 def _numbered(path: Path, number: int) -> Path:

@@ -8,17 +8,18 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from operator import attrgetter
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from dheads.errors import DheadsError
 from dheads.photos import PHOTOS
 from dheads.splits import SPLITS, hash_order, split_speakers
 from dheads.video import VIDEOS
 
+NAMESAKE = "has the same name as another file"  # how the reason begins why such a file is left out
 LAYOUTS = ("crema", "lrw", "released", "folder")
 
 # The paper's test actors (section 4.1); CREMA-D numbers its 91 actors from 1001.
@@ -43,6 +44,15 @@ class Source:
     embeddings: str | None = None  # .pth (F, D)
 
 
+class Corpus(NamedTuple):
+    """What a raw folder holds."""
+
+    layout: str  # one of LAYOUTS
+    sources: list[Source]  # sorted by clip
+    namesakes: dict[str, str]  # by name: why a picture is left out that would be the same clip as another
+    passed_over: dict[str, int]  # how many files are nothing to prepare, by their kind, such as .txt
+
+
 def detect_layout(raw: Path) -> str:
     """The layout, one of LAYOUTS, that the folders in `raw` look like. Raises DheadsError when `raw` is no folder."""
     _check_folder(raw)
@@ -54,9 +64,12 @@ def detect_layout(raw: Path) -> str:
 
 
 def find_sources(
-    raw: Path, layout: str | None = None, split_file: Path | None = None, standing: Mapping[str, str] | None = None
-) -> tuple[str, list[Source]]:
-    """The layout of `raw` (found by looking unless it is given), and every clip in it, sorted by clip.
+    raw: Path | str,
+    layout: str | None = None,
+    split_file: Path | str | None = None,
+    standing: Mapping[str, str] | None = None,
+) -> Corpus:
+    """Every clip in `raw`, whose layout is found by looking unless it is given.
 
     crema: CREMA-D as its authors ship it, VideoFlash/ and AudioWAV/; the paper's test actors.
     lrw: LRW as it unpacks, WORD/{train,val,test}/*.mp4, perhaps in lipread_mp4/; the corpus' own splits.
@@ -67,42 +80,48 @@ def find_sources(
     splits replace the layout's, and clips that it does not name are left out.
     standing: splits that speakers were given before, and keep where neither the corpus nor that file fixes them.
 
-    Hidden files and folders are passed over; so are links to folders, which may go round in circles.
+    Hidden files and folders are passed over; so are links to folders, which may go round in circles. Of files that
+    would be the same clip, such as a video and its thumbnail, one is taken, a video before a photo.
 
-    Raises DheadsError when there is nothing to prepare, or two files would be the same clip.
+    Raises DheadsError when there is nothing to prepare.
     """
+    raw = Path(raw)
     _check_folder(raw)
     layout = layout or detect_layout(raw)
     if layout not in _FINDERS:
         raise DheadsError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
-    sources = _FINDERS[layout](raw, standing or {})
+    others: Counter[str] = Counter()
+    sources = _FINDERS[layout](raw, others, standing or {})
     if split_file is not None:
-        sources = _assigned(sources, raw, split_file)
-    sources.sort(key=attrgetter("clip"))
-    for one, other in pairwise(sources):
-        if one.clip == other.clip:
-            first, second = sorted((one.name, other.name))
-            raise DheadsError(
-                f"{raw / second}: would be the same clip, {one.clip}, as {raw / first}; rename or remove one"
-            )
-    return layout, sources
+        sources = _assigned(sources, raw, Path(split_file))
+    clips: dict[str, Source] = {}
+    namesakes = {}
+    for source in sorted(sources, key=_preference):
+        taken = clips.setdefault(source.clip, source)
+        if taken is not source:
+            namesakes[source.name] = f"{NAMESAKE}; {taken.name} is taken, so rename it to have both"
+    return Corpus(layout, list(clips.values()), namesakes, dict(others.most_common()))
+
+
+def _preference(source: Source) -> tuple[str, bool, str]:
+    return source.clip, os.path.splitext(source.name)[1].lower() in PHOTOS, source.name
 
 
 # --- The layouts
 
 
-def _crema(raw: Path, _: Mapping[str, str]) -> list[Source]:
+def _crema(raw: Path, others: Counter[str], _: Mapping[str, str]) -> list[Source]:
     pictures = _subfolder(raw, "VideoFlash")
     if pictures is None:
         raise DheadsError(f"{raw}: has no folder VideoFlash, so it is not CREMA-D; give its folder, or another layout")
     sounds = _subfolder(raw, "AudioWAV")
-    wavs = {_stem(name): name for name in _files(raw, sounds, {".wav"})} if sounds else {}
+    wavs = {_stem(name): name for name in _files(raw, sounds, {".wav"}, Counter())} if sounds else {}
     # The paper names no actors for validation. These are fixed, whichever part of the corpus is there; as many as
     # the released configuration's n_test_actors.
     val = hash_order(_CREMA_OTHERS)[:_CREMA_VAL_ACTORS]
     splits = dict.fromkeys(val, "val") | dict.fromkeys(_CREMA_TEST, "test")
     sources = []
-    for name in _files(raw, pictures, VIDEOS):
+    for name in _files(raw, pictures, VIDEOS, others):
         stem = _stem(name)
         if not re.match("[0-9]{4}_", stem):
             raise DheadsError(f"{raw / name}: is not named as in CREMA-D, such as 1001_DFA_ANG_XX; rename or remove it")
@@ -114,13 +133,14 @@ def _crema(raw: Path, _: Mapping[str, str]) -> list[Source]:
     return sources
 
 
-def _lrw(raw: Path, _: Mapping[str, str]) -> list[Source]:
+def _lrw(raw: Path, others: Counter[str], _: Mapping[str, str]) -> list[Source]:
     base = _subfolder(raw, "lipread_mp4") or ""
     depth = 4 if base else 3
     sources = []
-    for name in _files(raw, base, VIDEOS):
+    for name in _files(raw, base, VIDEOS, others):
         parts = name.split("/")
         if len(parts) != depth or parts[-2] not in SPLITS:
+            others["videos in no WORD/SPLIT/"] += 1
             continue
         word, split, file = parts[-3:]
         clip = f"{_safe(word)}/{split}_{_safe(_stem(file))}"  # in each split the numbers begin anew
@@ -147,7 +167,7 @@ def _is_word(folder: os.DirEntry[str]) -> bool:
     return folder.name.isupper() and any(os.path.isdir(os.path.join(folder.path, split)) for split in SPLITS)
 
 
-def _released(raw: Path, standing: Mapping[str, str]) -> list[Source]:
+def _released(raw: Path, others: Counter[str], standing: Mapping[str, str]) -> list[Source]:
     pictures, lists = _subfolder(raw, "video"), _file_lists(raw)
     if pictures is None or not lists:
         raise DheadsError(
@@ -221,8 +241,8 @@ def _embeddings_folder(raw: Path) -> str | None:
     return folders[0] if folders else None
 
 
-def _folder(raw: Path, standing: Mapping[str, str]) -> list[Source]:
-    names = list(_files(raw, "", VIDEOS | PHOTOS))
+def _folder(raw: Path, others: Counter[str], standing: Mapping[str, str]) -> list[Source]:
+    names = list(_files(raw, "", VIDEOS | PHOTOS, others))
     if not names:
         raise DheadsError(
             f"{raw}: holds no video or photo (links to folders are not followed); known endings are "
@@ -310,8 +330,10 @@ def _subfolder(raw: Path, name: str) -> str | None:
     )
 
 
-def _files(raw: Path, below: str, endings: Collection[str]) -> Iterator[str]:
-    """The posix paths below `raw` of the files with these endings in the folder `below`, in no order."""
+def _files(raw: Path, below: str, endings: Collection[str], others: Counter[str]) -> Iterator[str]:
+    """The posix paths below `raw` of the files with these endings in the folder `below`, in no order; others are
+    counted by their kind.
+    """
     folders = [below]
     while folders:
         folder = folders.pop()
@@ -319,7 +341,13 @@ def _files(raw: Path, below: str, endings: Collection[str]) -> Iterator[str]:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir(follow_symlinks=False):
                 folders.append(name)
-            elif os.path.splitext(entry.name)[1].lower() in endings and os.path.isfile(entry.path):
+                continue
+            ending = os.path.splitext(entry.name)[1].lower()
+            if not os.path.isfile(entry.path):
+                others["links to folders" if os.path.isdir(entry.path) else "links to nothing, or pipes"] += 1
+            elif ending not in endings:
+                others[ending or "files without an ending"] += 1
+            else:
                 _check_text(raw, name)
                 yield name
 

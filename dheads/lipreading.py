@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from dheads.ending import undoing
 from dheads.errors import DheadsError
 
 LipReader = Callable[[Path], str]  # a video's path -> its words
@@ -91,7 +92,8 @@ def _run(command: list[str], timeout: float, video: Path) -> str:
         start_new_session=True,
     )
     try:
-        output, complaint = process.communicate(timeout=timeout)
+        with undoing(partial(_kill, process)):
+            output, complaint = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired as error:
         raise DheadsError(f"{name} takes more than {timeout:g} s for {video}") from error
     finally:
@@ -108,11 +110,15 @@ def _run(command: list[str], timeout: float, video: Path) -> str:
 def _end(process: subprocess.Popen) -> None:
     """Stop a program that still runs, with those that it started: they would keep its pipes open."""
     if process.poll() is None:
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+        _kill(process)
         process.communicate()
+
+
+def _kill(process: subprocess.Popen) -> None:
+    if os.name == "posix":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
 
 
 def _in_one_line(error: Exception) -> str:

@@ -102,14 +102,19 @@ def _check_shards(root: Path, tables: list[Path]) -> None:
 def _rows(path: Path) -> Iterator[Clip]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+            table = csv.DictReader(file)
+            if missing := set(CLIP_COLUMNS) - set(table.fieldnames or ()):
+                raise ValueError(f"it has no column {min(missing)}")
+            for row in table:
+                if None in row.values():
+                    raise ValueError("a row is cut short")
                 # Hundreds of thousands of rows share few speakers and splits.
                 speaker, split = sys.intern(row["speaker"]), sys.intern(row["split"])
                 clip = Clip(row["clip"], speaker, split, int(row["frames"]), row["source"])
                 if not _is_safe(clip.clip) or clip.frames < 1:
                     raise DheadsError(f"{path}: {clip.clip!r} is not a valid clip; prepare the data again")
                 yield clip
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:  # TypeError: a row cut short
+    except (OSError, ValueError, csv.Error) as error:
         raise DheadsError(f"{path}: cannot be read ({error}); prepare the data again") from error
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from dheads.distributed import World, world
 from dheads.errors import DheadsError
 from dheads.extraction import Detector, Extract, Importer
 from dheads.files import PART, complete_or_absent
-from dheads.layouts import Source, find_sources
+from dheads.layouts import NAMESAKE, Source, find_sources
 from dheads.manifest import Clip, FailedTable, Shard, clip_path, shard_path, standing_splits, write_clips
 from dheads.photos import hush_pillow
 from dheads.video import frame_at, write_clip
@@ -57,15 +58,16 @@ class Summary:
     contact_sheet: Path | None  # None where there is no clip
     failed: list[tuple[str, str]] = field(default_factory=list)  # (source, reason)
     drops: dict[str, int] = field(default_factory=dict)  # kind of reason -> number of sources, the most first
+    passed_over: dict[str, int] = field(default_factory=dict)  # kind of other files, such as .txt -> their number
 
 
 def prepare(
-    raw: Path,
-    out: Path,
+    raw: Path | str,
+    out: Path | str,
     config: Config,
     *,
     layout: str | None = None,
-    split_file: Path | None = None,
+    split_file: Path | str | None = None,
     shard: Shard | None = None,
     workers: int = 0,
     device: str = "cpu",
@@ -81,11 +83,12 @@ def prepare(
 
     Raises DheadsError when nothing can be prepared at all, and when `out` cannot be written.
     """
-    here = world()
-    layout, sources = find_sources(raw, layout, split_file, standing_splits(out))
+    here, raw, out = world(), Path(raw), Path(out)
+    layout, sources, namesakes, passed_over = find_sources(raw, layout, split_file, standing_splits(out))
     shard = here.own_shard(shard)
     if shard is not None:
-        sources = sources[shard[0] - 1 :: shard[1]]
+        own = slice(shard[0] - 1, None, shard[1])
+        sources, namesakes = sources[own], dict(list(namesakes.items())[own])
     _check_import(layout, config)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -93,6 +96,8 @@ def prepare(
     except OSError as error:
         raise DheadsError(f"cannot write {out}: {error.strerror}; choose another --out") from error
     failed = FailedTable(out, shard, (source.name for source in sources))
+    # What was left out for another of its name may be alone by now.
+    failed.reasons = {name: why for name, why in failed.reasons.items() if not why.startswith(NAMESAKE)} | namesakes
     frames = {source.clip: count for source in sources if (count := _finished_frames(out, source.clip))}
     todo = [source for source in sources if source.clip not in frames and source.name not in failed.reasons]
     _sweep(out, todo)
@@ -126,6 +131,7 @@ def prepare(
         contact_sheet=_contact_sheet(out, clips, shard_path(out, "contact-sheet.png", shard)) if clips else None,
         failed=sorted(failed.reasons.items()),
         drops=dict(kinds.most_common()),
+        passed_over=passed_over,
     )
 
 
@@ -225,13 +231,15 @@ def _output_error(error: BaseException | None) -> str | None:
 
 def _reason(error: Exception, raw: Path, source: Source) -> str:
     """One line that says what is wrong with a source, the same wherever the raw folder lies."""
-    known = isinstance(error, DheadsError | cv2.error)
-    text = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
+    told = isinstance(error, DheadsError | cv2.error)
+    text = " ".join((str(error) if told else f"{type(error).__name__}: {error}").split())
     words = {source.sound: "its sound", source.landmarks: "its landmarks", source.embeddings: "its embeddings"}
     for name, word in {source.name: "it", **words}.items():
         if name is not None:
             text = text.replace(str(raw / name), word)
-    return text[:500]
+    # What is neither damage that a library tells of nor the machine's fault may be ours.
+    known = told or isinstance(error, OSError | av.FFmpegError | MemoryError)
+    return text[:500] if known else f"{text[:450]} (unexpected; please report it)"
 
 
 def _kind(reason: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
 import re
 import warnings
 import zipfile
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from dheads.config import ConditioningConfig, Config, DiffusionConfig, ModelConfig, preset
 from dheads.errors import DheadsError
+from dheads.files import complete_or_absent
 
 _CHUNK = 1 << 20  # bytes read at a time
 
@@ -51,20 +51,18 @@ def unpack(archive: Path, folder: Path, wanted: list[dict[str, Any]], by_hand: s
 
 def _extract(bundle: zipfile.ZipFile, path: Path, entry: dict[str, Any]) -> bool:
     """Whether one of the members of that name is the expected file, which then lies at `path`."""
-    unfinished = path.with_name(f".{path.name}.part")
     for member in bundle.infolist():
         if re.split(r"[/\\]", member.filename)[-1] != entry["file"] or member.file_size != entry["bytes"]:
             continue
         try:
-            if _copy(bundle, member, unfinished, entry["bytes"]) == entry["sha256"]:
-                os.replace(unfinished, path)
-                return True
+            with complete_or_absent(path) as part:
+                if _copy(bundle, member, part, entry["bytes"]) != entry["sha256"]:
+                    raise zipfile.BadZipFile("another file of that name")
+            return True
         except _DAMAGED:
             continue
         except OSError as error:
             raise DheadsError(f"cannot unpack {path}: {error.strerror or error}") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
     return False
 
 

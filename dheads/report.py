@@ -7,8 +7,10 @@ import csv
 import io
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +19,7 @@ import jinja2
 import numpy as np
 
 from dheads.catalogue import CATALOGUE, PAPER, Measure
+from dheads.ending import undoing
 from dheads.errors import DheadsError
 from dheads.files import complete_or_absent
 from dheads.playback import plays_in_browsers, write_playable
@@ -59,12 +62,13 @@ class Report:
     table: str | None = None  # "crema" or "lrw": whose rows of the paper stand beside
 
 
-def write_report(report: Report, folder: Path) -> None:
+def write_report(report: Report, folder: Path | str) -> None:
     """report.json (all figures with their definitions), clips.csv (a row a clip) and report.html (one page, no other
     file needed: to look at and to pass on). Each file is complete or absent.
 
     Raises DheadsError when the folder cannot be written.
     """
+    folder = Path(folder)
     files = {"report.json": _json, "clips.csv": _csv, "report.html": _html}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -350,7 +354,7 @@ def _video_bytes(path: Path) -> bytes | None:
     try:
         if plays_in_browsers(path) and path.stat().st_size <= _MAX_VIDEO_BYTES:
             return path.read_bytes()
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder, undoing(partial(shutil.rmtree, folder, ignore_errors=True)):
             copy = Path(folder) / "copy.mp4"
             write_playable(path, copy, _WIDEST_COPY)
             return copy.read_bytes()

@@ -27,15 +27,15 @@ from dheads.distributed import world
 from dheads.engine import Engine
 from dheads.errors import DheadsError
 from dheads.faces import align_transforms, beyond_edge, framed
-from dheads.files import PART
+from dheads.files import PART, is_endless, target_of
 from dheads.hearing import Hearing, hear
-from dheads.jobs import Job
+from dheads.jobs import Job, check_inputs
 from dheads.landmarks import LandmarkBackend, find_face, in_view, load_backend
 from dheads.lockstep import Talk, perform
-from dheads.media import MAX_SECONDS, name_of
+from dheads.media import MAX_SECONDS, name_of, opened
 from dheads.paste import Paster
 from dheads.photos import NotAPhoto, load_photo
-from dheads.video import check_even, frame_at, read_frames, video_writer
+from dheads.video import check_even, container_of, frame_at, read_frames, video_writer
 from dheads.weights import load_model
 
 PLACES = {"cuda": 16}  # videos in lock-step; more make no more frames a second
@@ -71,43 +71,44 @@ class Outcome:
 
 
 def sample(
-    face: Path,
-    audio: Path | BinaryIO,
-    output: Path | BinaryIO,
+    face: Path | str,
+    audio: Path | str | BinaryIO,
+    output: Path | str | BinaryIO,
     *,
     device: str = "auto",
     compiled: bool = False,
     progress: bool = True,
     **options: Any,
 ) -> Result:
-    """Write to `output` an MP4 in which the person of `face`, a photo or a video, speaks the recording `audio`.
+    """Write to `output` a video in which the person of `face`, a photo or a video, speaks the recording `audio`.
 
-    A stream as `output` becomes a fragmented MP4, which can be played before it ends. `options` are those of
-    `jobs.Job`, such as seed and size; what is None is as the weights recommend. The same seed on the same device gives
-    the same video. `compiled`: by torch.compile, which takes a minute before it is faster. Sound is read as frames are
-    made, so that hours of it take no more memory than a minute.
+    It is an MP4, or an M4V or MOV where the name says so. A stream, a pipe or a device as `output` gets it in
+    fragments, which can be played before it ends. `options` are those of `jobs.Job`, such as seed and size; what is
+    None is as the weights recommend. The same seed on the same device gives the same video. `compiled`: by
+    torch.compile, which takes a minute before it is faster. Sound is read as frames are made, so that hours of it take
+    no more memory than a minute.
     Raises DheadsError for input that cannot be used; then nothing is written.
     """
     job = Job(face, audio, output, **options)
-    _check_output(job)
+    _check(job)
     engine, scene = _ready(job, device, compiled, progress)
     frames = generate(engine, scene.talk.photo, scene.talk.speech, seed=job.seed)
     start = time.monotonic()
     # Closed also when writing fails, so that the error begins a line of its own.
     with tqdm(frames, total=scene.frames, desc="sample", unit="frame", disable=not progress) as bar:
         try:
-            with video_writer(output, audio, audio_codec=job.audio_codec) as writer:
+            with video_writer(job.output, job.audio, audio_codec=job.audio_codec) as writer:
                 for frame in bar:
                     writer.add(scene.finish(frame))
         except _compile_errors(compiled) as error:
             raise _not_compiled(error) from error
     spent, notes = time.monotonic() - start, scene.notes + writer.notes
-    return Result(Path(name_of(output)), writer.count, writer.count / FPS, spent, notes)
+    return Result(Path(name_of(job.output)), writer.count, writer.count / FPS, spent, notes)
 
 
 def frames(
-    face: Path,
-    audio: Path | BinaryIO,
+    face: Path | str,
+    audio: Path | str | BinaryIO,
     *,
     device: str = "auto",
     compiled: bool = False,
@@ -116,6 +117,7 @@ def frames(
 ) -> Iterator[np.ndarray]:
     """Yield the frames, (H, W, 3) uint8, 25 a second, of the video that `sample` with the same options would write."""
     job = Job(face, audio, Path(os.devnull), **options)
+    check_inputs(job)
     engine, scene = _ready(job, device, compiled, progress)
     yield from map(scene.finish, generate(engine, scene.talk.photo, scene.talk.speech, seed=job.seed))
 
@@ -226,7 +228,7 @@ class _Take:
 
     def __init__(self, job: Job, studio: Studio) -> None:
         """Raises DheadsError for a job that cannot be done; then nothing is left of it."""
-        _check_output(job)
+        _check(job)
         self._output = job.output
         self._scene = studio.scene(job)
         self._unheard: str | None = None  # what is wrong with the rest of the sound
@@ -382,11 +384,19 @@ def _picture(path: Path, backend: LandmarkBackend, at: float | None, notes: list
                 if any(in_view(face, frame.shape) for face in backend.glance(frame)):
                     return frame, str(path)
         except DheadsError:
+            if _is_sound(path):
+                raise DheadsError(f"{path} is sound without a picture; give FACE first, then AUDIO") from None
             raise no_photo from None
         return first, str(path)
     if at is not None:
         raise DheadsError(f"{path} is a photo; a time is for a video")
     return photo, str(path)
+
+
+def _is_sound(path: Path) -> bool:
+    with suppress(DheadsError), opened(path, str(path)) as container:
+        return bool(container.streams.audio) and not container.streams.video
+    return False
 
 
 @contextmanager
@@ -411,13 +421,22 @@ def chosen(sampling: SamplingConfig, **wanted: Any) -> SamplingConfig:
     return dataclasses.replace(sampling, **{name: value for name, value in wanted.items() if value is not None})
 
 
-def _check_output(job: Job) -> None:
+def _check(job: Job) -> None:
+    """Raises DheadsError for what can be told without reading anything, before any work is done."""
+    check_inputs(job)
     if job.size is not None:
         check_even(job.size, job.size)
-    if not isinstance(job.output, Path):
+    if not isinstance(job.output, Path) or is_endless(job.output):
         return
-    if not job.output.parent.is_dir():
-        raise DheadsError(f"{job.output}: the folder {job.output.parent} does not exist; create it or choose another")
+    try:
+        folder = target_of(job.output).parent
+    except OSError as error:
+        raise DheadsError(f"cannot write {job.output}: {error.strerror}") from error
+    container_of(job.output)
+    if not folder.is_dir():
+        raise DheadsError(f"{job.output}: the folder {folder} does not exist; create it or choose another")
+    if not os.access(folder, os.W_OK):
+        raise DheadsError(f"{job.output}: the folder {folder} cannot be written to; choose another")
     for source in (job.face, job.audio):
         with suppress(OSError):
             if isinstance(source, Path) and job.output.samefile(source):
@@ -428,14 +447,17 @@ def _known_outcome(job: Job, overwrite: bool) -> Outcome | None:
     """What is known of a job before it is tried."""
     if job.fault is not None:
         return Outcome(job.output, error=job.fault)
-    if not overwrite and os.path.isfile(job.output):
-        return Outcome(job.output, skipped=True)
-    return None
+    try:
+        container_of(job.output)
+    except DheadsError as error:
+        return Outcome(job.output, error=str(error))
+    return Outcome(job.output, skipped=True) if not overwrite and os.path.isfile(job.output) else None
 
 
 def _sweep(jobs: list[Job]) -> None:
     """Delete what a killed run left of these outputs."""
-    ours = {(job.output.parent, job.output.name[:200]) for job in jobs}
+    targets = [Path(os.path.realpath(job.output)) for job in jobs]
+    ours = {(target.parent, target.name[:200]) for target in targets}
     for folder in {folder for folder, _ in ours}:
         for path in folder.glob(".*.part"):
             match = PART.fullmatch(path.name)

@@ -23,6 +23,8 @@ from dheads.media import Chunk, name_of, opened, packets, sound_in_step, start_s
 # What MP4 can hold and browsers play, but other players do not: MP3, FLAC and Opus are silent in QuickTime, on iPhones
 # or in Windows' player, ALAC outside Apple's world.
 _COPIED = {"aac": "AAC", "mp3": "MP3", "alac": "ALAC", "flac": "FLAC", "opus": "Opus"}
+# By container: what people call it, and which of these it holds.
+_HELD = {"mp4": ("MP4", set(_COPIED)), "mov": ("MOV", {"aac", "mp3", "alac"}), "ipod": ("M4V", {"aac", "alac"})}
 _MIN_MP3_RATE = 16_000  # slower MP3 ("MPEG 2.5") is not in MP4's standard
 # Windows' decoder takes AAC of up to 48 kHz and 5.1 channels.
 _AAC_RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
@@ -46,8 +48,9 @@ def no_sound() -> Soundtrack:
 
 
 @contextmanager
-def source_sound(audio: Path | BinaryIO, codec: AudioCodec) -> Iterator[Soundtrack]:
-    """The sound of a file: LC-AAC is copied, and for "copy" all that MP4 can hold; other sound becomes AAC.
+def source_sound(audio: Path | BinaryIO, codec: AudioCodec, container: str = "mp4") -> Iterator[Soundtrack]:
+    """The sound of a file: LC-AAC is copied, and for "copy" all that the container (FFmpeg's name) can hold; other
+    sound becomes AAC.
 
     Raises DheadsError for unreadable sound.
     """
@@ -55,14 +58,14 @@ def source_sound(audio: Path | BinaryIO, codec: AudioCodec) -> Iterator[Soundtra
     with opened(audio, name, "sound or video") as source:
         stream = source.streams[number]
         kind = _kind(stream.codec_context)
-        can_copy = _fits_mp4(stream.codec_context)
+        can_copy = _fits(stream.codec_context, container)
         if can_copy and (codec == "copy" or kind == "LC-AAC"):
             yield Soundtrack(partial(_add_copy, source, stream))
         elif can_copy:
             note = f"{name}: its {kind} sound is encoded to AAC, which plays everywhere; --audio copy keeps it as it is"
             yield Soundtrack(partial(_add_encoded, source, stream), [note])
         else:
-            note = f"{name}: MP4 cannot hold its {kind} sound, which is encoded to AAC"
+            note = f"{name}: {_HELD[container][0]} cannot hold its {kind} sound, which is encoded to AAC"
             yield Soundtrack(partial(_add_encoded, source, stream), [note] if codec == "copy" else [])
 
 
@@ -74,12 +77,14 @@ def _kind(codec: av.AudioCodecContext) -> str:
     return _COPIED.get(name, name)
 
 
-def _fits_mp4(codec: av.AudioCodecContext) -> bool:
+def _fits(codec: av.AudioCodecContext, container: str) -> bool:
     name = codec.codec.canonical_name
+    if name not in _HELD[container][1]:
+        return False
     if name == "mp3":
         return codec.sample_rate >= _MIN_MP3_RATE
     # MP4 wants the codec's header, which damaged files lack; that of AAC is made where every packet says of what kind.
-    return name in _COPIED and bool(codec.extradata or (name == "aac" and codec.profile))
+    return bool(codec.extradata or (name == "aac" and codec.profile))
 
 
 def _add_copy(

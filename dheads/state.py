@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dheads.config import Config, from_dict, to_dict
 from dheads.errors import DheadsError
+from dheads.files import complete_or_absent
 from dheads.model import UNet
 from dheads.parts import load_parts, save_parts
 
@@ -259,18 +260,14 @@ def numbered(run: Path, step: int) -> Path:
 
 def publish(source: Path, target: Path) -> None:
     """Make `target` another name of the file `source`, in one stroke. Raises DheadsError where it cannot be."""
-    unfinished = target.with_name(f".{target.name}.part")
     try:
-        unfinished.unlink(missing_ok=True)
-        try:
-            os.link(source, unfinished)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, unfinished)
-        os.replace(unfinished, target)
+        with complete_or_absent(target) as part:
+            try:
+                os.link(source, part)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, part)
     except OSError as error:
         raise DheadsError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def prune(run: Path, step: int, keep: int) -> None:

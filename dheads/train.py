@@ -55,8 +55,8 @@ log = logging.getLogger("dheads")
 
 def train(
     config: Config,
-    data: Path,
-    run: Path,
+    data: Path | str,
+    run: Path | str,
     *,
     device: str = "cpu",
     init: str | None = None,
@@ -72,6 +72,7 @@ def train(
     another process trains there, and when a gradient is bad and training.bad_steps says to stop, or too many in a row
     are.
     """
+    data, run = Path(data), Path(run)
     training, counted = config.training, time.monotonic()  # until when the state counts the time
     with ExitStack() as stack:
         # Data, processes, folder.

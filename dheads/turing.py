@@ -12,9 +12,11 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
+from dheads.ending import undoing
 from dheads.errors import DheadsError
 from dheads.files import complete_or_absent, part_of
 from dheads.playback import longer_side, write_playable
@@ -46,7 +48,9 @@ class Tally:
 # ---- The page ----
 
 
-def write_turing_test(generated: dict[str, Path], real: dict[str, Path], count: int, folder: Path, seed: int) -> Path:
+def write_turing_test(
+    generated: dict[str, Path], real: dict[str, Path], count: int, folder: Path | str, seed: int
+) -> Path:
     """`folder` with a page that shows `count` generated and `count` real videos; returns the key, which lies beside it.
 
     generated, real: videos by name. Where there are enough, no name is shown twice. All are written anew in one form
@@ -54,6 +58,7 @@ def write_turing_test(generated: dict[str, Path], real: dict[str, Path], count: 
     The pictures should show the same part of the head, or that tells. seed: which clips are taken.
     Raises DheadsError for too few or unreadable videos, and where the folder or the key is there already.
     """
+    folder = Path(folder)
     key = Path(f"{folder.absolute()}-key.json")
     for path in (folder, key):
         if path.exists():
@@ -64,19 +69,21 @@ def write_turing_test(generated: dict[str, Path], real: dict[str, Path], count: 
     tokens = sorted(secrets.token_hex(8) for _ in chosen)
     secrets.SystemRandom().shuffle(chosen)
     part = part_of(folder)
+    remove = partial(shutil.rmtree, part, ignore_errors=True)
+    answers = {token: {"kind": kind, "clip": clip} for token, (kind, clip, _) in zip(tokens, chosen, strict=True)}
     try:
-        part.mkdir(parents=True)
-        for token, (_, _, path) in zip(tokens, chosen, strict=True):
-            write_playable(path, part / f"{token}.mp4", side)
-        (part / "index.html").write_text(_page(test, tokens), encoding="utf-8")
-        answers = {token: {"kind": kind, "clip": clip} for token, (kind, clip, _) in zip(tokens, chosen, strict=True)}
-        with complete_or_absent(key) as unfinished:
-            unfinished.write_text(json.dumps({"test": test, "clips": answers}, indent=1) + "\n", encoding="utf-8")
-            part.rename(folder)
+        with undoing(remove):
+            part.mkdir(parents=True)
+            for token, (_, _, path) in zip(tokens, chosen, strict=True):
+                write_playable(path, part / f"{token}.mp4", side)
+            (part / "index.html").write_text(_page(test, tokens), encoding="utf-8")
+            with complete_or_absent(key) as unfinished:
+                unfinished.write_text(json.dumps({"test": test, "clips": answers}, indent=1) + "\n", encoding="utf-8")
+                part.rename(folder)
     except OSError as error:
         raise DheadsError(f"cannot write the Turing test to {folder}: {error.strerror}") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        remove()
     return key
 
 
@@ -102,15 +109,16 @@ def _page(test: str, tokens: list[str]) -> str:
 # ---- The votes ----
 
 
-def tally(votes_files: Sequence[Path], key: Path) -> Tally:
+def tally(votes_files: Sequence[Path | str], key: Path | str) -> Tally:
     """The shares of votes for "real", of all voters together (a voter's votes count as independent).
 
     Raises DheadsError for a file that is damaged, of another test, or of a voter who was counted already.
     """
+    key = Path(key)
     test, kinds = _read_key(key)
     votes: dict[str, list[bool]] = {GENERATED: [], REAL: []}
     voters: dict[str, Path] = {}
-    for path in votes_files:
+    for path in map(Path, votes_files):
         voter, answers = _read_votes(path, test, kinds)
         if voter in voters:
             raise DheadsError(f"{path} holds the votes of {voters[voter]} once more; give each voter's file once")

@@ -20,17 +20,22 @@ from dheads import __version__
 from dheads.colours import SCALER, ToRgb
 from dheads.config import FPS, AudioCodec
 from dheads.errors import DheadsError
-from dheads.files import part_of
+from dheads.files import Stream, as_path, complete_or_absent, is_endless, stream_into
 from dheads.media import decoded, name_of, opened, start_seconds
 from dheads.photos import open_animation
 from dheads.soundtrack import Soundtrack, no_sound, source_sound, waveform_sound
 
-VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".m4v"})  # file endings
+# The endings, in lower case, of files that FFmpeg reads pictures with sound from.
+VIDEOS = frozenset(
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".mk3d", ".webm", ".ogv", ".ogm", ".nut"}
+    | {".mpg", ".mpeg", ".mpe", ".vob", ".mod", ".tod", ".ts", ".mts", ".m2ts", ".m2t", ".dv", ".mxf"}
+    | {".avi", ".divx", ".wmv", ".asf", ".wtv", ".flv", ".rm", ".rmvb"}
+)
 _PROGRAM = f"dheads {__version__}"
 _MAX_HOLD_SECONDS = 600  # one picture on screen for longer is a damaged time stamp
 _BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and matrix
-
-_unfinished: set[Path] = set()  # half-written files of this process
+_CONTAINERS = {".mp4": "mp4", ".m4v": "ipod", ".mov": "mov"}  # FFmpeg's names, by the ending of a file
+_FRAGMENTED = "frag_keyframe+delay_moov+default_base_moof"  # what is played before it is complete
 
 
 # --- Pixels ----------------------------------------------------------------------------------------------------------
@@ -110,7 +115,8 @@ def _timed_pictures(path: Path) -> Iterator[tuple[Callable[[], np.ndarray], floa
 
 
 class VideoWriter:
-    """An MP4 that grows frame by frame: complete when it is closed, or absent. A stream becomes a fragmented MP4.
+    """An MP4 or MOV that grows frame by frame: complete when it is closed, or absent. A stream, a pipe and a device get
+    it in fragments.
 
     As a context manager it is closed where its block ends well, and discarded where it fails; so it is where `add` or
     `close` fails. Both raise DheadsError for what cannot be written, as does opening one. `notes`: what the user should
@@ -131,11 +137,9 @@ class VideoWriter:
             soundtrack = stack.enter_context(sound)
             self.notes = soundtrack.notes
             stack.enter_context(_muxer_errors(target))
-            if isinstance(target, Path):
-                place, movflags = str(stack.enter_context(_complete_or_absent(target.absolute()))), "faststart"
-            else:
-                place, movflags = target, "frag_keyframe+delay_moov+default_base_moof"
-            self._output = stack.enter_context(av.open(place, "w", format="mp4", options={"movflags": movflags}))
+            place, movflags = stack.enter_context(_place(target))
+            options = {"movflags": movflags}
+            self._output = stack.enter_context(av.open(place, "w", format=container_of(target), options=options))
             self._output.metadata.update(tags | {"encoding_tool": _PROGRAM})
             self._video = self._output.add_stream("libx264", rate=fps, options=x264_options)
             self._video.pix_fmt = "yuv420p"
@@ -198,14 +202,15 @@ class _Discarded(Exception):
 
 
 def video_writer(
-    target: Path | BinaryIO,
-    audio: Path | BinaryIO | None,
+    target: Path | str | BinaryIO,
+    audio: Path | str | BinaryIO | None,
     *,
     audio_codec: AudioCodec = "aac",
     fps: int = FPS,
     comment: str | None = None,
 ) -> VideoWriter:
-    """A writer of H.264 in an MP4 that plays everywhere, beside the sound of `audio`.
+    """A writer of H.264 in an MP4 (or, by the name's ending, an M4V or MOV) that plays everywhere, beside the sound of
+    `audio`.
 
     audio_codec: "aac" copies LC-AAC bit for bit and encodes other sound to it, "copy" copies all that MP4 can hold. The
     metadata say that the video is AI-generated and by what; `comment` takes the place of that sentence.
@@ -215,16 +220,19 @@ def video_writer(
         "title": "AI-generated talking-head video",
         "comment": comment or f"AI-generated talking-head video made by {_PROGRAM}",
     }
-    sound = nullcontext(no_sound()) if audio is None else source_sound(audio, audio_codec)
+    target = as_path(target)
+    sound = nullcontext(no_sound())
+    if audio is not None:
+        sound = source_sound(as_path(audio), audio_codec, container_of(target))
     # A stream's fragments end at key frames, and its reader is waiting for the first.
-    pace = {"g": "50"} if isinstance(target, Path) else {"g": "25", "tune": "zerolatency"}
+    pace = {"g": "25", "tune": "zerolatency"} if _is_stream(target) else {"g": "50"}
     return VideoWriter(target, sound, fps, tags, {"crf": "16", "preset": "medium", **pace})
 
 
 def write_video(
-    target: Path | BinaryIO,
+    target: Path | str | BinaryIO,
     frames: Iterable[np.ndarray],
-    audio: Path | BinaryIO | None,
+    audio: Path | str | BinaryIO | None,
     *,
     audio_codec: AudioCodec = "aac",
     fps: int = FPS,
@@ -241,7 +249,7 @@ def write_video(
 
 
 def write_clip(
-    path: Path,
+    path: Path | str,
     frames: Iterable[np.ndarray | av.VideoFrame],
     waveform: torch.Tensor,
     *,
@@ -256,7 +264,7 @@ def write_clip(
     """
     sound = nullcontext(waveform_sound(waveform, opus_kbps))
     options = {"crf": "6", "g": "1"} if x264_options is None else x264_options
-    with VideoWriter(path, sound, FPS, {"title": "Prepared clip"}, options) as writer:
+    with VideoWriter(Path(path), sound, FPS, {"title": "Prepared clip"}, options) as writer:
         for image in frames:
             writer.add(image)
     return writer.count
@@ -279,44 +287,38 @@ def _yuv(image: np.ndarray, scaler: VideoReformatter) -> av.VideoFrame:
     )
 
 
+def container_of(target: Path | BinaryIO) -> str:
+    """What a target becomes, by FFmpeg's name. Raises DheadsError for a file whose name asks for what is not made."""
+    container = _CONTAINERS.get(target.suffix.lower()) if isinstance(target, Path) else None
+    if container is None and not _is_stream(target):
+        raise DheadsError(f"{target}: a video's name must end in .mp4, .m4v or .mov, as no other kind is made")
+    return container or "mp4"
+
+
+def _is_stream(target: Path | BinaryIO) -> bool:
+    return not isinstance(target, Path) or is_endless(target)
+
+
 @contextmanager
-def _complete_or_absent(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that takes its name if the block ends well, and vanishes if not."""
-    part = part_of(target)
-    if target.is_dir():
-        raise DheadsError(f"cannot write {target}: it is a folder; give the name of a file")
-    _unfinished.add(part)
-    try:
-        part.open("xb").close()
-    except OSError as error:
-        _unfinished.discard(part)
-        raise DheadsError(
-            f"cannot write {target}: {error.strerror}; choose a folder that exists and is yours"
-        ) from error
-    try:
-        yield part
-        try:
-            part.replace(target)
-        except OSError as error:
-            raise DheadsError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
-        _unfinished.discard(part)
-
-
-def remove_unfinished() -> None:
-    """Delete what is half-written; for a program that ends without unwinding."""
-    for part in list(_unfinished):
-        with suppress(OSError):
-            part.unlink()
+def _place(target: Path | BinaryIO) -> Iterator[tuple[str | BinaryIO | Stream, str]]:
+    """What the muxer writes to, and its flags."""
+    if not isinstance(target, Path):
+        yield target, _FRAGMENTED
+    elif is_endless(target):
+        with stream_into(target) as stream:
+            yield stream, _FRAGMENTED
+    else:
+        with complete_or_absent(target) as part:
+            part.open("xb").close()  # the muxer would not try before the first frame
+            yield str(part), "faststart"
 
 
 @contextmanager
 def _muxer_errors(target: Path | BinaryIO) -> Iterator[None]:
-    """A full disk or a closed pipe becomes a DheadsError."""
+    """A name that cannot be written, a full disk and a closed pipe become a DheadsError."""
     try:
         yield
-    except (av.FFmpegError, BrokenPipeError) as error:
+    except (av.FFmpegError, OSError) as error:
         # PyAV passes on what a stream's write() raised, or hides it behind its own error.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise DheadsError(f"cannot write {name_of(target)}: {cause.strerror}") from error
+        raise DheadsError(f"cannot write {name_of(target)}: {cause.strerror or cause}") from error

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tqdm import tqdm
 from dheads import config as configuration
 from dheads.config import Config
 from dheads.errors import DheadsError
+from dheads.files import complete_or_absent
 from dheads.locks import in_turn
 from dheads.model import UNet
 from dheads.released import read_network, unpack
@@ -58,12 +59,17 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, tensors: dict[str, Tensor], config: Config, info: dict[str, Any], dtype: torch.dtype = torch.float32
+    path: Path | str,
+    tensors: dict[str, Tensor],
+    config: Config,
+    info: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a checkpoint, with its floating-point tensors in `dtype`; the file appears only when it is complete.
 
     Raises DheadsError where it cannot be written, and for numbers that are not finite, or too large for `dtype`.
     """
+    path = Path(path)
     stored = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous().clone()
         for name, tensor in tensors.items()
@@ -71,14 +77,10 @@ def save_checkpoint(
     if bad := _first_not_finite(stored):
         raise DheadsError(f"cannot write the checkpoint {path}: {bad} holds numbers that are not finite as {dtype}")
     texts = {"format": FORMAT, "config": json.dumps(configuration.to_dict(config)), "info": json.dumps(info)}
-    unfinished = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(stored, unfinished, metadata={**texts, "sha256": _digest(texts, stored)})
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with complete_or_absent(path) as part:
+            save_file(stored, part, metadata={**texts, "sha256": _digest(texts, stored)})
     except (OSError, SafetensorError) as error:
         raise DheadsError(f"cannot write the checkpoint {path}: {error}") from error
 
@@ -88,8 +90,9 @@ def _first_not_finite(tensors: dict[str, Tensor]) -> str | None:
     return next((name for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()), None)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read and check a checkpoint. Raises DheadsError for a file that is absent, damaged or of another kind."""
+    path = Path(path)
     if not path.is_file():
         raise DheadsError(f"there is no checkpoint file {path}")
     if path.suffix.lower() in {".pt", ".pth", ".ckpt"}:
@@ -216,11 +219,15 @@ def fetch(name: str, progress: bool = True) -> Path:
 @contextmanager
 def _own_turn(name: str) -> Iterator[None]:
     """Processes fetch one after the other: two would write into one unfinished file."""
-    try:
-        home().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DheadsError(f"cannot make {home()}: {error.strerror}; set DHEADS_HOME to a folder of yours") from error
-    with in_turn(home() / ".lock", f"{name}: waiting for another dheads, which is fetching weights"):
+    with ExitStack() as stack:
+        try:
+            home().mkdir(parents=True, exist_ok=True)
+            waiting = f"{name}: waiting for another dheads, which is fetching weights"
+            stack.enter_context(in_turn(home() / ".lock", waiting))
+        except OSError as error:
+            raise DheadsError(
+                f"cannot write to {home()}: {error.strerror}; set DHEADS_HOME to another folder"
+            ) from error
         yield
 
 
@@ -237,12 +244,16 @@ def _is_listed(path: Path, entry: dict[str, Any]) -> bool:
 
 def home() -> Path:
     """The folder of downloaded weights: DHEADS_HOME, else `dheads` in the platform's cache folder."""
-    if chosen := os.environ.get("DHEADS_HOME"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "dheads"
-    variable, default = ("LOCALAPPDATA", "AppData/Local") if sys.platform == "win32" else ("XDG_CACHE_HOME", ".cache")
-    return Path(os.environ.get(variable) or Path.home() / default) / "dheads"
+    try:
+        if chosen := os.environ.get("DHEADS_HOME"):
+            return Path(chosen).expanduser()
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "dheads"
+        windows = sys.platform == "win32"
+        variable, default = ("LOCALAPPDATA", "AppData/Local") if windows else ("XDG_CACHE_HOME", ".cache")
+        return Path(os.environ.get(variable) or Path.home() / default) / "dheads"
+    except RuntimeError:  # neither HOME nor an entry of this user in the system's list
+        raise DheadsError("this user has no home folder to keep weights in; set DHEADS_HOME to a folder") from None
 
 
 def file_sha256(path: Path) -> str:
@@ -273,11 +284,10 @@ def accept(name: str) -> None:
     if not _asks(entry):
         return
     path = home() / "accepted.json"
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({**_accepted(), entry["page"]: entry["license"]}, indent=2), encoding="utf-8")
-        os.replace(unfinished, path)
+        with complete_or_absent(path) as part:
+            part.write_text(json.dumps({**_accepted(), entry["page"]: entry["license"]}, indent=2), encoding="utf-8")
     except OSError as error:
         raise DheadsError(f"cannot write {path}: {error.strerror}") from error
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from dheads.ending import ended_cleanly, undo_all
 from dheads.errors import DheadsError
+from dheads.startup import open_streams
 
+_PATIENCE_SECONDS = 5  # for a process to undo what it has under way
 # Called once in each process, with the process's number from 0; makes the function that does the work.
 Start = Callable[[int], Callable[[Any], Any]]
 
@@ -106,17 +110,29 @@ class _Worker:
     def end(self) -> None:
         self.pipe.close()
         self.process.terminate()
+        self.process.join(_PATIENCE_SECONDS)
+        self.process.kill()
         self.process.join()
 
 
 def _serve(start: Start, number: int, pipe: Connection) -> None:
+    open_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
     try:
-        work = start(number)
-        pipe.send(None)  # ready
-        while True:
-            pipe.send(work(pipe.recv()))
+        with ended_cleanly():
+            work = start(number)
+            pipe.send(None)  # ready
+            while True:
+                pipe.send(work(pipe.recv()))
     except DheadsError as error:
         pipe.send(error)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # nobody is left to work for
         return
+
+
+def _end_with_the_first() -> None:
+    """However the process that started this one ends: nobody is left to work for."""
+    multiprocessing.parent_process().join()
+    undo_all()
+    os._exit(1)

@@ -224,6 +224,7 @@ def test_json_is_one_line_with_everything(monkeypatch: pytest.MonkeyPatch) -> No
 class Prepared:
     failed: list[tuple[str, str]]
     drops: dict[str, int]
+    passed_over: dict[str, int] = dataclasses.field(default_factory=dict)
     clips: int = 2
     frames: int = 150
     seconds: float = 6.0
@@ -234,12 +235,13 @@ class Prepared:
 
 def test_prepare_reports_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = [("c.mp4", "no face in 3 of 75 frames")]
-    verb = Verb("prepare", monkeypatch, Prepared(failed, {"no face in N of N frames": 1}))
+    others = {".txt": 3, "links to folders": 1}
+    verb = Verb("prepare", monkeypatch, Prepared(failed, {"no face in N of N frames": 1}, others))
     done = run("prepare", "raw", "--out", "data", "--preset", "tiny", "--workers", 1, "--set", "model.image_size=64")
     assert (done.exit_code, done.stdout) == (0, "data\n")
     assert done.stderr == (
         "2 clips, 0.00 hours, 150 frames, 1 speakers\nleft out c.mp4: no face in 3 of 75 frames\n"
-        "look at data/contact-sheet.png\n"
+        "passed over: 3 x .txt, 1 x links to folders\nlook at data/contact-sheet.png\n"
     )
     (args, options), config = verb.calls[0], verb.calls[0][0][2]
     assert args[:2] == (Path("raw"), Path("data"))

@@ -37,7 +37,7 @@ CREMA = ("VideoFlash/1001_DFA_ANG_XX.flv", "AudioWAV/1001_DFA_ANG_XX.wav", "Vide
 
 def test_crema_has_its_sound_in_files_of_their_own(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, *CREMA, "AudioWAV/1002_DFA_ANG_XX.wav", "VideoFlash/readme.txt", "AudioMP3/x.mp4")
-    assert find_sources(raw) == (
+    assert find_sources(raw)[:2] == (
         "crema",
         [
             Source(
@@ -56,7 +56,7 @@ def test_crema_has_its_sound_in_files_of_their_own(tmp_path: Path) -> None:
 def test_the_actors_of_the_paper_are_held_out(tmp_path: Path) -> None:
     actors = [str(actor) for actor in range(1001, 1092)]
     raw = raw_folder(tmp_path, *(f"VideoFlash/{actor}_{text}.flv" for actor in actors for text in ("A", "B")))
-    _, sources = find_sources(raw)
+    sources = find_sources(raw).sources
     assert len(sources) == 182
     assert speakers_of(sources, "test") == TEST_ACTORS
     assert speakers_of(sources, "val") == VAL_ACTORS
@@ -65,7 +65,7 @@ def test_the_actors_of_the_paper_are_held_out(tmp_path: Path) -> None:
 
 def test_an_actor_keeps_the_split_whichever_part_of_the_corpus_is_there(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, "videoflash/1038_A.mp4", "videoflash/1089_A.mp4", "videoflash/1100_A.mp4")
-    _, sources = find_sources(raw, "crema")
+    sources = find_sources(raw, "crema").sources
     assert {source.speaker: source.split for source in sources} == {"1038": "val", "1089": "test", "1100": "train"}
 
 
@@ -85,7 +85,8 @@ LRW = tuple(f"{word}/{split}/{word}_00001.mp4" for word in ("ABOUT", "YOUNG") fo
 def test_lrw_has_its_own_splits(tmp_path: Path, base: str) -> None:
     texts = [name.replace(".mp4", ".txt") for name in LRW]
     raw = raw_folder(tmp_path, *(base + name for name in (*LRW, *texts, "ABOUT/train/deep/ABOUT_00009.mp4")))
-    layout, sources = find_sources(raw)
+    layout, sources, _, passed_over = find_sources(raw)
+    assert passed_over == {".txt": 6, "videos in no WORD/SPLIT/": 1}
     assert layout == "lrw"
     assert [(source.name.removeprefix(base), source.clip, source.split) for source in sources] == [
         (f"{word}/{split}/{word}_00001.mp4", f"{word}/{split}_{word}_00001", split)
@@ -112,7 +113,7 @@ def released(tmp_path: Path, *folders: str, **lists: str) -> Path:
 
 def test_released_lists_are_read_with_all_that_belongs_to_a_clip(tmp_path: Path) -> None:
     raw = released(tmp_path, "audio", "lmks", "crema_audio_embs", test="./s15/1015_A.mp4\n\n./s15/1015_B.C.mp4")
-    assert find_sources(raw) == (
+    assert find_sources(raw)[:2] == (
         "released",
         [
             Source(
@@ -130,25 +131,25 @@ def test_released_lists_are_read_with_all_that_belongs_to_a_clip(tmp_path: Path)
 
 
 def test_released_folders_may_have_only_videos(tmp_path: Path) -> None:
-    _, (source,) = find_sources(released(tmp_path, train="s1/1001_A.mp4\n"))
+    (source,) = find_sources(released(tmp_path, train="s1/1001_A.mp4\n")).sources
     assert source == Source("video/s1/1001_A.mp4", "s1/1001_A", "s1", "train")
 
 
 def test_released_validation_is_held_out_of_the_training_speakers(tmp_path: Path) -> None:
     """The released code validated on the test set."""
     raw = released(tmp_path, train=TRAIN, test="s15/1015_A.mp4\n")
-    _, sources = find_sources(raw)
+    sources = find_sources(raw).sources
     assert speakers_of(sources, "test") == {"s15"}
     (val,) = speakers_of(sources, "val")
     assert speakers_of(sources, "train") == {f"s{i}" for i in range(1, 11)} - {val}
     (raw / "file_list_train.txt").write_text(TRAIN + TRAIN.replace("_A", "_B"), encoding="utf-8")
-    _, more = find_sources(raw)
+    more = find_sources(raw).sources
     assert len(more) == len(sources) + 10
     assert speakers_of(more, "val") == {val}
 
 
 def test_released_validation_list_is_used_where_there_is_one(tmp_path: Path) -> None:
-    _, sources = find_sources(released(tmp_path, train=TRAIN, val="s20/1020_A.mp4\n", test="s15/1015_A.mp4\n"))
+    sources = find_sources(released(tmp_path, train=TRAIN, val="s20/1020_A.mp4\n", test="s15/1015_A.mp4\n")).sources
     assert speakers_of(sources, "val") == {"s20"}
     assert len(speakers_of(sources, "train")) == 10
 
@@ -156,7 +157,7 @@ def test_released_validation_list_is_used_where_there_is_one(tmp_path: Path) -> 
 def test_released_folders_of_words_are_no_speakers(tmp_path: Path) -> None:
     """LRW in the authors' layout: the same words stand in every list."""
     lists = {split: f"./ABOUT/{split}/ABOUT_00001.mp4\n" for split in ("train", "test")}
-    _, sources = find_sources(released(tmp_path, **lists))
+    sources = find_sources(released(tmp_path, **lists)).sources
     assert [(source.clip, source.speaker, source.split) for source in sources] == [
         ("ABOUT/test_ABOUT_00001", "ABOUT/test_ABOUT_00001", "test"),
         ("ABOUT/train_ABOUT_00001", "ABOUT/train_ABOUT_00001", "train"),
@@ -198,7 +199,7 @@ def test_several_folders_of_embeddings_are_refused(tmp_path: Path) -> None:
 
 def test_the_speaker_is_the_first_folder(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, "ann/1.mp4", "ann/deep/2.MOV", "bob/1.mp4", "cy.HEIC", "notes.txt", "dee/1.wav")
-    layout, sources = find_sources(raw)
+    layout, sources, *_ = find_sources(raw)
     assert layout == "folder"
     assert {source.clip: (source.name, source.speaker) for source in sources} == {
         "ann/ann_1": ("ann/1.mp4", "ann"),
@@ -213,12 +214,12 @@ def test_the_speaker_is_the_first_folder(tmp_path: Path) -> None:
 
 def test_more_clips_of_the_same_speakers_move_nobody(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, *(f"speaker{i}/1.mp4" for i in range(12)))
-    before = {source.clip: source for source in find_sources(raw)[1]}
+    before = {source.clip: source for source in find_sources(raw).sources}
     raw_folder(tmp_path, *(f"speaker{i}/{j}.mp4" for i in range(0, 12, 3) for j in range(2, 9)))
-    after = {source.clip: source for source in find_sources(raw)[1]}
+    after = {source.clip: source for source in find_sources(raw).sources}
     assert len(after) == 12 + 4 * 7
     assert {clip: after[clip] for clip in before} == before
-    assert find_sources(raw)[1] == find_sources(raw)[1]
+    assert find_sources(raw).sources == find_sources(raw).sources
 
 
 # --- Which layout it is
@@ -248,7 +249,7 @@ def test_a_layout_is_found_by_looking(tmp_path: Path, layout: str, names: tuple[
 
 
 def test_a_given_layout_is_used(tmp_path: Path) -> None:
-    layout, sources = find_sources(raw_folder(tmp_path, *CREMA), "folder")
+    layout, sources, *_ = find_sources(raw_folder(tmp_path, *CREMA), "folder")
     assert layout == "folder"
     assert {source.speaker for source in sources} == {"VideoFlash"}
 
@@ -257,7 +258,7 @@ def test_a_given_layout_is_used(tmp_path: Path) -> None:
     ("layout", "names", "message"),
     [
         ("crema", ("ann/1.mp4",), "has no folder VideoFlash, so it is not CREMA-D; "),
-        ("crema", ("VideoFlash/1001_A.txt",), "VideoFlash: holds no video; known endings are .avi, "),
+        ("crema", ("VideoFlash/1001_A.txt",), "VideoFlash: holds no video; known endings are .3g2, "),
         ("lrw", ("ann/1.mp4", "ABOUT/2.mp4"), "has no videos such as ABOUT/train/ABOUT_00001.mp4, so it is not LRW; "),
         ("released", ("video/1.mp4",), "has no folder video with a file_list_train.txt or file_list_test.txt beside"),
         ("released", ("file_list_train.txt",), "has no folder video with a file_list_train.txt"),
@@ -294,7 +295,7 @@ def test_a_csv_says_who_speaks_and_what_is_left_out(tmp_path: Path, caplog: pyte
     raw = raw_folder(tmp_path, "a.mp4", "b/c.mp4", "unlisted.mp4")
     path = splits_csv(tmp_path, "b/c.mp4,ann,val", "a.mp4,bob,test", "z.mp4,bob,test", "y.mp4,bob,test")
     with caplog.at_level(logging.WARNING, "dheads"):
-        layout, sources = find_sources(raw, split_file=path)
+        layout, sources, *_ = find_sources(raw, split_file=path)
     assert layout == "folder"
     assert sources == [
         Source("b/c.mp4", "ann/b_c", "ann", "val"),
@@ -305,7 +306,7 @@ def test_a_csv_says_who_speaks_and_what_is_left_out(tmp_path: Path, caplog: pyte
 
 def test_a_csv_replaces_any_layouts_splits_and_leaves_its_sound(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, *CREMA)
-    layout, sources = find_sources(raw, split_file=splits_csv(tmp_path, f"{CREMA[0]},ann,val"))
+    layout, sources, *_ = find_sources(raw, split_file=splits_csv(tmp_path, f"{CREMA[0]},ann,val"))
     assert layout == "crema"
     assert sources == [Source(CREMA[0], "ann/1001_DFA_ANG_XX", "ann", "val", sound=CREMA[1])]
 
@@ -313,7 +314,7 @@ def test_a_csv_replaces_any_layouts_splits_and_leaves_its_sound(tmp_path: Path) 
 def test_a_csv_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
     """It begins with a byte order mark."""
     (tmp_path / "splits.csv").write_text("clip,speaker,split\na.mp4,anna,val\n", encoding="utf-8-sig")
-    _, (source,) = find_sources(raw_folder(tmp_path, "a.mp4"), split_file=tmp_path / "splits.csv")
+    (source,) = find_sources(raw_folder(tmp_path, "a.mp4"), split_file=tmp_path / "splits.csv").sources
     assert (source.speaker, source.split, source.clip) == ("anna", "val", "anna/a")
 
 
@@ -353,7 +354,7 @@ def test_a_csv_that_is_no_text(tmp_path: Path) -> None:
 
 def test_names_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, "a b/c?.mp4")
-    _, (source,) = find_sources(raw, split_file=splits_csv(tmp_path, "a b/c?.mp4,../../etc,train"))
+    (source,) = find_sources(raw, split_file=splits_csv(tmp_path, "a b/c?.mp4,../../etc,train")).sources
     assert source.clip == "_.._etc/a_b_c_"
     assert source.speaker == "../../etc"
     for hostile in ("..", ".", "", "/", "a/../../b", "..\\..\\x", "nul\0l"):
@@ -365,7 +366,7 @@ def test_names_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
 def test_a_deep_path_becomes_a_short_name(tmp_path: Path) -> None:
     """File systems allow 255 bytes: two long paths differ where they are cut."""
     deep = "ann/" + "/".join(["é" * 50] * 5)
-    _, (one, other) = find_sources(raw_folder(tmp_path, f"{deep}/1.mp4", f"{deep}/2.mp4"))
+    (one, other) = find_sources(raw_folder(tmp_path, f"{deep}/1.mp4", f"{deep}/2.mp4")).sources
     assert one.clip != other.clip
     for source in (one, other):
         assert len(source.clip.rpartition("/")[2].encode()) <= 190
@@ -373,16 +374,43 @@ def test_a_deep_path_becomes_a_short_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "clip"), [(("ann/1.mp4", "ann/1.jpg"), "ann/ann_1"), (("a?.mp4", "a!.mp4"), "a_/a_")]
+    ("names", "taken"),
+    [
+        (("ann/1.jpg", "ann/1.mp4", "ann/1.webp"), "ann/1.mp4"),  # yt-dlp's thumbnails
+        (("ann/IMG_1.JPG", "ann/IMG_1.MOV"), "ann/IMG_1.MOV"),  # a telephone's live photo
+        (("ann/1.mp4", "ann/1.avi"), "ann/1.avi"),
+        (("a?.mp4", "a!.mp4"), "a!.mp4"),
+    ],
 )
-def test_two_files_that_would_be_one_clip_are_refused(tmp_path: Path, names: tuple[str, str], clip: str) -> None:
-    """Such as a video and its thumbnail: their pictures and labels would overwrite each other."""
-    raw = raw_folder(tmp_path, *names)
-    first, second = sorted(names)
-    with pytest.raises(DheadsError) as caught:
-        find_sources(raw)
-    expected = f"{raw / second}: would be the same clip, {clip}, as {raw / first}; rename or remove one"
-    assert str(caught.value) == expected
+def test_of_files_that_would_be_one_clip_one_is_taken(tmp_path: Path, names: tuple[str, ...], taken: str) -> None:
+    """Or their pictures and labels would overwrite each other."""
+    found = find_sources(raw_folder(tmp_path, *names, "bob/2.mp4"))
+    assert [source.name for source in found.sources] in ([taken, "bob/2.mp4"], ["bob/2.mp4", taken])
+    reason = f"has the same name as another file; {taken} is taken, so rename it to have both"
+    assert found.namesakes == {name: reason for name in names if name != taken}
+    assert found.passed_over == {}
+
+
+@pytest.mark.parametrize("ending", [".MTS", ".3gp", ".wmv", ".m2ts", ".ts", ".TOD", ".rmvb", ".vob", ".Qt"])
+def test_endings_of_cameras_and_the_web_are_known(tmp_path: Path, ending: str) -> None:
+    found = find_sources(raw_folder(tmp_path, f"ann/1{ending}"))
+    assert [(source.name, source.clip) for source in found.sources] == [(f"ann/1{ending}", "ann/ann_1")]
+
+
+def test_what_is_passed_over_is_counted_by_its_kind(tmp_path: Path) -> None:
+    raw = raw_folder(tmp_path, "ann/1.mp4", "ann/1.txt", "b.TXT", "ann/1.wav", "README", ".DS_Store", ".git/x.txt")
+    try:
+        (raw / "loop").symlink_to(raw, target_is_directory=True)
+        (raw / "gone.mp4").symlink_to("nowhere")
+    except OSError:
+        pytest.skip("links cannot be made here")
+    assert find_sources(raw).passed_over == {
+        ".txt": 2,
+        ".wav": 1,
+        "files without an ending": 1,
+        "links to folders": 1,
+        "links to nothing, or pipes": 1,
+    }
 
 
 def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path) -> None:
@@ -398,13 +426,13 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
     (raw / "bob").symlink_to(outside, target_is_directory=True)
     (raw / "loop.mp4").symlink_to(raw / "loop.mp4")
     (raw / "gone.mp4").symlink_to(tmp_path / "missing.mp4")
-    assert [source.name for source in find_sources(raw)[1]] == ["ann/1.mp4", "ann/2.mp4"]
+    assert [source.name for source in find_sources(raw).sources] == ["ann/1.mp4", "ann/2.mp4"]
 
 
 def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
     """Such as those that macOS adds to every file on a foreign disk."""
     raw = raw_folder(tmp_path, "ann/1.mp4", "ann/._1.mp4", ".trash/2.mp4")
-    assert [source.name for source in find_sources(raw)[1]] == ["ann/1.mp4"]
+    assert [source.name for source in find_sources(raw).sources] == ["ann/1.mp4"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are text")

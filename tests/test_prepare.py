@@ -372,5 +372,6 @@ def test_the_result_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         "contact_sheet": str(tmp_path / "data" / "contact-sheet.png"),
         "failed": [["bob/1.mp4", "no face in 3 of 8 frames"], ["cy.jpg", DIED]],
         "drops": {"no face in N of N frames": 1, DIED: 1},
+        "passed_over": {},
     }
     assert len(read_csv(tmp_path / "data" / "clips.csv")) == 2

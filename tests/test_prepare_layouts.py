@@ -250,8 +250,12 @@ def shorter(path: Path) -> None:
         ("lmks", lambda path: np.save(path, np.zeros((12, 5, 2))), "its landmarks hold an array of (12, 5, 2) instead"),
         ("lmks", lambda path: np.save(path, np.zeros((12, 68, 2))), "the face is 0 px wide"),
         ("lmks", lambda path: np.save(path, np.full((12, 68, 2), np.nan)), "no face in any of 12 frames"),
-        ("lmks", lambda path: np.save(path, np.array([Hostile()])), "ValueError: Object arrays cannot be loaded when"),
-        ("lmks", lambda path: path.write_bytes(b"\x93NUMPY"), "ValueError: "),
+        (
+            "lmks",
+            lambda path: np.save(path, np.array([Hostile()])),
+            "its landmarks cannot be read (Object arrays",
+        ),
+        ("lmks", lambda path: path.write_bytes(b"\x93NUMPY"), "its landmarks cannot be read ("),
         ("video", lambda path: path.write_bytes(b"x"), "it is not a video or sound file"),
     ],
 )

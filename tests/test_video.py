@@ -17,11 +17,11 @@ from PIL import Image
 
 from dheads import __version__
 from dheads.audio import load_waveform
+from dheads.ending import undo_all
 from dheads.errors import DheadsError
 from dheads.video import (
     frame_at,
     read_frames,
-    remove_unfinished,
     to_uint8,
     to_unit,
     video_writer,
@@ -466,7 +466,7 @@ def test_what_is_unfinished_can_be_removed_at_once(tmp_path):
     writer = video_writer(tmp_path / "o.mp4", None)
     writer.add(gray(0))
     assert len(list(tmp_path.iterdir())) == 1
-    remove_unfinished()
+    undo_all()
     assert list(tmp_path.iterdir()) == []
     writer.discard()
 

@@ -1,0 +1,96 @@
+"""What a process meets as it starts: streams that are closed or full, missing libraries, a folder that is gone."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import sys
+import traceback
+from typing import Any, TextIO
+
+from dheads.errors import DheadsError
+
+_OPENCV = (
+    "opencv-python needs the system library {name} ({reason}): install what it is in (Debian, Ubuntu: apt-get install "
+    "libgl1 libglib2.0-0), or take the package that needs none (pip uninstall opencv-python, then pip install "
+    "opencv-python-headless)"
+)
+_MEMORY = "the memory that this process may use is too small ({reason}): close other programs, or raise its limit"
+
+
+def open_streams() -> None:
+    """Give this process a stderr that ends no work, whoever stopped to read it, and a stdout that fails once only.
+
+    Streams that are closed lead to nowhere, or files opened later would take their place, and get what libraries write
+    there. Streams that are not the process's own are left alone.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is sys.__stderr__ and _may_fail(sys.stderr):
+        sys.stderr = _text(_Stderr(2, "wb", closefd=False), sys.stderr)
+    if sys.stdout is not None and sys.stdout is sys.__stdout__ and _may_fail(sys.stdout):
+        sys.stdout = _text(_Stdout(1, "wb", closefd=False), sys.stdout)
+
+
+def _may_fail(stream: TextIO | None) -> bool:
+    return not (sys.platform == "win32" and stream is not None and stream.isatty())  # its consoles are no files
+
+
+def _text(raw: io.FileIO, old: TextIO | None) -> TextIO:
+    encoding, errors = (old.encoding, old.errors) if old else ("utf-8", "backslashreplace")
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=True)
+
+
+class _Stderr(io.FileIO):
+    """What cannot be written is lost."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or memoryview(data).nbytes
+        except OSError:
+            return memoryview(data).nbytes
+
+
+class _Stdout(io.FileIO):
+    """Once it was said that something cannot be written, the rest is lost: the end of the program would fail again."""
+
+    failed = False
+
+    def write(self, data: Any) -> int | None:
+        if self.failed:
+            return memoryview(data).nbytes
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = True
+            if error.errno == errno.EPIPE:
+                raise
+            raise DheadsError(f"cannot write to stdout: {error.strerror} (what was made is complete)") from error
+
+
+def check_folder() -> None:
+    """Raises DheadsError where the working folder is gone, at which libraries would crash."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise DheadsError("the working folder was deleted; change to one that exists") from None
+
+
+def lacking(error: BaseException) -> str | None:
+    """What to do where the machine lacks memory, or a library that OpenCV needs; None for any other error."""
+    text = str(error)
+    library = re.search(r"([^\s/:]+\.so[.\d]*): (.+)", text)
+    memory = re.search("can't allocate memory|out of memory|failed to map segment[^:]*$", text)
+    if memory or isinstance(error, MemoryError):
+        return _MEMORY.format(reason=library[0] if library else text.partition("\n")[0] or "out of memory")
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    if library and any(module.partition(".")[0] == "cv2" for module in modules):
+        return _OPENCV.format(name=library[1], reason=library[2])
+    return None
