@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import typer
 from PIL import Image
+from pillow_heif import from_pillow
 
 from dheads import cli
 from dheads.config import override, preset
@@ -83,6 +84,9 @@ def photos() -> dict[str, bytes]:
         file = io.BytesIO()
         face.save(file, name)
         made[ending] = file.getvalue()
+    file = io.BytesIO()
+    from_pillow(face).save(file, tile_size=128)
+    made["heic"] = file.getvalue()
     return made | {ending: _video(face, ending, codec) for ending, codec in VIDEO_CODECS.items()}
 
 

@@ -62,6 +62,10 @@ class View:
         """The same square, turned further by so many quarters."""
         return dataclasses.replace(self, angle=self.angle + quarters * math.pi / 2)
 
+    def enlarged(self, factor: float) -> View:
+        """The same square of a picture that is so many times as large."""
+        return View(factor * (self.x + 0.5) - 0.5, factor * (self.y + 0.5) - 0.5, factor * self.side, self.angle)
+
     def matrix(self, size: int) -> np.ndarray:  # (2, 3), picture to view
         c, s = math.cos(self.angle) * size / self.side, math.sin(self.angle) * size / self.side
         m = (size - 1) / 2

@@ -43,17 +43,24 @@ class MeshBackend(LandmarkBackend):
         self._mesh = load_net("face_landmark.tflite")
 
     def detect(self, image: np.ndarray) -> list[Face]:
-        return self._look(image, [*_coarse_views(*image.shape[:2]), *_fine_views(*image.shape[:2])])
+        return self.glance(image) or self._look(image, image, _fine_stages(*image.shape[:2]))
 
     def glance(self, image: np.ndarray) -> list[Face]:
-        return self._look(image, _coarse_views(*image.shape[:2]))
+        factor = max(1.0, max(image.shape[:2]) / _COARSE_PX)
+        size = [max(1, round(length / factor)) for length in image.shape[1::-1]]
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if factor > 2 else image
+        stages = _coarse_stages(*small.shape[:2])
+        # BlazeFace sees most faces that are upside down, but not all.
+        turned = ((cells, [view.turned(2) for view in views]) for cells, views in stages)
+        return self._look(image, small, [*stages, *turned])
 
-    def _look(self, image: np.ndarray, stages: list[Stage]) -> list[Face]:
-        """The faces of the first stage of the search that shows any; where none does, of one turned upside down."""
-        for cells, views in [*stages, *((cells, [view.turned(2) for view in views]) for cells, views in stages)]:
-            rois = [roi for view in views for roi in self._find(image, view, cells)]
-            faces = [face for roi in rois if (face := self._upright(image, roi))]
-            if faces:
+    def _look(self, image: np.ndarray, small: np.ndarray, stages: list[Stage]) -> list[Face]:
+        """The faces in a picture of the first stage that shows any in the same picture, or a smaller copy of it."""
+        factor = max(image.shape[:2]) / max(small.shape[:2])
+        for cells, views in stages:
+            rois = [roi.enlarged(factor) for view in views for roi in self._find(small, view, cells)]
+            seen = (self._upright(image, roi) for roi in rois if roi.side >= 0.75 * MIN_FACE_PX * self.ROI_SCALE)
+            if faces := [face for face in seen if face]:
                 return sorted(distinct(faces), key=area, reverse=True)
         return []
 
@@ -70,6 +77,8 @@ class MeshBackend(LandmarkBackend):
         size = cells * self.DETECTOR_PX
         matrix = view.matrix(size)
         crop = warp(image, matrix, size)
+        if np.ptp(crop) < _FLAT:
+            return []
         self._detector.setInput(cv2.dnn.blobFromImage(crop.astype(np.float32) / 127.5 - 1))
         logits = self._detector.forward("classificators")[0, :, 0]  # (896 cells^2,)
         found = logits >= 0  # the sigmoid's 0.5
@@ -83,19 +92,18 @@ class MeshBackend(LandmarkBackend):
         rois = []
         for p in points[np.array(keep, int).ravel()]:
             centre, eye_r, eye_l = apply_transform(invert_transform(matrix), p[[0, 2, 3]])
-            side = p[1].max() * view.side / size
-            if side >= MIN_FACE_PX * 0.75:
-                rois.append(View(*centre, side * self.ROI_SCALE, math.atan2(*(eye_l - eye_r)[::-1])))
+            side = p[1].max() * view.side / size * self.ROI_SCALE
+            rois.append(View(*centre, side, math.atan2(*(eye_l - eye_r)[::-1])))
         return rois
 
     def _upright(self, image: np.ndarray, roi: View) -> Face | None:
         """The face in a view. Where the mesh doubts it, BlazeFace may have taken a forehead for a mouth."""
         face = self._settle(image, roi, 0.01)
-        if face.score >= self.SURE_SCORE:
-            return face
-        turned = [self._settle(image, roi.turned(quarters), 0.01) for quarters in (1, 2, 3)]
-        best = max(face, *turned, key=lambda face: face.score)
-        return best if best.score >= (self.MIN_SCORE if best is face else self.SURE_SCORE) else None
+        if face.score < self.SURE_SCORE:
+            turned = [self._settle(image, roi.turned(quarters), 0.01) for quarters in (1, 2, 3)]
+            face = max(face, *turned, key=lambda face: face.score)
+        upside_down = face.landmarks[45, 0] < face.landmarks[36, 0]
+        return face if face.score >= (self.SURE_SCORE if upside_down else self.MIN_SCORE) else None
 
     def _roi(self, face: Face) -> View:
         x0, y0, x1, y1 = face.box
@@ -142,24 +150,27 @@ def _anchors(cells: int) -> np.ndarray:
 
 # ---- Where to search ----
 
-# A stage of a search: views that cover the picture, of so many squares each way. BlazeFace sees faces from 0.15 of a
-# square's side, tilted by up to 55 degrees.
+# A stage of a search: views that cover the picture, of so many squares each way. BlazeFace sees faces from an eighth of
+# a square's side, tilted by up to 55 degrees.
 Stage = tuple[int, list[View]]
-_SMALLEST = 0.15
+_SMALLEST = 0.125
+_STEP = 3  # by which the squares of a stage are smaller than those of the stage before
+_COARSE_PX = 2048  # of a large picture's side, for the first of it
+_FLAT = 4  # levels of 255: with less contrast there is nothing to see
 _CELLS = 4  # many squares at once take a third of the time, as they need not overlap
 
 
-def _coarse_views(height: int, width: int) -> list[Stage]:
+def _coarse_stages(height: int, width: int) -> list[Stage]:
     """All of the picture, all of it with room around a face that fills it, and quarters of it."""
     longest = max(height, width)
     shares = (1.0, 1.5, 0.5) if 0.5 * longest >= 3 * MIN_FACE_PX else (1.0, 1.5)
     return [(1, covering(height, width, share * longest, 0.5 * share * longest)) for share in shares]
 
 
-def _fine_views(height: int, width: int) -> list[Stage]:
-    """Ever smaller squares, in steps of 2 at most, down to those in which the smallest faces can be seen."""
+def _fine_stages(height: int, width: int) -> list[Stage]:
+    """Ever smaller squares, down to those in which the smallest faces can be seen."""
     longest, least = max(height, width), MIN_FACE_PX / _SMALLEST
-    count = max(0, math.ceil(math.log2(longest / 2 / least)))
+    count = max(0, math.ceil(math.log(longest / 2 / least, _STEP)))
     stages = []
     for side in np.geomspace(longest / 2, least, count + 1)[1:].tolist():
         cells = min(_CELLS, math.ceil(longest / side))

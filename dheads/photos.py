@@ -160,7 +160,7 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
 
 
 def _damaged(path: Path, error: Exception) -> DheadsError:
-    reason = str(error) or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     return DheadsError(f"{path}: the photo is damaged ({reason}); export or copy it again")
 
 
