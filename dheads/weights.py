@@ -1,4 +1,4 @@
-"""Weights: checkpoint files, the list of known weights, their licences, download and hash checks.
+"""Weights: checkpoint files, the list of known weights, their licences and hash checks.
 
 A checkpoint is one safetensors file that carries its complete configuration, so loading one needs a path only and
 executes nothing. `weights.toml` lists the known sets; its hashes are checked whenever a listed file is used.
@@ -7,17 +7,10 @@ executes nothing. `weights.toml` lists the known sets; its hashes are checked wh
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
-import re
 import sys
 import tomllib
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from dheads import config as configuration
 from dheads.config import Config
+from dheads.downloads import alone, download, file_sha256, receive, size_of
 from dheads.errors import DheadsError
 from dheads.files import complete_or_absent
-from dheads.locks import in_turn
 from dheads.model import UNet
 from dheads.released import read_network, unpack
 
@@ -40,9 +32,7 @@ FORMAT = "dheads-1"
 PACKAGE = Path(__file__).parent
 ASSETS = PACKAGE / "assets"
 
-_CHUNK = 1 << 20  # bytes read at a time
 _LARGEST_ARCHIVE = 2 << 30  # bytes; the size of an archive is the server's word only
-_TIMEOUT_SECONDS = 30
 
 
 # --- Checkpoints
@@ -205,30 +195,16 @@ def fetch(name: str, progress: bool = True) -> Path:
             raise DheadsError(f"the packaged weights {packaged} are missing or damaged; install dheads anew")
         return packaged
     cached = home() / entry["file"]
-    if not _is_listed(cached, entry):
-        with _own_turn(name):
-            if _is_listed(cached, entry):  # another process has fetched it meanwhile
-                return cached
-            if "archive" in entry:
-                _fetch_archive(entry["archive"], progress)
-            else:
-                download(entry["url"], cached, entry["sha256"], entry["bytes"], progress)
+    if _is_listed(cached, entry):
+        return cached
+    with alone(home()):
+        if _is_listed(cached, entry):  # by the process that was waited for
+            return cached
+        if "archive" in entry:
+            _fetch_archive(entry["archive"], progress)
+        else:
+            download(entry["url"], cached, entry["sha256"], entry["bytes"], progress)
     return cached
-
-
-@contextmanager
-def _own_turn(name: str) -> Iterator[None]:
-    """Processes fetch one after the other: two would write into one unfinished file."""
-    with ExitStack() as stack:
-        try:
-            home().mkdir(parents=True, exist_ok=True)
-            waiting = f"{name}: waiting for another dheads, which is fetching weights"
-            stack.enter_context(in_turn(home() / ".lock", waiting))
-        except OSError as error:
-            raise DheadsError(
-                f"cannot write to {home()}: {error.strerror}; set DHEADS_HOME to another folder"
-            ) from error
-        yield
 
 
 def cached(name: str) -> Path | None:
@@ -254,15 +230,6 @@ def home() -> Path:
         return Path(os.environ.get(variable) or Path.home() / default) / "dheads"
     except RuntimeError:  # neither HOME nor an entry of this user in the system's list
         raise DheadsError("this user has no home folder to keep weights in; set DHEADS_HOME to a folder") from None
-
-
-def file_sha256(path: Path) -> str:
-    """The file's sha256 as hex."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DheadsError(f"cannot read {path}: {error.strerror}") from error
 
 
 # --- Licences
@@ -323,73 +290,7 @@ def _accepted() -> dict[str, str]:
     return accepted if isinstance(accepted, dict) else {}
 
 
-# --- Download
-
-
-def download(url: str, path: Path, sha256: str, size: int, progress: bool = True) -> None:
-    """Fetch `size` bytes to `path`, going on where an earlier try stopped; it appears only with the right hash."""
-    unfinished = path.with_name(f"{path.name}.part")
-    by_hand = f"run again to go on, or put the file there by hand: {path}"
-    if _size(unfinished) < size:
-        _receive(url, unfinished, size, by_hand, progress)
-    if _size(unfinished) < size:
-        raise DheadsError(f"the download of {url} stopped early; {by_hand}")
-    if _size(unfinished) > size or file_sha256(unfinished) != sha256:
-        unfinished.unlink()
-        raise DheadsError(f"{url} is not the file that was expected (wrong size or sha256), so it was removed")
-    os.replace(unfinished, path)
-
-
-class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        _check_url(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _check_url(url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "https" and (parts.scheme, parts.hostname) not in {("http", "127.0.0.1"), ("http", "localhost")}:
-        raise DheadsError(f"weights are downloaded over https only, not from {url}")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _receive(url: str, unfinished: Path, limit: int, by_hand: str, progress: bool) -> int | None:
-    """Add to `unfinished` what it lacks of `url`, but no more than one byte beyond `limit`.
-
-    Returns how long the whole is, if the server says so.
-    """
-    _check_url(url)
-    done = _size(unfinished)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    try:
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.build_opener(_CheckedRedirects).open(request, timeout=_TIMEOUT_SECONDS) as response:
-            if response.headers.get_content_type() == "text/html":
-                raise DheadsError(f"{url} gives a web page, not the file; {by_hand}")
-            if response.status != http.client.PARTIAL_CONTENT:  # the server sends the whole file again
-                done = 0
-            length = response.headers["Content-Length"]
-            total = None if length is None else done + int(length)
-            bar = tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=unfinished.stem, disable=not progress)
-            with bar, unfinished.open("ab" if done else "wb") as file:
-                while done <= limit and (chunk := response.read(min(_CHUNK, limit + 1 - done))):
-                    file.write(chunk)
-                    done += len(chunk)
-                    bar.update(len(chunk))
-            return total
-    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
-        if done and isinstance(error, urllib.error.HTTPError) and error.code == 416:
-            return _total(error.headers["Content-Range"])  # there is nothing beyond what came before
-        raise DheadsError(f"cannot download {url} ({error}); {by_hand}") from error
-
-
-def _total(content_range: str | None) -> int | None:
-    """The length in the header of an answer 416, "range not satisfiable": bytes */length."""
-    match = re.fullmatch(r"bytes \*/(\d+)", content_range or "")
-    return int(match[1]) if match else None
+# --- Archives
 
 
 def _fetch_archive(url: str, progress: bool = True) -> None:
@@ -401,11 +302,11 @@ def _fetch_archive(url: str, progress: bool = True) -> None:
     archive = (home() / entries[0]["file"]).with_suffix(".zip")
     if not archive.is_file():
         unfinished = archive.with_name(f"{archive.name}.part")
-        total = _receive(url, unfinished, _LARGEST_ARCHIVE, f"run again to go on, or {by_hand}", progress)
+        total = receive(url, unfinished, _LARGEST_ARCHIVE, f"run again to go on, or {by_hand}", progress)
         largest = _LARGEST_ARCHIVE if total is None else min(total, _LARGEST_ARCHIVE)
-        if total is not None and _size(unfinished) < largest:
+        if total is not None and size_of(unfinished) < largest:
             raise DheadsError(f"the download of {url} stopped early; run again to go on, or {by_hand}")
-        if _size(unfinished) > largest:
+        if size_of(unfinished) > largest:
             unfinished.unlink()
             raise DheadsError(f"{url} gives more than the archive that was expected, so it was removed; {by_hand}")
         os.replace(unfinished, archive)

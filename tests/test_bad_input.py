@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -14,9 +15,15 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from dheads import cli, weights
+from dheads import cli, evaluate, prepare, train, weights
 from dheads import config as configuration
+from dheads.data import Dataset
+from dheads.errors import DheadsError
+from dheads.jobs import Job, read_jobs
+from dheads.layouts import find_sources
 from dheads.model import UNet
+from dheads.turing import tally
+from dheads.video import write_clip, write_video
 
 OUTPUT = "out.mp4"
 
@@ -208,3 +215,29 @@ def test_eval_without_videos() -> None:
     Path("ours").mkdir()
     refused(run("eval", "ours", "--reference", "real"), here())
     refused(run("eval", "absent", "--reference", "ours"), here(), "absent")
+
+
+# --- From Python
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: prepare.prepare("absent", "data", configuration.preset("tiny")),
+        lambda: train.train(configuration.preset("tiny"), "absent", "run"),
+        lambda: evaluate.evaluate("absent", "reference"),
+        lambda: evaluate.evaluate_weights("weights.safetensors", "absent", "test", "out", device="cpu"),
+        lambda: Dataset("absent"),
+        lambda: weights.load_checkpoint("absent"),
+        lambda: find_sources("absent"),
+        lambda: read_jobs("absent", Job("face.jpg", "speech.wav", "o.mp4")),
+        lambda: tally(["votes.json"], "absent"),
+        lambda: write_clip("absent/o.mp4", [], torch.zeros(1)),
+        lambda: write_video("absent/o.mp4", [], "speech.wav"),
+    ],
+)
+def test_a_path_as_text_is_a_path(call: Callable[[], object]) -> None:
+    before = here()
+    with pytest.raises(DheadsError, match="absent"):
+        call()
+    assert here() == before

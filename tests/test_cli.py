@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import types
@@ -78,6 +77,14 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     assert loaded.stdout.strip() == "set()"
 
 
+def test_a_detector_that_is_not_asked_for_is_not_loaded() -> None:
+    """face-alignment takes seconds with what it needs."""
+    verbs = "import sys, dheads.prepare, dheads.sample, dheads.train, dheads.evaluate"
+    asked = f"{verbs}; print({{'face_alignment', 'numba', 'scipy.optimize'}} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert loaded.stdout.strip() == "set()"
+
+
 @pytest.mark.parametrize("command", ["sample", "prepare", "train", "eval"])
 def test_every_command_explains_itself(command: str) -> None:
     done = run(command, "--help")
@@ -99,22 +106,35 @@ def test_completion_knows_the_commands_and_the_solvers() -> None:
     assert "complete -o default -F _dheads_completion dheads" in script
 
 
+# A command that is at work on a file.
+WAITING = """
+import signal, sys
+from pathlib import Path
+import dheads.cli as cli
+from dheads.files import complete_or_absent
+# A test run in the background has SIGINT ignored, and its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+@cli.app.command()
+def wait(path: Path):
+    with complete_or_absent(path) as part:
+        part.touch()
+        print(1, flush=True)
+        sys.stdin.read()
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone there")
-def test_interrupt_has_no_traceback() -> None:
-    waiting = (
-        # A test run in the background has SIGINT ignored, and its children inherit that.
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"import dheads.cli as cli, time\n@cli.app.command()\ndef wait():\n print(1, flush=True); time.sleep(60)\n{RUN}"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", waiting, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    ) as running:
-        assert running.stdout is not None
+@pytest.mark.parametrize("number", [2, 15, 1])
+def test_a_signal_leaves_nothing_of_any_command(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-c", WAITING + RUN, "wait", str(tmp_path / "o")]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, text=True, cwd=ROOT, **pipes) as running:
         running.stdout.readline()
-        running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=20)
-    assert running.returncode == 130
-    assert "Traceback" not in errors
+        assert len(list(tmp_path.iterdir())) == 1
+        running.send_signal(number)
+        assert running.wait(timeout=20) == 128 + number
+        assert running.stderr.read() == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- Usage

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -201,6 +202,47 @@ def test_outputs_are_named_after_the_sounds_and_takes_are_numbered() -> None:
     check_distinct(jobs + taken)
     with pytest.raises(DheadsError, match=r"a\.mp4 would be written twice, with the sound of x/a\.wav and of a\.mp3"):
         check_distinct(jobs_of_sounds(DEFAULTS, [Path("x/a.wav"), Path("a.mp3")], Path("out")))
+
+
+@pytest.mark.parametrize(
+    ("face", "audio", "reason"),
+    [
+        (
+            "https://example.com/face.jpg",
+            "s1.wav",
+            "https:/example.com/face.jpg is an address; download the picture to a file and give that",
+        ),
+        ("face.jpg", "s3://bucket/a.mp3", "s3:/bucket/a.mp3 is an address; download the sound to a file and give that"),
+        ("-", "s1.wav", "FACE is -, but only sound is read from stdin; save the picture to a file and give that"),
+        ("pipe", "s1.wav", "pipe is a pipe or a device; save the picture to a file and give that"),
+        (
+            "face.jpg",
+            "pipe",
+            "pipe is a pipe or a device; save the sound to a file and give that (or, for a single video, pipe it in "
+            "and give - as AUDIO)",
+        ),
+        ("s1.wav", "face.jpg", "s1.wav is sound without a picture; give FACE first, then AUDIO"),
+    ],
+)
+def test_what_is_no_file_is_refused_with_the_way_out(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, face: str, audio: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("face.jpg", "s1.wav"):
+        Path(name).write_bytes((media / name).read_bytes())
+    if "pipe" in (face, audio):
+        if sys.platform == "win32":
+            pytest.skip("it has no named pipes")
+        os.mkfifo("pipe")
+    before = names(tmp_path)
+    done = dheads("sample", face, audio, "-o", "o.mp4", *options(media))
+    assert (done.exit_code, done.stdout, done.stderr) == (1, "", f"error: {reason}\n")
+    if face != "-":  # as a list has it
+        table = write_table(tmp_path / "jobs.csv", [(face, audio, "o.mp4")])
+        done = dheads("sample", "--jobs", table, *options(media), "--quiet")
+        assert (done.exit_code, done.stdout, done.stderr) == (1, "", f"failed o.mp4: {reason}\n")
+        table.unlink()
+    assert names(tmp_path) == before
 
 
 # --- Making it
@@ -483,7 +525,7 @@ def test_a_face_from_a_video(media: Path, tmp_path: Path) -> None:
         done = dheads(*command, *more)
         assert (done.exit_code == 0) == (reason is None)
         assert (reason or "") in done.stderr
-    for name, reason in {"nobody.mp4": "nobody.mp4: no face found", "s1.wav": "not a photo in a known format"}.items():
+    for name, reason in {"nobody.mp4": "nobody.mp4: no face found", "s1.wav": "s1.wav is sound without"}.items():
         path = media / name if name == "s1.wav" else tmp_path / name
         done = dheads("sample", path, media / "s1.wav", "-o", tmp_path / "o.mp4", *options(media))
         assert done.exit_code == 1
@@ -531,3 +573,21 @@ def test_frames_without_a_file(media: Path, tmp_path: Path) -> None:
     assert np.abs(decoded(tmp_path / "o.mp4").astype(int) - np.stack(frames)).mean() < 8
     with pytest.raises(TypeError, match="sized"):
         next(verb.frames(media / "face.jpg", media / "s3.wav", sized=3))
+
+
+def test_paths_may_be_given_as_text(media: Path, tmp_path: Path) -> None:
+    told = {"weights": str(media / "weights.safetensors"), "device": "cpu", "progress": False}
+    face, sound, output = str(media / "face.jpg"), str(media / "s3.wav"), str(tmp_path / "o.mp4")
+    result = verb.sample(face, sound, output, **told)
+    assert (result.path, result.frames) == (tmp_path / "o.mp4", 3)
+    assert len(list(verb.frames(face, sound, **told))) == 3
+    jobs = jobs_of_sounds(Job(face, "", "", weights=told["weights"]), [sound], str(tmp_path / "list"))
+    (tmp_path / "list").mkdir()
+    (made,) = verb.sample_all(jobs, device="cpu", progress=False)
+    assert (made.output, made.error) == (tmp_path / "list" / "s3.mp4", None)
+    table = write_table(tmp_path / "jobs.csv", [(face, sound, output)])
+    assert read_jobs(str(table), DEFAULTS) == [replace(DEFAULTS, face=face, audio=sound, output=output)]
+    with pytest.raises(DheadsError, match=r"absent\.jpg: there is no such file"):
+        verb.sample("absent.jpg", sound, output, **told)
+    with pytest.raises(TypeError, match="sized"):
+        verb.sample(face, sound, output, sized=3, **told)

@@ -45,7 +45,8 @@ LIBRARY: dict[str, set[str]] = {
     "screening": BASE | {"faces"},
     "released": BASE | {"model"},
     "locks": set(),
-    "weights": BASE | {"locks", "model", "released"},
+    "downloads": BASE | {"locks"},
+    "weights": BASE | {"downloads", "model", "released"},
     "audio": BASE | {"hearing", "media", "weights", "released"},  # encoders that are downloaded
     "lockstep": {"blinks", "conditioning", "engine", "errors", "pauses", "video"},
     "manifest": BASE,

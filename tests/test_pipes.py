@@ -91,7 +91,7 @@ def test_a_player_starts_before_the_end_and_may_stop_early(media: Path, tmp_path
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_leaves_nothing(media: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     (tmp_path / "out").mkdir()
     target = tmp_path / "out" / "o.mp4"
@@ -112,6 +112,17 @@ def test_a_signal_leaves_nothing(media: Path, tmp_path: Path, number: signal.Sig
     assert [path.name for path in target.parent.iterdir()] == ["o.mp4"]
     assert target.read_bytes() == b"an older video"
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_who_listens_to_stderr_does_not_matter(media: Path, tmp_path: Path) -> None:
+    args = (media / "face.jpg", media / "short.wav", "-o", tmp_path / "o.mp4")
+    running = started(media, tmp_path / "tmp", *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with running:
+        running.stderr.read(30)
+        running.stderr.close()
+        assert running.stdout.read() == f"{tmp_path / 'o.mp4'}\n".encode()
+    assert running.returncode == 0
+    assert len(decoded(tmp_path / "o.mp4")) == FRAMES
 
 
 def test_terminals_are_no_pipes(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,33 @@ def test_what_is_damaged_or_half_there_is_made_again(whole: Whole, tmp_path: Pat
     assert contents(data) == contents(whole.data)
 
 
+def test_a_thumbnail_is_left_out_until_it_is_alone(
+    whole: Whole, tmp_path: Path, tried: list[str], shared: Path
+) -> None:
+    raw, data = tmp_path / "raw", tmp_path / "data"
+    (raw / "ann").mkdir(parents=True)
+    shutil.copy(whole.raw / "ann" / "1.mp4", raw / "ann")
+    shutil.copy(shared / "data" / "stills" / "001.jpg", raw / "ann" / "1.jpg")
+    (raw / "ann" / "1.txt").touch()
+    reason = "has the same name as another file; ann/1.mp4 is taken, so rename it to have both"
+    for _ in range(2):
+        summary = prepare.prepare(str(raw), str(data), TINY, progress=False)
+        assert (summary.clips, summary.failed) == (1, [("ann/1.jpg", reason)])
+        assert summary.drops == {"has the same name as another file": 1}
+        assert summary.passed_over == {".txt": 1}
+        assert (data / "failed.csv").read_text() == f'source,reason\nann/1.jpg,"{reason}"\n'
+    assert tried == ["ann/1.mp4"]
+    (raw / "ann" / "1.jpg").rename(raw / "ann" / "2.jpg")
+    summary = prepare.prepare(raw, data, TINY, progress=False)
+    assert (summary.clips, summary.failed, tried) == (2, [], ["ann/1.mp4", "ann/2.jpg"])
+    (raw / "ann" / "1.mp4").unlink()
+    (raw / "ann" / "2.jpg").rename(raw / "ann" / "1.jpg")
+    (data / "failed.csv").write_text(f'source,reason\nann/1.jpg,"{reason}"\n')
+    shutil.rmtree(data / "clips")
+    summary = prepare.prepare(raw, data, TINY, progress=False)
+    assert (summary.clips, summary.failed, tried[2:]) == (1, [], ["ann/1.jpg"])
+
+
 def test_failures_are_tried_again_when_their_table_is_deleted(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
     data, raw = tmp_path / "data", tmp_path / "raw"
     shutil.copytree(whole.data, data)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
-import threading
 import warnings
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from http.server import HTTPServer
 from pathlib import Path
@@ -231,27 +228,6 @@ def test_a_compressed_archive_of_unnamed_length(
 ) -> None:
     server.content, server.names_length = zipped(files, zipfile.ZIP_DEFLATED), False
     fetch()
-    assert cached() == files
-
-
-def test_a_second_process_waits_for_the_first_ones_download(
-    accepted: dict[str, dict[str, Any]],
-    server: Server,  # noqa: F811
-    files: dict[str, bytes],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """It finds the files then, and fetches nothing itself."""
-    caplog.set_level(logging.INFO)
-    begun = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        with weights._own_turn("crema"):
-            other = pool.submit(lambda: begun.set() or fetch())
-            begun.wait(30)
-            while "waiting for another dheads" not in caplog.text:
-                assert not other.done()
-            weights._fetch_archive(accepted["crema"]["archive"], progress=False)
-        assert other.result(30) == weights.home() / NETWORK
-    assert server.asked == [None]
     assert cached() == files
 
 

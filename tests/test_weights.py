@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dheads import config as configuration
-from dheads import weights
+from dheads import downloads, weights
 from dheads.conditioning import build
 from dheads.config import Config
 from dheads.errors import DheadsError
@@ -328,6 +330,24 @@ def test_what_is_too_large_for_half_precision_is_not_written_as_infinite(tmp_pat
     assert weights.load_checkpoint(path).tensors["stem.weight"].max() == 70_000
 
 
+@pytest.mark.skipif(os.name != "posix", reason="its users have homes by other names")
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container that runs under a number of no user."""
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    for name in ("DHEADS_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for ask in (weights.home, lambda: weights.consent("crema"), lambda: weights.fetch("syncnet", progress=False)):
+        with pytest.raises(DheadsError, match="has no home folder to keep weights in; set DHEADS_HOME to a folder"):
+            ask()
+    assert weights.fetch("small").is_file(), "what is packaged needs none"
+    monkeypatch.setenv("DHEADS_HOME", str(tmp_path))
+    assert weights.home() == tmp_path
+
+
 # --- Download
 
 CONTENT = bytes(range(256)) * 5_000  # more than one read
@@ -348,7 +368,7 @@ class Server:
     redirect: str | None = None
 
     def fetch(self, path: Path) -> None:
-        weights.download(f"{self.url}/weights.bin", path, SHA256, len(CONTENT), progress=False)
+        downloads.download(f"{self.url}/weights.bin", path, SHA256, len(CONTENT), progress=False)
 
 
 @pytest.fixture
@@ -453,7 +473,7 @@ def test_a_file_that_is_shorter_than_listed(server: Server, tmp_path: Path) -> N
 def test_endless_answer_is_cut_off(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT * 4
     unfinished = tmp_path / "weights.bin.part"
-    weights._receive(f"{server.url}/weights.bin", unfinished, len(CONTENT), "", progress=False)
+    downloads.receive(f"{server.url}/weights.bin", unfinished, len(CONTENT), "", progress=False)
     assert unfinished.stat().st_size == len(CONTENT) + 1
 
 
@@ -461,14 +481,14 @@ def test_offline_says_what_to_put_where(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as closed:
         port = closed.server_port
     with pytest.raises(DheadsError, match="put the file there by hand") as caught:
-        weights.download(f"http://127.0.0.1:{port}/w", tmp_path / "w", SHA256, 10, progress=False)
+        downloads.download(f"http://127.0.0.1:{port}/w", tmp_path / "w", SHA256, 10, progress=False)
     assert str(tmp_path / "w") in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["http://example.com/w", "ftp://example.com/w", "file:///etc/hostname", "w"])
 def test_only_https(tmp_path: Path, url: str) -> None:
     with pytest.raises(DheadsError, match="over https only"):
-        weights.download(url, tmp_path / "w", SHA256, 10, progress=False)
+        downloads.download(url, tmp_path / "w", SHA256, 10, progress=False)
 
 
 def test_redirect_away_from_https_is_refused(server: Server, tmp_path: Path) -> None:
@@ -489,6 +509,41 @@ def test_cached_file_is_checked_and_fetched_anew_when_damaged(
     (tmp_path / "w").write_bytes(b"damaged")
     assert weights.resolve("far", progress=False).read_bytes() == CONTENT
     assert len(server.asked) == 2
+
+
+def test_who_wants_the_same_file_waits_for_it(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is unfinished has one name, so that a later run goes on with it; two at once would garble it."""
+    entry = {"kind": "model", "file": "w", "url": f"{server.url}/w", "sha256": SHA256, "bytes": len(CONTENT)}
+    monkeypatch.setattr(weights, "known", lambda: {"far": entry})
+    monkeypatch.setenv("DHEADS_HOME", str(tmp_path / "new"))
+    download, waiting = weights.download, threading.Event()
+
+    def slow(*args: object, **options: object) -> None:
+        other.start()
+        assert waiting.wait(timeout=20)
+        download(*args, **options)
+
+    class Waiting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            assert record.getMessage() == f"waiting for another process, which is downloading to {tmp_path / 'new'}"
+            waiting.set()
+
+    other = threading.Thread(target=weights.fetch, args=("far", False))
+    monkeypatch.setattr(weights, "download", slow)
+    logging.getLogger("dheads").addHandler(Waiting())
+    logging.getLogger("dheads").setLevel(logging.INFO)
+    assert weights.fetch("far", progress=False).read_bytes() == CONTENT
+    other.join(timeout=20)
+    assert not other.is_alive()
+    assert len(server.asked) == 1
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".lock", "w"]
+
+
+def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DHEADS_HOME", str(tmp_path / "file"))
+    with pytest.raises(DheadsError, match=r"cannot write to .*file: .*; set DHEADS_HOME to another folder"):
+        weights.fetch("syncnet", progress=False)
 
 
 def test_metadata_is_readable_by_others(saved: Path) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dheads.errors import DheadsError
+from dheads.files import complete_or_absent
 from dheads.workers import Died, run
 
 
@@ -95,3 +100,61 @@ def test_closing_ends_the_processes() -> None:
     assert multiprocessing.active_children()
     results.close()
     assert not multiprocessing.active_children()
+
+
+# --- How they end
+
+
+def start_writing(folder: Path, number: int) -> Callable[[int], int]:
+    return partial(write, folder)
+
+
+def write(folder: Path, item: int) -> int:
+    """At the first item it does not end, and says so in a pipe, whose other end hears when the process ends."""
+    if item:
+        return item
+    with complete_or_absent(folder / "o") as part, (folder / "pipe").open("w") as pipe:
+        part.touch()
+        pipe.write("x")
+        pipe.flush()
+        threading.Event().wait()
+    return item
+
+
+@pytest.fixture
+def at_work(tmp_path: Path) -> Path:
+    """A folder with a pipe for one worker that writes into it."""
+    if os.name != "posix":
+        pytest.skip("it has no named pipes")
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path
+
+
+def test_what_a_worker_has_half_written_goes_with_it(at_work: Path) -> None:
+    results = run(partial(start_writing, at_work), [1, 0], 1)
+    assert next(results) == (1, 1)
+    with (at_work / "pipe").open() as pipe:
+        assert pipe.read(1) == "x"
+        assert len(list(at_work.iterdir())) == 2
+        results.close()
+        assert pipe.read() == ""
+    assert [path.name for path in at_work.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM] if os.name == "posix" else [])
+def test_workers_end_with_the_first_process_however_it_ends(at_work: Path, number: signal.Signals) -> None:
+    program = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from test_workers import *\n"
+        "if __name__ == '__main__':\n list(run(partial(start_writing, Path(sys.argv[1])), [0], 1))\n"
+    )
+    script = at_work / "first.py"
+    script.write_text(program)
+    tests = Path(__file__).parent
+    command = [sys.executable, script, at_work, tests, tests.parent]
+    with subprocess.Popen(command) as running, (at_work / "pipe").open() as pipe:
+        assert pipe.read(1) == "x"
+        assert len(list(at_work.iterdir())) == 3
+        running.send_signal(number)
+        assert pipe.read() == "", "the worker's end closes it"
+    assert sorted(path.name for path in at_work.iterdir()) == ["first.py", "pipe"]
