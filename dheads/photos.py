@@ -82,7 +82,7 @@ def _animation(path: Path) -> Iterator[tuple[np.ndarray, float]]:
                 if index == 0 and not isinstance(error, EOFError):
                     raise
                 return
-            seconds = photo.info.get("duration", 0) / 1000
+            seconds = (photo.info.get("duration") or 0) / 1000
             yield _rgb(photo, photo.height), seconds if seconds >= _LEAST_SECONDS else _USUAL_SECONDS
 
 

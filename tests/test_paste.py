@@ -181,7 +181,7 @@ def test_a_face_partly_outside_the_photo(real: tuple[np.ndarray, np.ndarray], si
     offset = {"left": [x, 0], "top": [0, y], "bottom": [0, 0]}[side]
     cut = np.ascontiguousarray(photo[part])
     matrix = np.column_stack([matrix[:, :2], faces.apply_transform(matrix, np.array(offset))])
-    paster, crop = Paster(cut, matrix, SIZE, ALIGNMENT), faces.warp(cut, matrix, SIZE)
+    paster, crop = Paster(cut, matrix, SIZE, ALIGNMENT), faces.framed(cut, matrix, SIZE)
     np.testing.assert_array_equal(paster(crop), even(cut))
     changed = (paster(255 - crop) != even(cut)).any(axis=-1)
     assert changed.any()
