@@ -42,6 +42,7 @@ from dheads.audio import load_waveform, wav_file
 from dheads.config import SAMPLE_RATE, Config, SamplingConfig, override, preset
 from dheads.data import Dataset
 from dheads.engine import Engine
+from dheads.files import complete_or_absent
 from dheads.lockstep import perform
 from dheads.model import UNet
 from dheads.plan import plan
@@ -110,9 +111,8 @@ def run(step: str, path: Path, dry: bool) -> None:
 
 def write(path: Path, rows: list[Row], seconds: float, code: int | None) -> None:
     """code: the exit code of the step; None while it runs."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"rows": rows, "seconds": seconds, "exit_code": code}, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    with complete_or_absent(path) as part:
+        part.write_text(json.dumps({"rows": rows, "seconds": seconds, "exit_code": code}, indent=1), encoding="utf-8")
 
 
 def told(row: Row) -> str:

@@ -22,6 +22,7 @@ from dheads.distributed import Ending, joined
 from dheads.draws import Draws
 from dheads.engine import Engine, best_dtype
 from dheads.errors import DheadsError
+from dheads.files import complete_or_absent
 from dheads.journal import Journal
 from dheads.locks import alone
 from dheads.manifest import clip_path
@@ -231,8 +232,8 @@ class _Records:
         self._draws = Draws(dataset, self._held_out, self._clean) if self._held_out else None
         self._broken: dict[str, str] = {}
         self.journal = Journal(run, state.step)
-        with self._going_on("config.toml is not written"):
-            (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        with self._going_on("config.toml is not written"), complete_or_absent(run / "config.toml") as part:
+            part.write_text(to_toml(config), encoding="utf-8")
 
     def close(self) -> None:
         self.journal.close()
