@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dheads.ending import undoing
+
 log = logging.getLogger("dheads")
 
 
@@ -36,9 +38,10 @@ def alone(path: Path) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    try:
-        yield True
-    finally:
-        with suppress(OSError):  # Windows removes no file that is open
-            path.unlink()
-        lock.release()
+    with undoing(lambda: path.unlink(missing_ok=True)):
+        try:
+            yield True
+        finally:
+            with suppress(OSError):  # Windows removes no file that is open
+                path.unlink()
+            lock.release()

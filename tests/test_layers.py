@@ -44,7 +44,7 @@ LIBRARY: dict[str, set[str]] = {
     "paste": BASE | {"faces"},
     "screening": BASE | {"faces"},
     "released": BASE | {"model"},
-    "locks": set(),
+    "locks": {"ending"},
     "downloads": BASE | {"locks"},
     "weights": BASE | {"downloads", "model", "released"},
     "audio": BASE | {"hearing", "media", "weights", "released"},  # encoders that are downloaded
