@@ -112,8 +112,9 @@ import signal, sys
 from pathlib import Path
 import dheads.cli as cli
 from dheads.files import complete_or_absent
-# A test run in the background has SIGINT ignored, and its children inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# A test run in the background has some signals ignored, and its children inherit that.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 @cli.app.command()
 def wait(path: Path):
     with complete_or_absent(path) as part:
