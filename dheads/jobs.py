@@ -113,7 +113,8 @@ def check_inputs(job: Job) -> None:
         if not isinstance(source, Path):
             continue
         if _ADDRESS.match(str(source)) and not os.path.exists(source):
-            raise DheadsError(f"{source} is an address; download the {what} to a file and give that")
+            address = source.as_posix().replace(":/", "://", 1)
+            raise DheadsError(f"{address} is an address; download the {what} to a file and give that")
         if is_endless(source):
             piped = " (or, for a single video, pipe it in and give - as AUDIO)" if what == "sound" else ""
             raise DheadsError(f"{source} is a pipe or a device; save the {what} to a file and give that{piped}")

@@ -210,9 +210,13 @@ def test_outputs_are_named_after_the_sounds_and_takes_are_numbered() -> None:
         (
             "https://example.com/face.jpg",
             "s1.wav",
-            "https:/example.com/face.jpg is an address; download the picture to a file and give that",
+            "https://example.com/face.jpg is an address; download the picture to a file and give that",
         ),
-        ("face.jpg", "s3://bucket/a.mp3", "s3:/bucket/a.mp3 is an address; download the sound to a file and give that"),
+        (
+            "face.jpg",
+            "s3://bucket/a.mp3",
+            "s3://bucket/a.mp3 is an address; download the sound to a file and give that",
+        ),
         ("-", "s1.wav", "FACE is -, but only sound is read from stdin; save the picture to a file and give that"),
         ("pipe", "s1.wav", "pipe is a pipe or a device; save the picture to a file and give that"),
         (
