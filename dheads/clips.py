@@ -30,7 +30,8 @@ class Facts:
 
     shut: list[int]  # frames with closed eyes
     voices: int  # at how many tempos the speech was encoded
-    boxes: Tensor  # (F, 2, 4) px: mouth, eyes
+    mouth_box: Tensor  # (F, 4) px
+    eye_box: Tensor  # (F, 4) px
 
 
 class Clips(Protocol):
@@ -105,13 +106,13 @@ class ResidentClips:
         read = prefetch(_whole, ((dataset, clip, speech_dim) for clip in clips), threads)
         bar = tqdm(clips, desc="load", unit="clip", disable=not progress)
         for clip, whole in zip(bar, read, strict=True):
-            label, shown = whole.labels, whole.pictures
-            if label is not None:
-                self._facts[clip.clip] = _facts(clip, label, speech_dim)
-            if label is None or shown is None:
+            if whole.facts is not None:
+                self._facts[clip.clip] = whole.facts
+            if whole.error is not None:
                 self._broken[clip.clip] = whole.error
                 continue
-            pictures[row : row + clip.frames].copy_(shown)
+            label = whole.labels
+            pictures[row : row + clip.frames].copy_(whole.pictures)
             voices = torch.cat([label["speech"][None], label["speech_at_tempos"]]).flatten(0, 1)
             for kind, values in ("speech", voices), ("lips", label["centred_lips"]), ("eyes", label["eye_code"]):
                 labels[kind].append(values)
@@ -157,7 +158,8 @@ def _facts(clip: Clip, labels: dict[str, Tensor], speech_dim: int) -> Facts:
     return Facts(
         (labels["eye_code"][:, 0] < SHUT).nonzero()[:, 0].tolist(),
         1 + len(labels["speech_at_tempos"]),
-        torch.stack([labels["mouth_box"], labels["eye_box"]], 1),
+        labels["mouth_box"],
+        labels["eye_box"],
     )
 
 
@@ -165,17 +167,17 @@ def _facts(clip: Clip, labels: dict[str, Tensor], speech_dim: int) -> Facts:
 class _Whole:
     """A clip as read; what could not be read is None, because of `error`."""
 
-    labels: dict[str, Tensor] | None
-    pictures: Tensor | None  # (F, H, W, 3) uint8
+    facts: Facts | None
+    labels: dict[str, Tensor] | None = None
+    pictures: Tensor | None = None  # (F, H, W, 3) uint8
     error: DheadsError | None = None
 
 
 def _whole(dataset: Dataset, clip: Clip, speech_dim: int) -> _Whole:
-    labels = None
+    facts = None
     try:
-        stored = dataset.labels(clip)
-        _facts(clip, stored, speech_dim)
-        labels = stored
-        return _Whole(labels, torch.from_numpy(dataset.read(clip, range(clip.frames))))
+        labels = dataset.labels(clip)
+        facts = _facts(clip, labels, speech_dim)
+        return _Whole(facts, labels, torch.from_numpy(dataset.read(clip, range(clip.frames))))
     except DheadsError as error:
-        return _Whole(labels, None, error)
+        return _Whole(facts, error=error)

@@ -54,7 +54,7 @@ class ModelConfig:
     head_channels: int = bounded(64, 1, 4096)
     dropout: float = bounded(0.1, 0, 1)
     # of the timestep embedding's cosines; the released network has 10
-    max_period: float = bounded(10_000.0, 1, 1000000000.0)
+    max_period: float = bounded(10_000.0, 1, 1e9)
     learned_variance: bool = True
     # Beyond the paper.
     patch_size: int = bounded(1, 1, 64)  # the network works on patches of n x n px, as channels
@@ -69,7 +69,7 @@ class DiffusionConfig:
 
     num_steps: int = bounded(1000, 1, 100_000)
     cosine_s: float = bounded(0.008, 0, 1)
-    beta_max: float = bounded(0.999, 1e-06, 0.999999)
+    beta_max: float = bounded(0.999, 1e-6, 0.999999)
     prediction: Literal["eps", "v", "x_0"] = "eps"  # the paper predicts eps
 
 
@@ -100,7 +100,7 @@ class AlignmentConfig:
     eye_distance: float = bounded(0.27, 0.01, 1)  # between the eyes' centres
     eye_y: float = bounded(0.40, 0, 1)  # height of the eyes below the top edge
     # sigma of the Gaussian that smooths landmarks over time, in frames
-    smooth_frames: float = bounded(2.0, 0, 1000000.0)
+    smooth_frames: float = bounded(2.0, 0, 1e6)
     landmarks: Literal["mesh", "fan"] = "mesh"  # packaged, or face-alignment, the paper's
 
 
@@ -108,11 +108,11 @@ class AlignmentConfig:
 class PreparationConfig:
     """Which raw clips are good enough to train on, and what is made of their sound."""
 
-    min_face_px: float = bounded(48.0, 0, 1000000.0)  # from jaw to jaw in the raw picture
-    max_gap: int = bounded(5, 0, 1000000.0)  # frames without a face that are filled in from their neighbours
+    min_face_px: float = bounded(48.0, 0, 1e6)  # from jaw to jaw in the raw picture
+    max_gap: int = bounded(5, 0, 1e6)  # frames without a face that are filled in from their neighbours
     max_missing: float = bounded(0.2, 0, 1)  # share of a clip's frames that may be filled in
-    max_jump: float = bounded(0.25, 0, 1000000.0)  # how far a face may move from one frame to the next, in its widths
-    max_skew_seconds: float = bounded(0.25, 0, 1000000.0)  # between the lengths of picture and sound
+    max_jump: float = bounded(0.25, 0, 1e6)  # how far a face may move from one frame to the next, in its widths
+    max_skew_seconds: float = bounded(0.25, 0, 1e6)  # between the lengths of picture and sound
     # Beyond the paper: the sound is encoded at these speeds too, as other voices (1.1: a tenth faster and higher).
     speech_tempos: tuple[float, ...] = bounded((), 0.5, 2)
 
@@ -158,7 +158,7 @@ class TrainingConfig:
 
     steps: int = bounded(250_000, 1, 10**12)  # of the optimiser
     # after which the steps end, schedules and all; None: by their number alone
-    minutes: float | None = bounded(None, 0.001, 1000000000.0)
+    minutes: float | None = bounded(None, 0.001, 1e9)
     batch_size: int = bounded(10, 1, 1_000_000)  # examples a process (a GPU) computes at once
     accumulate: int = bounded(1, 1, 1_000_000)  # batches a process adds up before the optimiser takes a step
     learning_rate: float = bounded(5e-5, 0, 100)  # of Adam
@@ -166,10 +166,10 @@ class TrainingConfig:
     warmup_steps: int = bounded(0, 0, 10**12)
     # paper: times 0.8 every 1/18 of the steps; cooldown: constant, then linear towards 0
     lr_schedule: Literal["paper", "cooldown"] = "paper"
-    grad_clip: float | None = bounded(None, 1e-09, math.inf)  # largest norm of the gradient; None: as it is
+    grad_clip: float | None = bounded(None, 1e-9, math.inf)  # largest norm of the gradient; None: as it is
     ema_decay: float = bounded(0.9999, 0, 1)  # the paper names none; guided diffusion's
-    lambda_vlb: float = bounded(1e-4, 0, 1000000.0)
-    lambda_lip: float = bounded(0.2, 0, 1000000.0)
+    lambda_vlb: float = bounded(1e-4, 0, 1e6)
+    lambda_lip: float = bounded(0.2, 0, 1e6)
     # clips: every clip once an epoch; speakers: by the root of their clips' number, so that few clips count more
     balance: Literal["clips", "speakers"] = "clips"
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 where the hardware has it
@@ -184,7 +184,7 @@ class TrainingConfig:
     sample_clips: int = bounded(2, 0, 1_000_000)  # held-out clips that sample videos show
     # Beyond the paper.
     # losses on x_0 with weight min(snr + 1, clip); None: plain, on eps or v
-    snr_clip: float | None = bounded(None, 1e-09, math.inf)
+    snr_clip: float | None = bounded(None, 1e-9, math.inf)
     augment: bool = False
     audio_dropout: float = bounded(0.0, 0, 1)
     # motion frames made as unlike the truth as a long video's own frames are; 0 .. 1
@@ -197,7 +197,7 @@ class TrainingConfig:
     rollout_draws: int = bounded(3, 1, 1000)
     rollout_from: float = bounded(0.7, 0, 1)
     lip_noise: float = bounded(0.0, 0, 100)  # noise on the lip code, in its standard deviations
-    lambda_eye: float = bounded(0.0, 0, 1000000.0)  # weight of the loss around the eyes
+    lambda_eye: float = bounded(0.0, 0, 1e6)  # weight of the loss around the eyes
     blink_share: float = bounded(0.0, 0, 1)  # share of a moving clip's examples that show it blink, where it does
     # share of the examples that are told copies of the identity as motion frames
     start_share: float = bounded(0.0, 0, 1)

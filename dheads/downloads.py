@@ -23,8 +23,8 @@ _TIMEOUT_SECONDS = 30
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """The time in which no other process downloads into a folder, where what is unfinished has fixed names.
+def own_turn(folder: Path) -> Iterator[None]:
+    """The block runs while no other process downloads into the folder, where unfinished files have fixed names.
 
     Raises DheadsError where the folder cannot be written to.
     """

@@ -170,7 +170,7 @@ class Draws:
         if self._source.device.type == "cpu":
             yield from prefetch(self.draw, keys, threads)
             return
-        # A device is told its work by one thread alone, the caller's; choosing is Python's, for which one is enough.
+        # All work on a GPU is issued by the caller's thread. Choosing is Python code: more threads would take turns.
         with closing(prefetch(self.choose, keys, 1)) as chosen:
             yield from map(self.made, chosen)
 
@@ -255,7 +255,7 @@ class Draws:
             source.window("speech", clip, asked, told.audio_context, voice),
             source.window("lips", clip, asked, told.lip_context),
             source.window("eyes", clip, asked, told.eye_context),
-            facts.boxes[target],
+            torch.stack([facts.mouth_box[target], facts.eye_box[target]]),
             leads,
         )
 

@@ -1,7 +1,7 @@
 """Nested dictionaries of tensors in files of a limited size, so that they pass where large files do not.
 
-The first file has the name asked for, and everything but the tensors that lie in the others beside it; it is written
-last, so that either the old files or the new ones are there.
+The first file holds everything except the tensors that do not fit into it; those are in numbered files in the same
+folder. The first file is written last, so that either the old files or the new ones are complete.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def load_parts(path: Path) -> dict[Any, Any]:
 
 
 def _others(path: Path) -> set[str]:
-    """The names of files beside `path` that are of it, or were."""
+    """The names of the numbered files that `save_parts` wrote for `path`, now or earlier."""
     name = re.compile(rf"{re.escape(path.stem)}-\d{{7,}}-\d+{re.escape(path.suffix)}")
     return {other.name for other in path.parent.iterdir() if name.fullmatch(other.name)}
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dheads import config as configuration
 from dheads.config import Config
-from dheads.downloads import alone, download, file_sha256, receive, size_of
+from dheads.downloads import download, file_sha256, own_turn, receive, size_of
 from dheads.errors import DheadsError
 from dheads.files import complete_or_absent
 from dheads.model import UNet
@@ -197,7 +197,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     cached = home() / entry["file"]
     if _is_listed(cached, entry):
         return cached
-    with alone(home()):
+    with own_turn(home()):
         if _is_listed(cached, entry):  # by the process that was waited for
             return cached
         if "archive" in entry:
