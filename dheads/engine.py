@@ -23,6 +23,13 @@ from dheads.denoiser import denoised, training_schedule
 from dheads.diffusion import SOLVERS, Denoise, Denoised, q_sample, respaced, shortened
 from dheads.model import UNet, modulation
 
+# Of torch.compile. On a CPU, GCC 12 vectorises the transposition of 32 x 32 bfloat16 in PyTorch's vec512_bfloat16.h
+# wrongly at -O3: NaN wherever a layout changes. There is no option for flags, but the value of this one is pasted into
+# the compiler's command line as it is.
+COMPILE_OPTIONS: dict[str, str | int | bool | Callable] = {
+    "cpp.enable_floating_point_contract_flag": "off -fno-tree-slp-vectorize"
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
@@ -62,7 +69,9 @@ class Engine:
         # Embeddings, scales and shifts are a trifle to compute: they stay float32.
         self._network = copy.deepcopy(unet).eval().to(self.dtype, memory_format=torch.channels_last)
         self._stems = self._network.stems()
-        self._denoise = torch.compile(self._network.denoise, dynamic=False) if compiled else self._network.denoise
+        self._denoise = self._network.denoise
+        if compiled:
+            self._denoise = torch.compile(self._denoise, dynamic=False, options=COMPILE_OPTIONS)
         self._blocks = [[(b.time_affine, b.audio_affine) for b in layer.blocks()] for layer in unet.layers()]
         with torch.no_grad():
             self._mask = mouth_mask_for(

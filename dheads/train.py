@@ -20,7 +20,7 @@ from dheads.data import Clip, Dataset
 from dheads.denoiser import Denoiser
 from dheads.distributed import Ending, joined
 from dheads.draws import Draws
-from dheads.engine import Engine, best_dtype
+from dheads.engine import COMPILE_OPTIONS, Engine, best_dtype
 from dheads.errors import DheadsError
 from dheads.files import complete_or_absent
 from dheads.journal import Journal
@@ -116,7 +116,7 @@ def train(
         if len(set(here.gather(state.step))) > 1:
             raise DheadsError(f"{run}: not all processes see its state.pt; choose an --out that all machines share")
         if training.compile:
-            unet.compile()  # in place: the names of the weights stay
+            unet.compile(options=COMPILE_OPTIONS)  # in place: the names of the weights stay
         network = here.parallel(unet)
         precision = training.precision
         if precision == "bf16" and best_dtype(place) != torch.bfloat16:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,7 +18,7 @@ from dheads.conditioning import Condition, build
 from dheads.config import Config, SamplingConfig, override, preset
 from dheads.denoiser import Denoiser, training_schedule
 from dheads.diffusion import SOLVERS, Denoise, Denoised, respaced
-from dheads.engine import Engine, Inputs, best_dtype
+from dheads.engine import COMPILE_OPTIONS, Engine, Inputs, best_dtype
 from dheads.model import ResBlock, UNet
 
 TINY = preset("tiny")
@@ -320,6 +322,16 @@ def test_the_network_compiles_as_one_whole() -> None:
     wanted = engine.draw(given)
     engine._denoise = torch.compile(engine._denoise, backend="eager", fullgraph=True, dynamic=False)
     torch.testing.assert_close(engine.draw(given), wanted)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="builds machine code")
+def test_compiled_bfloat16_survives_a_change_of_layout() -> None:
+    """GCC 12 gave NaN here: the sum of two pictures by channels last and one that is contiguous."""
+    pictures = [torch.randn(4, 128, 8, 8, generator=torch.manual_seed(seed)).bfloat16() for seed in range(3)]
+    first, second = (picture.contiguous(memory_format=torch.channels_last) for picture in pictures[:2])
+    total = torch.compile(lambda a, b, c: c + a + b, dynamic=False, options=COMPILE_OPTIONS)(first, second, pictures[2])
+    wanted = sum(picture.float() for picture in pictures)
+    torch.testing.assert_close(total.float(), wanted, rtol=2**-7, atol=2**-7)
 
 
 # --- What it leaves alone, and what it chooses

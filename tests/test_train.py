@@ -608,7 +608,7 @@ def test_a_compiled_network_learns_the_same(
     """Traced, but run as it is: to build machine code takes too long for a test. Its weights keep their names."""
     compile_module, compiled = torch.nn.Module.compile, []
 
-    def traced(module: torch.nn.Module) -> None:
+    def traced(module: torch.nn.Module, **options: object) -> None:
         compiled.append(module)
         compile_module(module, backend="eager", fullgraph=True)
 
