@@ -31,7 +31,7 @@ EXAMPLES = ROOT / "examples"
 DHEADS = [sys.executable, "-m", "dheads"]
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what libgomp does where nobody says how to wait
 PYTHON = """
-from dheads.sample import frames
+from dheads.sampling.pipeline import frames
 from pathlib import Path
 print(sum(1 for _ in frames(Path({face!r}), Path({sound!r}), progress=False)))
 """

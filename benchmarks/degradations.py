@@ -20,14 +20,14 @@ import numpy as np
 import torch
 import typer
 
-from dheads.audio import load_waveform
-from dheads.catalogue import CATALOGUE
 from dheads.config import FPS, SAMPLE_RATE, AlignmentConfig
-from dheads.evaluate import evaluate
-from dheads.faces import align_transforms, mouth_box, unwarp, warp
-from dheads.landmarks import load_backend
-from dheads.report import Report, figure
-from dheads.video import read_frames, write_clip
+from dheads.evaluation.catalogue import CATALOGUE
+from dheads.evaluation.evaluate import evaluate
+from dheads.evaluation.report import Report, figure
+from dheads.faces.alignment import align_transforms, mouth_box, unwarp, warp
+from dheads.faces.landmarks import load_backend
+from dheads.media.sound import load_waveform
+from dheads.media.video import read_frames, write_clip
 
 LATE = 5  # frames
 

@@ -21,17 +21,25 @@ import torch
 import typer
 from tqdm import tqdm
 
-from dheads.audio import load_waveform
 from dheads.config import FPS, SAMPLE_RATE
-from dheads.eyes import eye_openness
-from dheads.faces import STABLE, eye_distance, framed, mouth_opening
-from dheads.footage import watch
-from dheads.jobs import Job
-from dheads.landmarks import load_backend
-from dheads.lockstep import Talk, perform
-from dheads.measures import blinks_per_second, correlation, face_colour, face_shapes, shape_distance, sharpness
-from dheads.sample import Studio, find_portrait, resolve_device
-from dheads.video import write_video
+from dheads.evaluation.footage import watch
+from dheads.evaluation.measures import (
+    blinks_per_second,
+    correlation,
+    face_colour,
+    face_shapes,
+    shape_distance,
+    sharpness,
+)
+from dheads.faces.alignment import STABLE, eye_distance, framed, mouth_opening
+from dheads.faces.eyelids import eye_openness
+from dheads.faces.landmarks import load_backend
+from dheads.media.sound import load_waveform
+from dheads.media.video import write_video
+from dheads.sampling.jobs import Job
+from dheads.sampling.lockstep import Talk, perform
+from dheads.sampling.pipeline import Studio, find_portrait
+from dheads.system.devices import resolve_device
 
 SPEECH_SECONDS, PAUSE_SECONDS = 7.5, 2.5
 SETTLING = 10  # frames of the pause in which the mouth may still close, and before its end open again

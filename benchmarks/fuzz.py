@@ -35,9 +35,9 @@ from pillow_heif import from_pillow
 
 from dheads import cli
 from dheads.config import override, preset
-from dheads.media import decoded
+from dheads.media.containers import decoded
 from dheads.model import UNet
-from dheads.weights import save_checkpoint
+from dheads.weights.checkpoints import save_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 OUTPUT = "out.mp4"

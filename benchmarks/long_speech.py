@@ -23,12 +23,13 @@ import torch
 import typer
 from tqdm import tqdm
 
-from dheads.audio import load_speech_encoder, load_waveform, waveform_pieces
 from dheads.config import FPS, SAMPLE_RATE, preset
+from dheads.media.sound import load_waveform, waveform_pieces
+from dheads.media.video import write_video
 from dheads.model import UNet
-from dheads.sample import frames
-from dheads.video import write_video
-from dheads.weights import save_checkpoint
+from dheads.sampling.pipeline import frames
+from dheads.speech.encoders import load_speech_encoder
+from dheads.weights.checkpoints import save_checkpoint
 
 FACE = Path(__file__).resolve().parents[1] / "examples" / "face.jpg"
 

@@ -38,15 +38,15 @@ import typer
 from sample_speed import Plain, long_recording, peak_memory, random_network, talk, turn
 from train_speed import machine, measure, peak_flops_per_second, random_dataset
 
-from dheads.audio import load_waveform, wav_file
 from dheads.config import SAMPLE_RATE, Config, SamplingConfig, override, preset
-from dheads.data import Dataset
-from dheads.engine import Engine
-from dheads.files import complete_or_absent
-from dheads.lockstep import perform
+from dheads.dataset.dataset import Dataset
+from dheads.media.sound import load_waveform, wav_file
 from dheads.model import UNet
-from dheads.plan import plan
-from dheads.weights import load_model
+from dheads.sampling.engine import Engine
+from dheads.sampling.lockstep import perform
+from dheads.system.files import complete_or_absent
+from dheads.training.plan import plan
+from dheads.weights.checkpoints import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {"card": 15, "correctness": 85, "sampling": 120, "training": 85, "long": 25, "prepare": 30}
@@ -153,7 +153,7 @@ def correctness(place: Place) -> Iterator[Row]:
 
     if place.dry:
         os.environ["DHEADS_TEST_DEVICE"] = "cpu"
-    tests = ROOT / "tests" / "test_gpu.py"
+    tests = ROOT / "tests" / "sampling" / "test_gpu.py"
     pytest.main(["-o", "addopts=", "-q", "-p", "no:cacheprovider", str(tests)], [Outcomes()])
     yield from ()
 
@@ -259,7 +259,7 @@ def long(place: Place) -> Iterator[Row]:
 
 def prepare(place: Place) -> Iterator[Row]:
     """Clips of a face that the packaged network lets speak: real ones need not be at hand."""
-    from dheads.sample import sample
+    from dheads.sampling.pipeline import sample
 
     fan = Path(torch.hub.get_dir()) / "checkpoints" / "2DFAN4-11f355bf06.pth.tar"
     landmarks = "fan" if fan.exists() and not place.dry else "mesh"

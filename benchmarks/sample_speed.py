@@ -34,12 +34,13 @@ from dheads.conditioning import Condition
 from dheads.config import FPS, SamplingConfig, preset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import Denoise, Denoised
-from dheads.engine import Engine
-from dheads.lockstep import Talk, perform
 from dheads.model import UNet
-from dheads.plan import plan
-from dheads.sample import chosen, resolve_device
-from dheads.weights import load_model
+from dheads.sampling.engine import Engine
+from dheads.sampling.lockstep import Talk, perform
+from dheads.sampling.pipeline import chosen
+from dheads.system.devices import resolve_device
+from dheads.training.plan import plan
+from dheads.weights.checkpoints import load_model
 
 RELEASED = SamplingConfig(steps=100, solver="ddpm")
 

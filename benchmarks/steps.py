@@ -23,15 +23,15 @@ from tqdm import tqdm
 from yardstick import Take, measure, read_takes
 
 from dheads.config import SamplingConfig
-from dheads.data import Dataset
-from dheads.engine import Engine
-from dheads.evaluate import mean_values
-from dheads.footage import watch
-from dheads.landmarks import load_backend
-from dheads.lockstep import Talk, perform
+from dheads.dataset.dataset import Dataset
+from dheads.evaluation.evaluate import mean_values
+from dheads.evaluation.footage import watch
+from dheads.faces.landmarks import load_backend
 from dheads.model import UNet
-from dheads.sample import resolve_device
-from dheads.weights import load_model
+from dheads.sampling.engine import Engine
+from dheads.sampling.lockstep import Talk, perform
+from dheads.system.devices import resolve_device
+from dheads.weights.checkpoints import load_model
 
 SOLVERS = ["dpm++2m", "ddim", "ddpm"]
 SPACINGS = ["uniform", "quadratic", "logsnr"]

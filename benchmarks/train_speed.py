@@ -37,18 +37,18 @@ import typer
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from dheads.clips import ResidentClips, fits
 from dheads.config import FPS, SAMPLE_RATE, Config, override, preset, toml_text
-from dheads.data import Dataset, dataset_info
+from dheads.dataset.clips import ResidentClips, fits
+from dheads.dataset.dataset import Dataset, dataset_info
+from dheads.dataset.manifest import Clip, clip_path, write_clips
 from dheads.denoiser import Denoiser
-from dheads.draws import Draws
-from dheads.manifest import Clip, clip_path, write_clips
+from dheads.media.video import write_clip
 from dheads.model import UNet
-from dheads.objective import TALLIED, tally, training_loss
-from dheads.plan import plan
-from dheads.sample import resolve_device
-from dheads.state import TrainingState, learning_rate
-from dheads.video import write_clip
+from dheads.system.devices import resolve_device
+from dheads.training.batches import Draws
+from dheads.training.objective import TALLIED, tally, training_loss
+from dheads.training.plan import plan
+from dheads.training.state import TrainingState, learning_rate
 
 CLIPS, CLIP_FRAMES = 32, 50  # of the dataset of random pictures
 PEAK_SIDE = {"cuda": 8192}  # of the matrices that measure the peak

@@ -24,22 +24,24 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.audio import load_speech_encoder, load_waveform
-from dheads.comparison import compare, describe
 from dheads.config import FPS, SAMPLE_RATE, Config
-from dheads.data import Clip, Dataset
-from dheads.engine import Engine
+from dheads.dataset.dataset import Clip, Dataset
+from dheads.dataset.manifest import clip_path
 from dheads.errors import DheadsError
-from dheads.evaluate import mean_values
-from dheads.footage import Footage, watch
-from dheads.landmarks import LandmarkBackend, load_backend
-from dheads.lips import LipPredictor, centred
-from dheads.manifest import clip_path
-from dheads.measures import correlation
-from dheads.remake import chosen_clips
-from dheads.sample import chosen, generate, resolve_device
-from dheads.video import write_video
-from dheads.weights import load_model
+from dheads.evaluation.comparison import compare, describe
+from dheads.evaluation.evaluate import mean_values
+from dheads.evaluation.footage import Footage, watch
+from dheads.evaluation.measures import correlation
+from dheads.evaluation.remake import chosen_clips
+from dheads.extensions.lips import LipPredictor, centred
+from dheads.faces.landmarks import LandmarkBackend, load_backend
+from dheads.media.sound import load_waveform
+from dheads.media.video import write_video
+from dheads.sampling.engine import Engine
+from dheads.sampling.pipeline import chosen, generate
+from dheads.speech.encoders import load_speech_encoder
+from dheads.system.devices import resolve_device
+from dheads.weights.checkpoints import load_model
 
 COLUMNS = {  # heading: (variant, measure)
     "r": ("own", "mouth_correlation"),

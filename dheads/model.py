@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dheads.conditioning import Condition, input_channels, network_input
 from dheads.config import Config
-from dheads.lips import LipPredictor
+from dheads.extensions.lips import LipPredictor
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,9 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import Delaunay
 from tqdm import tqdm
 
-from dheads.audio import SAMPLES_PER_FRAME, load_waveform, wav_file
 from dheads.config import AlignmentConfig
 from dheads.errors import DheadsError
-from dheads.eyes import eye_openness
-from dheads.faces import (
+from dheads.faces.alignment import (
     EYES,
     MOUTH,
     STABLE,
@@ -45,9 +43,11 @@ from dheads.faces import (
     mouth_width,
     warp,
 )
-from dheads.landmarks import LandmarkBackend, MeshBackend, find_face
-from dheads.photos import PHOTOS, load_photo
-from dheads.video import VIDEOS, read_frames, write_video
+from dheads.faces.eyelids import eye_openness
+from dheads.faces.landmarks import LandmarkBackend, MeshBackend, find_face
+from dheads.media.photos import PHOTOS, load_photo
+from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform, wav_file
+from dheads.media.video import VIDEOS, read_frames, write_video
 
 T = TypeVar("T")
 FACE_PX = 256  # of the crops, laid on the mean face, in which a photo's landmarks and a clip's are compared

@@ -23,18 +23,18 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.augment import augment, box_blur
 from dheads.config import override
-from dheads.data import Dataset
+from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import SOLVERS, Denoised, respaced
-from dheads.engine import Engine, Inputs
-from dheads.lockstep import Talk, perform
+from dheads.media.video import to_uint8, to_unit
 from dheads.model import UNet
-from dheads.sample import resolve_device
-from dheads.state import update_ema
-from dheads.video import to_uint8, to_unit
-from dheads.weights import build_model, load, save_checkpoint
+from dheads.sampling.engine import Engine, Inputs
+from dheads.sampling.lockstep import Talk, perform
+from dheads.system.devices import resolve_device
+from dheads.training.augment import augment, box_blur
+from dheads.training.state import update_ema
+from dheads.weights.checkpoints import build_model, load, save_checkpoint
 
 WARMUP = 50  # steps of the optimiser
 # In how many steps the student draws, by chance. What it was never asked for would come out far too sharp.

@@ -16,7 +16,7 @@ import typer
 from torch import Tensor
 
 from dheads.config import override
-from dheads.weights import load, save_checkpoint
+from dheads.weights.checkpoints import load, save_checkpoint
 
 
 def main(

@@ -14,9 +14,9 @@ from typing import Annotated
 import torch
 import typer
 
-from dheads.data import Dataset
+from dheads.dataset.dataset import Dataset
 from dheads.errors import DheadsError
-from dheads.weights import build_model, load, save_checkpoint
+from dheads.weights.checkpoints import build_model, load, save_checkpoint
 
 
 def main(

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dheads.config import preset
-from dheads.weights import load_checkpoint, save_checkpoint
+from dheads.weights.checkpoints import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "small"

@@ -38,16 +38,17 @@ from safetensors.torch import load, save
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.audio import SAMPLES_PER_FRAME, SpeechEncoder, load_speech_encoder, waveform_pieces
 from dheads.config import from_dict
-from dheads.data import Dataset
+from dheads.dataset.dataset import Dataset
+from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
-from dheads.files import part_of
-from dheads.manifest import Clip, clip_path
-from dheads.media import decoded, name_of, opened
-from dheads.sample import resolve_device
-from dheads.video import write_clip
-from dheads.workers import cores
+from dheads.media.containers import decoded, name_of, opened
+from dheads.media.sound import SAMPLES_PER_FRAME, waveform_pieces
+from dheads.media.video import write_clip
+from dheads.speech.encoders import SpeechEncoder, load_speech_encoder
+from dheads.system.devices import resolve_device
+from dheads.system.files import part_of
+from dheads.system.workers import cores
 
 # As `dheads prepare` stores them. Frames are the first axis, of speech_at_tempos the second.
 _LABELS = {

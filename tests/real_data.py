@@ -19,12 +19,13 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from dheads import cli, prepare
-from dheads.audio import load_waveform
+from dheads import cli
 from dheads.config import SAMPLE_RATE, preset
-from dheads.extraction import Detector
-from dheads.layouts import Source
-from dheads.video import write_video
+from dheads.dataset import prepare
+from dheads.dataset.extraction import Detector
+from dheads.dataset.layouts import Source
+from dheads.media.sound import load_waveform
+from dheads.media.video import write_video
 
 # A clip of ours: the real one it is cut from, its number of frames, speaker and split. The third has 24 fps.
 CUTS = {

@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from dheads import conditioning, faces
+from dheads import conditioning
 from dheads.conditioning import Condition, MotionBuffer
 from dheads.config import Config, override, preset
+from dheads.faces import alignment as faces
 
 TINY = preset("tiny")
 

@@ -15,7 +15,7 @@ from dheads import conditioning, diffusion
 from dheads.config import Config
 from dheads.errors import DheadsError
 from dheads.model import UNet
-from dheads.released import config_from_released, from_released
+from dheads.weights.released import config_from_released, from_released
 
 NETS = ["attn_low", "middle"]
 

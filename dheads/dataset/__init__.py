@@ -1,0 +1,1 @@
+"""Raw corpora to prepared clips, and prepared clips to memory."""

@@ -1,0 +1,227 @@
+"""The prepared dataset: its format on disk, and what its clips hold.
+
+dataset.toml                     format version, size, fps, alignment recipe, speech encoder, licence
+clips.csv, failed.csv            see dheads.manifest
+clips/<speaker>/<clip>.mp4       aligned square RGB at 25 fps, every frame a key frame, with its 16 kHz sound
+clips/<speaker>/<clip>.safetensors   speech (F, D), landmarks (F, 68, 2), mouth_box (F, 4), lips (F, 3),
+                                     eyes (F,), and, as preparation.speech_tempos asks, speech_at_tempos (V, F, D)
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from dheads.config import FPS, Config
+from dheads.dataset.manifest import Clip, clip_path, read_clips
+from dheads.errors import DheadsError
+from dheads.extensions.blinks import eye_code
+from dheads.extensions.lips import MEASURES, Talk, centred
+from dheads.faces.alignment import eye_box
+from dheads.media.colours import SCALER
+
+FORMAT = 2
+# A dataset of at most so many bytes is decoded once and kept: all of CREMA-D at 128 px would be 23 GB, LRW 700 GB.
+_KEPT_BYTES = 6 * 2**30
+_LABEL_BYTES = 4_096  # of one frame, about: 400 to 1,024 floats
+_MAX_TALKS = 2_000
+# Of one frame.
+_LABEL_SHAPES = {"speech": None, "landmarks": (68, 2), "mouth_box": (4,), "lips": (len(MEASURES),), "eyes": ()}
+
+log = logging.getLogger("dheads")
+
+
+class Dataset:
+    """A prepared folder. Safe to read from several threads.
+
+    A small one is decoded as its clips are asked for, and kept in memory. Of a large one nothing is kept: frames are
+    read by seeking, for which every frame is a key frame.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        """Raises DheadsError when `root` is not a prepared dataset of this format."""
+        self.root = Path(root)
+        self.info = _read_info(self.root / "dataset.toml")
+        self.clips = read_clips(self.root)
+        self.size: int = self.info["size"]  # px, of a side of the pictures
+        self._keep = self.bytes_of(self.clips) <= _KEPT_BYTES
+        self._frames: dict[str, np.ndarray] = {}
+        self._labels: dict[str, dict[str, Tensor]] = {}
+        self._local = threading.local()
+
+    def split(self, name: str) -> list[Clip]:
+        """The clips of train, val or test."""
+        return [clip for clip in self.clips if clip.split == name]
+
+    def check(self, config: Config) -> None:
+        """Raises DheadsError unless the clips were prepared as `config` asks."""
+        for key, value in dataset_info(config).items():
+            if self.info.get(key) != value:
+                raise DheadsError(
+                    f"{self.root}: prepared with {key} = {self.info.get(key)!r}, but the configuration wants "
+                    f"{value!r}; prepare the data again with the same preset"
+                )
+
+    def bytes_of(self, clips: Iterable[Clip]) -> int:
+        """What pictures and labels of these take in memory, about."""
+        return sum(clip.frames for clip in clips) * (3 * self.size**2 + _LABEL_BYTES)
+
+    def labels(self, clip: Clip) -> dict[str, Tensor]:
+        """speech (F, D), landmarks (F, 68, 2) px, mouth_box and eye_box (F, 4) px, lips and centred_lips (F, 3),
+        eyes (F,), eye_code (F, 1), speech_at_tempos (V, F, D), float32.
+
+        Raises DheadsError for a file that is missing, damaged or of another shape.
+        """
+        labels = self._labels.get(clip.clip)
+        if labels is None:
+            labels = _read_labels(clip_path(self.root, clip.clip, "safetensors"), clip.frames, self.size)
+            if self._keep:
+                self._labels[clip.clip] = labels
+        return labels
+
+    def frames(self, clip: Clip) -> np.ndarray:
+        """All pictures of a clip, (F, H, W, 3) uint8. Raises DheadsError for a file that is missing or damaged."""
+        frames = self._frames.get(clip.clip)
+        if frames is None:
+            frames = self.read(clip, range(clip.frames))
+            if self._keep:
+                self._frames[clip.clip] = frames
+        return frames
+
+    def pictures(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
+        """The pictures of those indices, in that order, (n, H, W, 3) uint8. Raises DheadsError as `frames` does."""
+        if self._keep:
+            return self.frames(clip)[list(indices)]
+        return self.read(clip, indices)
+
+    def talks(self, split: str) -> list[Talk]:
+        """Clips of a split that move: what LipPredictor is fitted to, at every tempo. Of at most 2,000 clips, evenly
+        chosen from the list.
+
+        Those that cannot be read are left out, with a warning.
+        """
+        moving = [clip for clip in self.split(split) if clip.frames > 1]
+        talks = []
+        for index in np.linspace(0, len(moving) - 1, min(len(moving), _MAX_TALKS)).round().astype(int):
+            try:
+                labels = self.labels(moving[index])
+            except DheadsError as error:
+                log.warning("%s; left out of the lip code's fit", error)
+                continue
+            for speech in (labels["speech"], *labels["speech_at_tempos"]):
+                talks.append(Talk(moving[index].speaker, speech, labels["centred_lips"]))
+        return talks
+
+    def read(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
+        """As `pictures`, from the disk, and nothing is kept."""
+        if not hasattr(self._local, "scaler"):
+            self._local.scaler = VideoReformatter()  # its tables cost more than a picture; one belongs to one thread
+        return _read_pictures(
+            clip_path(self.root, clip.clip, "mp4"), clip.frames, self.size, indices, self._local.scaler
+        )
+
+
+def dataset_info(config: Config) -> dict[str, object]:
+    """What dataset.toml says about how clips were made; a model must have been trained on the same."""
+    return {
+        "format": FORMAT,
+        "size": config.model.image_size,
+        "fps": FPS,
+        "speech_encoder": config.conditioning.speech_encoder,
+        "lip_measures": list(MEASURES),
+        "alignment": asdict(config.alignment),
+    }
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    try:
+        info = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DheadsError(
+            f"{path.parent}: is no prepared dataset (no dataset.toml); run dheads prepare first"
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DheadsError(f"{path}: cannot be read ({error}); prepare the data again") from error
+    if info.get("format") != FORMAT:
+        raise DheadsError(
+            f"{path}: format {info.get('format')!r} is not the known one, {FORMAT}; prepare the data again"
+        )
+    if type(info.get("size")) is not int or info["size"] < 1:
+        raise DheadsError(f"{path}: size {info.get('size')!r} is no number of pixels; prepare the data again")
+    return info
+
+
+def _read_pictures(path: Path, frames: int, size: int, indices: Sequence[int], scaler: VideoReformatter) -> np.ndarray:
+    """Pictures (n, size, size, 3) uint8 of a prepared clip that has that many frames."""
+    pictures: dict[int, np.ndarray] = {}
+    # Any other format or a nested address is nothing that dheads prepare wrote.
+    reading = {"format": "mp4", "options": {"protocol_whitelist": "none"}, "metadata_errors": "replace"}
+    try:
+        with path.open("rb") as file, av.open(file, **reading) as container:
+            stream = next((stream for stream in container.streams.video if stream.codec_context), None)
+            if stream is None:
+                raise _damaged(path, "holds no video")
+            stream.codec_context.thread_count = 1  # batches are made by threads of their own
+            if stream.frames != frames:
+                raise _damaged(path, f"holds {stream.frames} frames instead of {frames}")
+            ticks = round(1 / (FPS * stream.time_base))  # a frame
+            decoded, following = container.decode(stream), 0
+            for index in sorted({int(index) for index in indices}):
+                if index != following:
+                    container.seek(index * ticks, stream=stream)
+                following = index + 1
+                frame = next(decoded, None)
+                if frame is None or frame.pts != index * ticks or frame.is_corrupt:
+                    raise _damaged(path, f"frame {index} is damaged")
+                if (frame.width, frame.height) != (size, size):
+                    raise _damaged(path, f"is of {frame.width} x {frame.height} px instead of {size} x {size}")
+                pictures[index] = scaler.reformat(frame, format="rgb24", interpolation=SCALER).to_ndarray()
+    except (OSError, av.FFmpegError) as error:
+        raise _damaged(path, f"cannot be read ({error})") from error
+    return np.stack([pictures[index] for index in indices])
+
+
+def _read_labels(path: Path, frames: int, size: int) -> dict[str, Tensor]:
+    try:
+        # Not load_file: it maps the file, and a mapped file that is cut or unmounted kills the process.
+        stored = load(path.read_bytes())
+        labels = {name: stored[name].float() for name in _LABEL_SHAPES}
+        tempos = stored.get("speech_at_tempos", torch.empty(0, *labels["speech"].shape)).float()
+    except (OSError, SafetensorError, KeyError) as error:
+        raise _damaged(path, f"cannot be read ({error})") from error
+    for name, label in labels.items():
+        shape = _LABEL_SHAPES[name]
+        if label.shape != (frames, *(label.shape[-1:] if shape is None else shape)):
+            raise _damaged(path, f"{name} is of shape {tuple(label.shape)}, for {frames} frames")
+        if not label.isfinite().all():
+            raise _damaged(path, f"{name} holds numbers that are not finite")
+    if tempos.shape[1:] != labels["speech"].shape or not tempos.isfinite().all():
+        raise _damaged(path, f"speech_at_tempos is of shape {tuple(tempos.shape)}, or not finite")
+    low, high = labels["mouth_box"][:, :2], labels["mouth_box"][:, 2:]
+    if not ((low >= 0) & (low < high) & (high <= size)).all():
+        raise _damaged(path, "mouth_box lies outside the picture")
+    boxes = torch.from_numpy(eye_box(labels["landmarks"].numpy(), size)).float()
+    return {
+        **labels,
+        "speech_at_tempos": tempos,
+        "centred_lips": centred(labels["lips"]),
+        "eye_code": eye_code(labels["eyes"]),
+        "eye_box": boxes,
+    }
+
+
+def _damaged(path: Path, what: str) -> DheadsError:
+    return DheadsError(f"{path}: {what}; prepare the data again")

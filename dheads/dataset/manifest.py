@@ -1,0 +1,172 @@
+"""The tables of a prepared folder: which clips it holds, and which raw files became none, and why.
+
+clips.csv     clip, speaker, split, frames, source; complete, or absent
+failed.csv    source, reason; grows while `dheads prepare` runs
+
+A shard writes clips.3-of-16.csv and failed.3-of-16.csv: shards merge by lying in one folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dheads.errors import DheadsError
+from dheads.system.files import complete_or_absent
+
+CLIP_COLUMNS = ("clip", "speaker", "split", "frames", "source")
+FAILED_COLUMNS = ("source", "reason")
+Shard = tuple[int, int]  # which of how many, from 1
+
+_TABLE_OF_CLIPS = re.compile(r"clips(?:\.(\d+)-of-(\d+))?\.csv")
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One row of clips.csv. A still photo is a clip of one frame."""
+
+    clip: str
+    speaker: str
+    split: str
+    frames: int
+    source: str
+
+
+def shard_path(root: Path, name: str, shard: Shard | None) -> Path:
+    """`root`/clips.csv or, of a shard, `root`/clips.3-of-16.csv."""
+    stem, _, ending = name.rpartition(".")
+    return root / (name if shard is None else f"{stem}.{shard[0]}-of-{shard[1]}.{ending}")
+
+
+def clip_path(root: Path, clip: str, ending: str) -> Path:
+    """A clip's picture with its sound (mp4), or its labels (safetensors)."""
+    return root / "clips" / f"{clip}.{ending}"
+
+
+# --- Clips -----------------------------------------------------------------------------------------------------------
+
+
+def read_clips(root: Path) -> list[Clip]:
+    """The clips of all tables in a prepared folder, sorted by name.
+
+    Raises DheadsError for no table, a damaged one, tables that contradict each other, and missing shards.
+    """
+    tables = _tables(root)
+    if not tables:
+        raise DheadsError(f"{root}: holds no clips.csv; let dheads prepare run to its end first")
+    _check_shards(root, tables)
+    clips: dict[str, Clip] = {}
+    for path in tables:
+        for clip in _rows(path):
+            if clips.setdefault(clip.clip, clip) != clip:
+                raise DheadsError(f"{path}: another table says otherwise of {clip.clip}; delete the one out of date")
+    return [clips[name] for name in sorted(clips)]
+
+
+def standing_splits(root: Path) -> dict[str, str]:
+    """speaker -> split, by the tables of clips that are there so far; of some shards, perhaps.
+
+    Raises DheadsError for a damaged table.
+    """
+    return {clip.speaker: clip.split for path in _tables(root) for clip in _rows(path)}
+
+
+def write_clips(root: Path, clips: Iterable[Clip], shard: Shard | None = None) -> None:
+    """Raises DheadsError where the table cannot be written."""
+    rows = ((clip.clip, clip.speaker, clip.split, clip.frames, clip.source) for clip in clips)
+    _write_table(shard_path(root, "clips.csv", shard), CLIP_COLUMNS, rows)
+
+
+def _tables(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if _TABLE_OF_CLIPS.fullmatch(path.name)) if root.is_dir() else []
+
+
+def _check_shards(root: Path, tables: list[Path]) -> None:
+    there: dict[int, set[int]] = {}
+    for path in tables:
+        match = _TABLE_OF_CLIPS.fullmatch(path.name)
+        if match and match[2]:
+            there.setdefault(int(match[2]), set()).add(int(match[1]))
+    for count, numbers in there.items():
+        if len(numbers) < count:
+            missing = [f"{number}/{count}" for number in range(1, min(count, 100_000) + 1) if number not in numbers]
+            named = ", ".join(missing[:16]) + (", ..." if missing[16:] else "")
+            raise DheadsError(f"{root}: the clips of shard {named} are missing; prepare them or copy them here")
+
+
+def _rows(path: Path) -> Iterator[Clip]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            if missing := set(CLIP_COLUMNS) - set(table.fieldnames or ()):
+                raise ValueError(f"it has no column {min(missing)}")
+            for row in table:
+                if None in row.values():
+                    raise ValueError("a row is cut short")
+                # Hundreds of thousands of rows share few speakers and splits.
+                speaker, split = sys.intern(row["speaker"]), sys.intern(row["split"])
+                clip = Clip(row["clip"], speaker, split, int(row["frames"]), row["source"])
+                if not _is_safe(clip.clip) or clip.frames < 1:
+                    raise DheadsError(f"{path}: {clip.clip!r} is not a valid clip; prepare the data again")
+                yield clip
+    except (OSError, ValueError, csv.Error) as error:
+        raise DheadsError(f"{path}: cannot be read ({error}); prepare the data again") from error
+
+
+def _is_safe(name: str) -> bool:
+    """A dataset from elsewhere must not make us read outside its folder."""
+    return ":" not in name and not {"", ".", ".."} & set(re.split(r"[/\\]", name))
+
+
+# --- Failures --------------------------------------------------------------------------------------------------------
+
+
+class FailedTable:
+    """failed.csv of a run: a row is in the file as soon as it is added, so that a killed run loses none."""
+
+    def __init__(self, root: Path, shard: Shard | None, sources: Iterable[str]) -> None:
+        """Begins with those rows of an earlier run that are about one of `sources`.
+
+        Raises DheadsError where the table cannot be read or written.
+        """
+        self.path = shard_path(root, "failed.csv", shard)
+        listed = set(sources)
+        self.reasons = {source: reason for source, reason in self._read() if source in listed}
+        self.finish()  # without the last row where that was cut short
+
+    def add(self, source: str, reason: str) -> None:
+        self.reasons[source] = reason
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerow((source, reason))
+        except OSError as error:
+            raise DheadsError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def finish(self) -> None:
+        """Sorts the file: runs that failed in another order, or were killed, leave the same."""
+        _write_table(self.path, FAILED_COLUMNS, sorted(self.reasons.items()))
+
+    def _read(self) -> list[list[str]]:
+        try:
+            content = self.path.read_bytes()
+            complete = content[: content.rfind(b"\n") + 1].decode()  # a killed run may have left half a row
+            return [row for row in csv.reader(io.StringIO(complete, newline="")) if len(row) == len(FAILED_COLUMNS)]
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DheadsError(f"{self.path}: cannot be read ({error}); delete it to try its files again") from error
+
+
+def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
+    try:
+        with complete_or_absent(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+    except OSError as error:
+        raise DheadsError(f"cannot write {path}: {error.strerror}") from error

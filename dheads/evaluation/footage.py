@@ -1,0 +1,127 @@
+"""A face throughout a video: its frames, which are decoded once where they fit into memory, and its landmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dheads.config import AlignmentConfig
+from dheads.errors import DheadsError
+from dheads.faces.alignment import align_transforms, apply_transform, eye_distance, warp
+from dheads.faces.landmarks import LandmarkBackend
+from dheads.media.video import read_frames
+
+MAX_MISSING = 0.2  # share of the frames in which the face may be lost
+_KEPT_BYTES = 2**29  # of decoded frames; a longer video is decoded anew each time it is read
+_ALIGNMENT = AlignmentConfig()
+Read = Callable[[], Iterable[np.ndarray]]  # starts a video: (H, W, 3) uint8 frames
+
+
+@dataclass(frozen=True)
+class Footage:
+    """One person's face throughout a video. Raises DheadsError where it is lost in more than a fifth of the frames."""
+
+    name: str  # for messages
+    read: Read
+    landmarks: np.ndarray  # (F, 68, 2) px; NaN rows where no face was found
+    eye_distance: float  # its median, px
+    side: int  # the video's longer side, px
+
+    def __post_init__(self) -> None:
+        missing = len(self.landmarks) - int(self.seen.sum())
+        if missing > MAX_MISSING * len(self.landmarks) or not len(self.landmarks):
+            raise DheadsError(f"{self.name}: no face in {missing} of {len(self.landmarks)} frames")
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(F,) bool: the frames in which there is a face."""
+        return np.isfinite(self.landmarks).all(axis=(1, 2))
+
+
+class Recording:
+    """A video file that may be read again and again. Calling it starts the video: (H, W, 3) uint8 frames at 25 fps."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._frames: list[np.ndarray] | None = None
+
+    def __reduce__(self) -> tuple[type[Recording], tuple[Path]]:
+        return Recording, (self._path,)  # travels without its frames
+
+    def __call__(self) -> Iterator[np.ndarray]:
+        if self._frames is not None:
+            yield from self._frames
+            return
+        kept: list[np.ndarray] = []
+        room = _KEPT_BYTES
+        for frame in read_frames(self._path):
+            room -= frame.nbytes
+            if room >= 0:
+                kept.append(frame)
+            else:
+                kept.clear()
+            yield frame
+        if room >= 0:
+            self._frames = kept
+
+
+def watch(name: str, read: Read, backend: LandmarkBackend) -> Footage:
+    """Follow the largest face of a video. Raises DheadsError where it is lost too often."""
+    sides: list[int] = []
+
+    def noted() -> Iterator[np.ndarray]:
+        for frame in read():
+            sides.append(max(frame.shape[:2]))
+            yield frame
+
+    landmarks = backend.track(noted())
+    found = eye_distance(landmarks[np.isfinite(landmarks).all(axis=(1, 2))])
+    return Footage(name, read, landmarks, float(np.median(found)) if len(found) else 0.0, max(sides, default=0))
+
+
+def shortened(video: Footage, count: int) -> Footage:
+    """The video's first frames."""
+    return replace(video, read=partial(_first, video.read, count), landmarks=video.landmarks[:count])
+
+
+def _first(read: Read, count: int) -> Iterator[np.ndarray]:
+    return islice(read(), count)
+
+
+def resized(video: Footage, side: int) -> Footage:
+    """The video with a longer side of `side` px, averaged over areas."""
+    factor = side / video.side
+    # Lengths count from the picture's edge, points from the centre of its first pixel.
+    points = (video.landmarks + 0.5) * factor - 0.5
+    return Footage(video.name, partial(_scaled, video.read, factor), points, video.eye_distance * factor, side)
+
+
+def _scaled(read: Read, factor: float) -> Iterator[np.ndarray]:
+    for frame in read():
+        yield cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+
+
+def crop_side(scale: float) -> int:
+    """The side in px of a crop of `aligned`."""
+    return max(16, round(scale / _ALIGNMENT.eye_distance))
+
+
+def aligned(video: Footage, scale: float) -> tuple[np.ndarray, Iterator[np.ndarray | None]]:
+    """Landmarks (F, 68, 2) px in crops (S, S, 3) uint8 in which the eyes are `scale` px apart, and these crops.
+
+    A frame without a face has NaN landmarks and None for a crop.
+    """
+    size = crop_side(scale)
+    matrices = align_transforms(video.landmarks, _ALIGNMENT, size)
+    points = np.stack([apply_transform(matrix, row) for matrix, row in zip(matrices, video.landmarks, strict=True)])
+    crops = (
+        warp(frame, matrix, size) if np.isfinite(matrix).all() else None
+        for frame, matrix in zip(video.read(), matrices, strict=True)
+    )
+    return points, crops

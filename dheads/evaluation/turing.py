@@ -1,0 +1,185 @@
+"""A Turing test: people see generated and real clips and say which is which, as in the paper's Turing test.
+
+The page keeps the votes in the voter's browser, sends nothing, gives the votes as a file, and holds no answer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+from dheads.errors import DheadsError
+from dheads.media.playback import longer_side, write_playable
+from dheads.system.ending import undoing
+from dheads.system.files import complete_or_absent, part_of
+
+GENERATED, REAL = "generated", "real"
+_MAX_FILE_BYTES = 1_000_000
+_Z = 1.959964  # of the normal distribution, for 95 %
+_TOKENS = "/*tokens*/[]"  # where the page gets its clips
+
+
+@dataclass(frozen=True)
+class Share:
+    """How often clips were judged real, with Wilson's 95 % interval."""
+
+    real: int
+    votes: int
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Tally:
+    voters: int
+    generated: Share
+    real: Share
+
+
+# ---- The page ----
+
+
+def write_turing_test(
+    generated: dict[str, Path], real: dict[str, Path], count: int, folder: Path | str, seed: int
+) -> Path:
+    """`folder` with a page that shows `count` generated and `count` real videos; returns the key, which lies beside it.
+
+    generated, real: videos by name. Where there are enough, no name is shown twice. All are written anew in one form
+    (25 fps, no larger than the smallest, without metadata) and under random names, so that no file tells what it is.
+    The pictures should show the same part of the head, or that tells. seed: which clips are taken.
+    Raises DheadsError for too few or unreadable videos, and where the folder or the key is there already.
+    """
+    folder = Path(folder)
+    key = Path(f"{folder.absolute()}-key.json")
+    for path in (folder, key):
+        if path.exists():
+            raise DheadsError(f"{path} is there already; choose another folder, or move it away")
+    chosen = _choice(generated, real, count, random.Random(seed))
+    side = min(longer_side(path) for _, _, path in chosen)
+    test = secrets.token_hex(8)
+    tokens = sorted(secrets.token_hex(8) for _ in chosen)
+    secrets.SystemRandom().shuffle(chosen)
+    part = part_of(folder)
+    remove = partial(shutil.rmtree, part, ignore_errors=True)
+    answers = {token: {"kind": kind, "clip": clip} for token, (kind, clip, _) in zip(tokens, chosen, strict=True)}
+    try:
+        with undoing(remove):
+            part.mkdir(parents=True)
+            for token, (_, _, path) in zip(tokens, chosen, strict=True):
+                write_playable(path, part / f"{token}.mp4", side)
+            (part / "index.html").write_text(_page(test, tokens), encoding="utf-8")
+            with complete_or_absent(key) as unfinished:
+                unfinished.write_text(json.dumps({"test": test, "clips": answers}, indent=1) + "\n", encoding="utf-8")
+                part.rename(folder)
+    except OSError as error:
+        raise DheadsError(f"cannot write the Turing test to {folder}: {error.strerror}") from error
+    finally:
+        remove()
+    return key
+
+
+def _choice(
+    generated: dict[str, Path], real: dict[str, Path], count: int, draw: random.Random
+) -> list[tuple[str, str, Path]]:
+    """(kind, clip, video) of each that is shown. Real clips whose generated ones are not shown come first."""
+    if count < 1:
+        raise DheadsError(f"a Turing test of {count} clips shows nothing; ask for 1 or more")
+    for kind, videos in ((GENERATED, generated), (REAL, real)):
+        if len(videos) < count:
+            raise DheadsError(f"a Turing test of {count} clips of each kind needs more than {len(videos)} {kind} ones")
+    ours = draw.sample(sorted(generated), count)
+    truth = sorted(draw.sample(sorted(real), len(real)), key=lambda clip: clip in ours)[:count]
+    return [(GENERATED, clip, generated[clip]) for clip in ours] + [(REAL, clip, real[clip]) for clip in truth]
+
+
+def _page(test: str, tokens: list[str]) -> str:
+    page = resources.files("dheads").joinpath("assets", "turing.html").read_text(encoding="utf-8")
+    return page.replace("/*test*/", test).replace(_TOKENS, json.dumps(tokens))
+
+
+# ---- The votes ----
+
+
+def tally(votes_files: Sequence[Path | str], key: Path | str) -> Tally:
+    """The shares of votes for "real", of all voters together (a voter's votes count as independent).
+
+    Raises DheadsError for a file that is damaged, of another test, or of a voter who was counted already.
+    """
+    key = Path(key)
+    test, kinds = _read_key(key)
+    votes: dict[str, list[bool]] = {GENERATED: [], REAL: []}
+    voters: dict[str, Path] = {}
+    for path in map(Path, votes_files):
+        voter, answers = _read_votes(path, test, kinds)
+        if voter in voters:
+            raise DheadsError(f"{path} holds the votes of {voters[voter]} once more; give each voter's file once")
+        voters[voter] = path
+        for token, answer in answers.items():
+            votes[kinds[token]].append(answer == REAL)
+    for kind, found in votes.items():
+        if not found:
+            raise DheadsError(f"{key.name} counts no vote on a {kind} clip; give the voters' files")
+    shares = {kind: _share(sum(found), len(found)) for kind, found in votes.items()}
+    return Tally(len(voters), shares[GENERATED], shares[REAL])
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a share (E. B. Wilson, 1927): (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
+    p, n = successes / trials, trials
+    middle = p + _Z**2 / (2 * n)
+    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    scale = 1 + _Z**2 / n
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def _share(real: int, votes: int) -> Share:
+    return Share(real, votes, real / votes, *wilson_interval(real, votes))
+
+
+def _read_key(path: Path) -> tuple[str, dict[str, str]]:
+    """(test, kind by token)."""
+    content = _read_json(path)
+    clips, test = content.get("clips"), content.get("test")
+    if not isinstance(test, str) or not isinstance(clips, dict) or not clips:
+        raise DheadsError(f"{path} is no key of a Turing test; give the key.json that was written with the test")
+    kinds = {token: clip.get("kind") if isinstance(clip, dict) else None for token, clip in clips.items()}
+    if not all(kind in (GENERATED, REAL) for kind in kinds.values()):
+        raise DheadsError(f"{path} is a damaged key: a clip is neither generated nor real; write the test anew")
+    return test, kinds
+
+
+def _read_votes(path: Path, test: str, kinds: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """(voter, answer by token)."""
+    content = _read_json(path)
+    voter, answers = content.get("voter"), content.get("votes")
+    if content.get("test") != test:
+        raise DheadsError(f"{path} is no votes file of this test; give those that its page saved, or the right key")
+    if not isinstance(voter, str) or not isinstance(answers, dict):
+        raise DheadsError(f"{path} is a damaged votes file: it lacks the voter or the votes; ask for it again")
+    for token, answer in answers.items():
+        if token not in kinds or answer not in (GENERATED, REAL):
+            raise DheadsError(f"{path} is a damaged votes file: {token[:40]!r} is no clip or no answer; leave it out")
+    return voter, answers
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_FILE_BYTES + 1)
+        content = json.loads(text) if len(text) <= _MAX_FILE_BYTES else None
+    except OSError as error:
+        raise DheadsError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DheadsError(f"{path} is damaged: it is no JSON file; ask for it again") from error
+    if not isinstance(content, dict):
+        raise DheadsError(f"{path} is no file of a Turing test; give the key and the votes files")
+    return content

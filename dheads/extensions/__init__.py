@@ -1,0 +1,1 @@
+"""Beyond the paper, one file an idea."""

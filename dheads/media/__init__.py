@@ -1,0 +1,1 @@
+"""Containers, sound, photos and video: read and written."""

@@ -1,0 +1,1 @@
+"""From a face and a recording to a video."""

@@ -1,0 +1,1 @@
+"""Weights: the list, download, licences, checkpoints."""

@@ -1,0 +1,481 @@
+"""The command line itself: help, version, start-up time, completion, options, exit codes; the verbs are stand-ins."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from typer.testing import CliRunner, Result
+
+from dheads import __version__, cli
+from dheads import config as configuration
+from dheads.diffusion import SOLVERS
+from dheads.errors import DheadsError
+from dheads.evaluation.report import ClipReport, Report
+
+RUN = "from dheads.cli import app; app(prog_name='dheads')"
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+def process(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", RUN, *args], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **(env or {})}
+    )
+
+
+MODULES = {
+    "sample": "dheads.sampling.pipeline",
+    "prepare": "dheads.dataset.prepare",
+    "train": "dheads.training.loop",
+    "evaluate": "dheads.evaluation.evaluate",
+}
+
+
+class Verb:
+    """Stands in for a module of the third level and remembers its calls."""
+
+    def __init__(
+        self, name: str, monkeypatch: pytest.MonkeyPatch, result: Any = None, function: str | None = None
+    ) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.result = result
+        module = ModuleType(MODULES[name])
+        setattr(module, function or name, self)
+        monkeypatch.setitem(sys.modules, MODULES[name], module)
+        monkeypatch.setattr(MODULES[name], module, raising=False)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls.append((args, options))
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+@dataclasses.dataclass
+class Made:
+    path: Path
+    frames: int
+    notes: list[str]
+
+
+# --- The shell's side
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    """Under 0.4 s of the processor's time, which other programs do not lengthen."""
+    measured = f"import atexit, sys, time\natexit.register(lambda: print(time.process_time(), file=sys.stderr))\n{RUN}"
+    done = subprocess.run([sys.executable, "-c", measured, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert all(command in done.stdout for command in ("sample", "prepare", "train", "eval"))
+    assert float(done.stderr) < 0.4
+    heavy = "import sys, dheads.cli; print({'torch', 'numpy', 'cv2', 'av', 'rich'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert loaded.stdout.strip() == "set()"
+
+
+def test_a_detector_that_is_not_asked_for_is_not_loaded() -> None:
+    """face-alignment takes seconds with what it needs."""
+    verbs = f"import sys, {', '.join(MODULES.values())}"
+    asked = f"{verbs}; print({{'face_alignment', 'numba', 'scipy.optimize'}} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert loaded.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("command", ["sample", "prepare", "train", "eval"])
+def test_every_command_explains_itself(command: str) -> None:
+    done = run(command, "--help")
+    assert done.exit_code == 0
+    assert "--quiet" in done.stdout
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.exit_code, done.stdout) == (0, f"dheads {__version__}\n")
+
+
+def test_completion_knows_the_commands_and_the_solvers() -> None:
+    asked = {"COMP_WORDS": "dheads sa", "COMP_CWORD": "1", "_DHEADS_COMPLETE": "complete_bash"}
+    assert process(env=asked).stdout.split() == ["sample"]
+    asked |= {"COMP_WORDS": "dheads sample --solver d", "COMP_CWORD": "3"}
+    assert process(env=asked).stdout.split() == list(SOLVERS)
+    script = process(env={"_DHEADS_COMPLETE": "source_bash"}).stdout
+    assert "complete -o default -F _dheads_completion dheads" in script
+
+
+# A command that is at work on a file.
+WAITING = """
+import signal, sys
+from pathlib import Path
+import dheads.cli as cli
+from dheads.system.files import complete_or_absent
+# A test run in the background has some signals ignored, and its children inherit that.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+@cli.app.command()
+def wait(path: Path):
+    with complete_or_absent(path) as part:
+        part.touch()
+        print(1, flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone there")
+@pytest.mark.parametrize("number", [2, 15, 1])
+def test_a_signal_leaves_nothing_of_any_command(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-c", WAITING + RUN, "wait", str(tmp_path / "o")]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, text=True, cwd=ROOT, **pipes) as running:
+        running.stdout.readline()
+        assert len(list(tmp_path.iterdir())) == 1
+        running.send_signal(number)
+        assert running.wait(timeout=20) == 128 + number
+        assert running.stderr.read() == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Usage
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["sample"],
+        ["sample", "face.jpg"],
+        ["sample", "face.jpg", "speech.wav"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--steps", "0"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--steps", "ten"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--seed", "-1"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--size", "4"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--solver", "euler"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--device", "tpu"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--out-dir", "out"],
+        ["sample", "face.jpg", "a.wav", "b.wav", "-o", "out.mp4"],
+        ["sample", "face.jpg", "a.wav", "-", "--out-dir", "out"],
+        ["sample", "face.jpg", "-", "-o", "out.mp4", "--takes", "2"],
+        ["sample", "face.jpg", "speech.wav", "-o", "-", "--takes", "2"],
+        ["sample", "face.jpg", "speech.wav", "-o", "-", "--json"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--shard", "1/2"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--paste", "--size", "64"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--guidance", "nan"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--at", "inf"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--face", "0"],
+        ["sample", "face.jpg", "--jobs", "jobs.csv"],
+        ["sample", "--jobs", "jobs.csv", "-o", "out.mp4"],
+        ["sample", "--jobs", "jobs.csv", "--shard", "3/2"],
+        ["train", "--data", "data", "--out", "run", "--set", "training.steps"],
+        ["train"],
+        ["prepare", "raw", "--out", "data", "--shard", "0/2"],
+        ["prepare", "raw", "--out", "data", "--shard", "3/2"],
+        ["prepare", "raw", "--out", "data", "--shard", "half"],
+        ["prepare", "raw", "--out", "data", "--layout", "vox"],
+        ["sing"],
+    ],
+)
+def test_wrong_usage_exits_with_2(args: list[str]) -> None:
+    done = run(*args)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "Error" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- What the commands do with a verb
+
+
+def test_user_error_is_one_line_and_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    Verb("sample", monkeypatch, DheadsError("face.jpg: there is no such file"))
+    done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "error: face.jpg: there is no such file\n"
+
+
+def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    Verb("sample", monkeypatch, ZeroDivisionError("a bug"))
+    assert isinstance(run("sample", "face.jpg", "speech.wav", "-o", "out.mp4").exception, ZeroDivisionError)
+
+
+def test_sample_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    verb = Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, ["two faces; taking the largest"]))
+    done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--steps", 8, "--solver", "dpm++2m", "--seed", 3)
+    assert (done.exit_code, done.stdout) == (0, "out.mp4\n")
+    assert done.stderr == "two faces; taking the largest\n"
+    assert verb.calls == [
+        (
+            (Path("face.jpg"), Path("speech.wav"), Path("out.mp4")),
+            {
+                "weights": "small",
+                "steps": 8,
+                "solver": "dpm++2m",
+                "seed": 3,
+                "device": "auto",
+                "size": None,
+                "guidance": None,
+                "at": None,
+                "which": None,
+                "paste": False,
+                "still": False,
+                "audio_codec": "aac",
+                "compiled": False,
+                "progress": True,
+            },
+        )
+    ]
+
+
+def test_quiet_says_nothing_but_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    verb = Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, ["two faces"]))
+    done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--quiet")
+    assert (done.stdout, done.stderr) == ("out.mp4\n", "")
+    assert verb.calls[0][1]["progress"] is False
+
+
+def test_json_is_one_line_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, []))
+    done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--json")
+    assert done.stdout.count("\n") == 1
+    assert json.loads(done.stdout) == {"path": "out.mp4", "frames": 25, "notes": []}
+
+
+@dataclasses.dataclass
+class Prepared:
+    failed: list[tuple[str, str]]
+    drops: dict[str, int]
+    passed_over: dict[str, int] = dataclasses.field(default_factory=dict)
+    clips: int = 2
+    frames: int = 150
+    seconds: float = 6.0
+    speakers: int = 1
+    contact_sheet: Path = Path("data/contact-sheet.png")
+    path: Path = Path("data")
+
+
+def test_prepare_reports_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = [("c.mp4", "no face in 3 of 75 frames")]
+    others = {".txt": 3, "links to folders": 1}
+    verb = Verb("prepare", monkeypatch, Prepared(failed, {"no face in N of N frames": 1}, others))
+    done = run("prepare", "raw", "--out", "data", "--preset", "tiny", "--workers", 1, "--set", "model.image_size=64")
+    assert (done.exit_code, done.stdout) == (0, "data\n")
+    assert done.stderr == (
+        "2 clips, 0.00 hours, 150 frames, 1 speakers\nleft out c.mp4: no face in 3 of 75 frames\n"
+        "passed over: 3 x .txt, 1 x links to folders\nlook at data/contact-sheet.png\n"
+    )
+    (args, options), config = verb.calls[0], verb.calls[0][0][2]
+    assert args[:2] == (Path("raw"), Path("data"))
+    assert config.model.image_size == 64
+    assert options.pop("device") in {"cpu", "cuda", "mps"}
+    assert options == {"layout": None, "split_file": None, "shard": None, "workers": 1, "progress": True}
+
+
+def test_prepare_counts_what_failed_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = [(f"{i}.mp4", f"no face in {i} of 75 frames") for i in range(1, 12)]
+    verb = Verb("prepare", monkeypatch, Prepared(failed, {"no face in N of N frames": 11}))
+    done = run("prepare", "raw", "--out", "data", "--shard", "3/16", "--layout", "lrw", "--device", "cpu")
+    assert "left out 11 clips, which failed.csv names:\n  11 x no face in N of N frames\n" in done.stderr
+    assert "0.mp4" not in done.stderr
+    assert (verb.calls[0][1]["shard"], verb.calls[0][1]["layout"]) == ((3, 16), "lrw")
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Verb:
+    """A stand-in for training on data that need not be there."""
+    monkeypatch.setattr(cli, "_costs", lambda config, data, processes: "6.9 M parameters")
+    return Verb("train", monkeypatch, Path("run/weights.safetensors"))
+
+
+def test_train_lays_file_over_preset_and_flags_over_both(training: Verb, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[training]\nsteps = 7\nbatch_size = 2\n[model]\nchannel_mult = [1, 2, 2]\n", encoding="utf-8")
+    changes = ["--set", "training.steps=9", "--set", "diffusion.prediction=eps", "--set", "model.copy_gates=false"]
+    done = run("train", "--data", "data", "--out", "run", "--preset", "tiny", "--config", recipe, *changes)
+    assert (done.exit_code, done.stdout) == (0, "run/weights.safetensors\n")
+    config = training.calls[0][0][0]
+    assert (config.training.steps, config.training.batch_size) == (9, 2)
+    assert (config.diffusion.prediction, config.model.copy_gates) == ("eps", False)
+    assert config.model.channel_mult == (1, 2, 2)
+    assert config.training.learning_rate == configuration.preset("tiny").training.learning_rate
+    assert training.calls[0][1]["device"] in {"cpu", "cuda", "mps"}  # what auto found
+    # What is printed is what is trained, and a file for --config.
+    assert configuration.to_toml(config) in done.stderr
+    assert "6.9 M parameters" in done.stderr
+
+
+def test_the_runs_folder_is_named_after_the_data(training: Verb) -> None:
+    assert run("train", "--data", "./lrw", "--preset", "tiny").exit_code == 0
+    assert training.calls[0][0][1:] == (Path("lrw"), Path("lrw-run"))
+
+
+def test_a_dry_run_only_says_what_it_would_cost(training: Verb) -> None:
+    done = run("train", "--data", "data", "--preset", "tiny", "--dry-run")
+    assert (done.exit_code, done.stdout) == (0, "6.9 M parameters\n")
+    assert not training.calls
+
+
+def test_of_several_processes_one_speaks(training: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    done = run("train", "--data", "data", "--preset", "tiny")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+    assert training.calls[0][1]["progress"] is False
+
+
+def test_messages_of_the_modules_go_to_stderr(training: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*args: object, **options: object) -> Path:
+        logging.getLogger("dheads").warning("a clip cannot be read")
+        return Path("w")
+
+    monkeypatch.setattr(training, "result", None)
+    monkeypatch.setattr(sys.modules["dheads.training.loop"], "train", train)
+    assert "warning: a clip cannot be read\n" in run("train", "--data", "data", "--preset", "tiny").stderr
+    assert run("train", "--data", "data", "--preset", "tiny", "--quiet").stderr == ""
+
+
+# --- Weights that ask for consent
+
+
+@pytest.fixture
+def asking(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Weights that ask until somebody accepts; returns the names that were accepted."""
+    accepted: list[str] = []
+    monkeypatch.setattr(
+        "dheads.weights.checkpoints.consent", lambda name: None if name in accepted else "CC BY-NC-SA 4.0"
+    )
+    monkeypatch.setattr("dheads.weights.checkpoints.accept", accepted.append)
+    return accepted
+
+
+@pytest.mark.parametrize(("flag", "wanted"), [([], []), (["--accept-license"], ["crema"])])
+def test_a_licence_is_accepted_by_the_flag(
+    asking: list[str], monkeypatch: pytest.MonkeyPatch, flag: list[str], wanted: list[str]
+) -> None:
+    Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, []))
+    run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--weights", "crema", *flag)
+    assert asking == wanted
+
+
+@pytest.mark.parametrize(("answer", "wanted"), [("y", ["crema"]), ("n", [])])
+def test_a_licence_is_accepted_at_the_terminal(
+    asking: list[str], monkeypatch: pytest.MonkeyPatch, answer: str, wanted: list[str]
+) -> None:
+    monkeypatch.setattr(cli.typer, "confirm", lambda text, err: answer == "y")
+    terminal = types.SimpleNamespace(isatty=lambda: True, write=lambda text: None, flush=lambda: None)
+    monkeypatch.setattr(cli, "sys", types.SimpleNamespace(stdin=terminal, stderr=terminal))
+    cli._ask_consent("crema", accepted=False)
+    assert asking == wanted
+
+
+def found() -> Report:
+    """What an evaluation of two clips finds."""
+    clips = [
+        ClipReport(name, {"mouth_correlation": r}, {}, Path(f"{name}.mp4"), Path(f"real/{name}.mp4"))
+        for name, r in (("a", 0.5), ("b", 0.25))
+    ]
+    lacking = dict.fromkeys(["av_offset", "av_distance"], "a file is missing; get it")
+    summary = {"clips": 2, "failed": 1, "mouth_correlation": 0.375}
+    return Report(clips, summary, lacking, [("c", "no face")], ["too few clips"], {}, "crema")
+
+
+def test_eval_prints_a_table_and_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    verb = Verb("evaluate", monkeypatch, found())
+    done = run("eval", "ours", "--reference", "real", "--out", "out", "--metric", "mouth_correlation", "--size", "96")
+    assert done.exit_code == 0, done.stderr
+    assert any(line.split() == ["mouth_correlation", "higher", "0.375"] for line in done.stdout.splitlines())
+    assert done.stderr.splitlines() == [
+        "without av_offset, av_distance: a file is missing; get it",
+        "warning: too few clips",
+        "left out c: no face",
+        f"look at {Path('out') / 'report.html'}",
+    ]
+    (args, told), *_ = verb.calls
+    assert args == (Path("ours"), Path("real"))
+    assert (told["out"], told["only"], told["size"]) == (Path("out"), ["mouth_correlation"], 96)
+    assert told["limit"] is None
+    done = run("eval", "ours", "--reference", "real", "--json", "--quiet", "--limit", 3)
+    assert verb.calls[-1][1]["limit"] == 3
+    assert json.loads(done.stdout)["summary"]["mouth_correlation"] == 0.375
+    assert done.stderr == ""
+
+
+def test_eval_of_weights_makes_the_videos_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    verb = Verb("evaluate", monkeypatch, found(), "evaluate_weights")
+    done = run("eval", "--weights", "small", "--data", "data", "--out", "out", "--split", "val", "--limit", 2)
+    assert done.exit_code == 0, done.stderr
+    (args, told), *_ = verb.calls
+    assert args == ("small", Path("data"), "val", Path("out"))
+    assert (told["limit"], told["seed"], told["steps"]) == (2, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        ([], "give GENERATED and --reference, or --weights and --data"),
+        (["ours"], "give GENERATED and --reference"),
+        (["--weights", "small", "--data", "data"], "needs --data and --out"),
+        (["ours", "--weights", "small", "--data", "data", "--out", "out"], "no GENERATED"),
+        (["ours", "--reference", "real", "--turing", "3"], "needs --out"),
+        (["--votes", "votes.json"], "needs --key"),
+    ],
+)
+def test_eval_wants_one_of_its_ways(args: list[str], reason: str) -> None:
+    done = run("eval", *args)
+    assert done.exit_code == 2
+    assert reason in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_votes_of_a_turing_test_are_counted(tmp_path: Path) -> None:
+    key, votes = tmp_path / "turing-key.json", tmp_path / "votes.json"
+    kinds = {"aa": "generated", "bb": "generated", "cc": "real", "dd": "real"}
+    clips = {token: {"kind": kind, "clip": token} for token, kind in kinds.items()}
+    key.write_text(json.dumps({"test": "t", "clips": clips}), encoding="utf-8")
+    answers = dict(zip(kinds, ("real", "generated", "real", "real"), strict=True))
+    votes.write_text(json.dumps({"test": "t", "voter": "v", "votes": answers}), encoding="utf-8")
+    done = run("eval", "--votes", votes, "--key", key)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "generated\t50.0% judged real (1 of 2 votes; 95 %: 9.5% to 90.5%)",
+        "real\t100.0% judged real (2 of 2 votes; 95 %: 34.2% to 100.0%)",
+    ]
+    assert json.loads(run("eval", "--votes", votes, "--key", key, "--json").stdout)["generated"]["share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--preset", "huge"], "unknown preset 'huge'; the known ones are"),
+        (["--config", "absent.toml"], "cannot read absent.toml"),
+        (["--config", "bad.toml"], "bad.toml is not a TOML file"),
+        (["--config", "binary.toml"], "binary.toml is not a TOML file"),
+        (["--set", "training.step=3"], "did you mean step"),
+        (["--set", "training.steps=many"], "must be int"),
+    ],
+)
+def test_bad_configuration(args: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.toml").write_text("steps = = 3", encoding="utf-8")
+    Path("binary.toml").write_bytes(b"\xff\xfe\x00")
+    done = run(
+        "train", "--data", "data", "--out", "run", *(args if "--preset" in args else ["--preset", "tiny", *args])
+    )
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert reason in done.stderr
+    assert not Path("run").exists()
+
+
+def test_names_cannot_paint_the_terminal() -> None:
+    done = run("sample", "new\nline\x1b[31m.jpg", "speech.wav", "-o", "out.mp4")
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert "new\\nline\\x1b[31m.jpg" in done.stderr

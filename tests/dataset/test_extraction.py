@@ -1,0 +1,41 @@
+"""One raw clip to an aligned one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from real_data import CUTS, Prepared
+
+from dheads.dataset import extraction
+from dheads.dataset.extraction import Detector
+from dheads.dataset.layouts import Source
+from dheads.media.video import read_frames
+
+pytest_plugins = "real_data"
+
+
+@pytest.mark.parametrize(("kept_bytes", "times"), [(2**30, 1), (3 * 224 * 224 * 3, 3)])
+def test_a_video_is_decoded_once_where_it_can_be_kept(
+    prepared: Prepared, detector: Detector, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, times: int
+) -> None:
+    """And the clip is the same where it cannot."""
+    name = next(name for name in CUTS if "grid" in name)
+    decoded: list[Path] = []
+
+    def noted(path: Path) -> Iterator[np.ndarray]:
+        decoded.append(path)
+        return read_frames(path)
+
+    monkeypatch.setattr(extraction, "read_frames", noted)
+    monkeypatch.setattr(extraction, "_KEPT_BYTES", kept_bytes)
+    made = detector(prepared.raw, Source(name, "a/b", "a", "train"))
+    frames = np.stack(list(made.frames))
+    assert decoded == [prepared.raw / name] * times
+    monkeypatch.setattr(extraction, "_KEPT_BYTES", 0)
+    again = detector(prepared.raw, Source(name, "a/b", "a", "train"))
+    assert np.array_equal(np.stack(list(again.frames)), frames)
+    assert all(torch.equal(made.labels[key], again.labels[key]) for key in made.labels)

@@ -1,0 +1,39 @@
+"""The list of measures and the paper's tables, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dheads.evaluation.catalogue import CATALOGUE, PAPER
+
+NAMES = """
+fid fvd av_offset av_confidence av_distance blinks_per_second blink_seconds ofm_paper fmse_paper ofm fmse ssim psnr
+mouth_sharpness lmd mouth_correlation mouth_offset_frames mouth_range_ratio identity_similarity identity_shape
+landmark_drift colour_drift wer
+"""
+
+
+def test_every_measure_is_explained() -> None:
+    assert set(CATALOGUE) == set(NAMES.split())
+    for name, measure in CATALOGUE.items():
+        assert measure.name == name
+        assert min(len(measure.title), len(measure.definition), len(measure.source)) > 2
+        assert measure.better in {"higher", "lower", "truth"}
+    assert len({measure.title for measure in CATALOGUE.values()}) == len(CATALOGUE)
+
+
+def test_the_papers_rows(shared: Path) -> None:
+    """As the facts about the paper have them."""
+    text = (shared / "paper.md").read_text(encoding="utf-8")
+    columns = ["fvd", "fid", "blinks_per_second", "blink_seconds", "ofm_paper", "fmse_paper", "av_offset"]
+    columns += ["av_confidence", "wer"]
+    for table, head in (("lrw", "| LRW |"), ("crema", "| CREMA |")):
+        lines = text[text.index(head) :].split("\n\n")[0].splitlines()[2:]
+        rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+        published = {
+            system: {name: float(cell) for name, cell in zip(columns, cells, strict=False) if cell}
+            for system, *cells in rows
+        }
+        assert PAPER[table] == published
+        assert list(PAPER[table])[-1] == "GT"
+        assert set().union(*PAPER[table].values()) <= set(CATALOGUE)

@@ -1,0 +1,60 @@
+"""Media with damage: what PyAV throws on it, and times that cannot be true."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+
+from dheads.media import containers as media
+
+
+class Damaged:
+    """In place of a container: packets with these times, then an error where there is one."""
+
+    name = "speech.ts"
+
+    def __init__(self, times: list[int | None], error: Exception | None = None) -> None:
+        self.times, self.error = times, error
+
+    def demux(self, stream: None) -> Iterator[av.Packet]:
+        for time in self.times:
+            packet = av.Packet(1)
+            packet.pts = packet.dts = time
+            yield packet
+        if self.error:
+            raise self.error
+
+
+def times(container: Damaged) -> list[int | None]:
+    return [packet.dts for packet in media.packets(container, None)]
+
+
+@pytest.mark.parametrize("error", [av.error.InvalidDataError(1, "cut"), IndexError("list index out of range")])
+def test_a_damaged_file_gives_the_packets_before_the_damage(error: Exception) -> None:
+    assert times(Damaged([1, 2], error)) == [1, 2]
+
+
+def test_a_time_beyond_the_next_one_is_no_time() -> None:
+    assert times(Damaged([1, 2, 900, 4, 4, None, 3])) == [1, 2, None, 4, 4, None, 3]
+    assert times(Damaged([1, 900])) == [1, 900], "nothing says that the last is wrong"
+    assert times(Damaged([])) == []
+    (packet,) = [p for p in media.packets(Damaged([5, 1]), None) if p.dts is None]
+    assert packet.pts is None
+
+
+def test_two_containers_read_one_stream_in_turns(examples: Path) -> None:
+    def sound(container: av.container.InputContainer) -> Iterator[bytes]:
+        return (frame.to_ndarray().tobytes() for frame in media.decoded(container, container.streams.audio[0]))
+
+    data = (examples / "speech.wav").read_bytes()
+    stream = io.BytesIO(data)
+    with media.opened(stream, "a stream") as first, media.opened(stream, "a stream") as second:
+        assert first.name == "a stream"
+        ours, theirs = zip(*zip(sound(first), sound(second), strict=True), strict=True)
+    assert ours == theirs
+    assert b"".join(ours) in data
+    assert len(b"".join(ours)) > 100_000

@@ -1,0 +1,348 @@
+"""What only a GPU shows: recorded graphs, a device that works beside its host, lower precision, several processes.
+
+Skipped without one. DHEADS_TEST_DEVICE=cpu runs the same on the CPU with small networks, which shows that the tests
+themselves are right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, program
+from test_engine import PAPER, TINY, inputs, lively, on, plain, sampling
+from torch import Tensor
+from torch import distributed as dist
+
+from dheads.config import SAMPLE_RATE, Config, SamplingConfig, override, preset
+from dheads.dataset.clips import ResidentClips
+from dheads.dataset.dataset import Dataset
+from dheads.denoiser import Denoiser
+from dheads.media.sound import load_waveform, wav_file
+from dheads.model import UNet
+from dheads.sampling import engine as engines
+from dheads.sampling.engine import Engine
+from dheads.sampling.lockstep import Talk, perform
+from dheads.system.distributed import World
+from dheads.training import loop as verb
+from dheads.training import objective, rollout
+from dheads.training.batches import Batch, Draws, noise_on
+from dheads.training.objective import training_loss
+from dheads.training.rollout import RollOuts
+from dheads.weights.checkpoints import load_model, save_checkpoint
+
+pytestmark = pytest.mark.gpu
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def device() -> torch.device:
+    name = os.environ.get("DHEADS_TEST_DEVICE", "cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    return torch.device(name)
+
+
+@pytest.fixture(autouse=True)
+def exact() -> Iterator[None]:
+    """float32 in all of its digits: TF32 has three."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(scope="module")
+def networks(device: torch.device) -> Callable[[str], UNet]:
+    """The packaged network, and one of the paper's size that depends on all it is told; on a CPU small ones of each."""
+
+    def network(name: str) -> UNet:
+        if device.type == "cpu":
+            return lively({"packaged": TINY, "paper": PAPER}[name])
+        torch.manual_seed(0)
+        unet = load_model("small")[0] if name == "packaged" else lively(preset("crema"), 0.02)
+        return unet.to(device)
+
+    return network
+
+
+@pytest.fixture
+def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every device gets the CPU's random numbers."""
+
+    def noise(device: torch.device, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return noise_on(CPU, shape, generator).to(device)
+
+    monkeypatch.setattr(objective, "noise_on", noise)
+    monkeypatch.setattr(rollout, "noise_on", noise)
+    monkeypatch.setattr(engines, "best_dtype", lambda device: torch.float32)
+
+
+def spoken(config: Config, frames: int, seed: int) -> Talk:
+    size = config.model.image_size
+    photo = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    return Talk(photo, torch.randn(frames, config.conditioning.speech_dim, generator=generator), seed)
+
+
+def made(engine: Engine, talks: list[Talk], places: int) -> list[np.ndarray]:
+    frames: dict[int, list[np.ndarray]] = {}
+    for index, frame, last in perform(engine, talks, places):
+        frames.setdefault(index, []).append(frame)
+        assert last is (len(frames[index]) == len(talks[index].speech))
+    return [np.stack(frames[index]) for index in range(len(talks))]
+
+
+# --- Frames
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("name", ["packaged", "paper"])
+def test_frames_are_those_of_the_plain_way(
+    networks: Callable[[str], UNet], device: torch.device, name: str, batch: int
+) -> None:
+    """The first frame, the second, which is recorded, and the third, which is replayed."""
+    unet = networks(name)
+    told = sampling(unet.config, steps=2, solver="ddim")
+    engine = Engine(unet, told, torch.float32)
+    assert engine.records is (device.type == "cuda")
+    for _ in range(3):
+        given = on(device, inputs(unet.config, batch, engine.draws))
+        torch.testing.assert_close(engine.draw(given), plain(unet, given, told), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "dpm++2m"])
+@pytest.mark.parametrize("name", ["packaged", "paper"])
+def test_replayed_frames_are_those_of_the_same_precision(
+    networks: Callable[[str], UNet], device: torch.device, name: str, solver: str
+) -> None:
+    """In bf16, with guidance, and where frames start from the last one; near float32, too."""
+    unet = networks(name)
+    for changes in ({}, {"guidance": 1.5}, {"warm_steps": 2}):
+        told = sampling(unet.config, steps=4, solver=solver, **changes)
+        recorded = Engine(unet, told, torch.bfloat16)
+        eager = Engine(unet, told, torch.bfloat16, recorded=False)
+        for number in range(3):
+            given = on(device, inputs(unet.config, 2, recorded.draws))
+            ours = recorded.draw(given, first=number == 0)
+            torch.testing.assert_close(ours, eager.draw(given, first=number == 0), rtol=0.02, atol=0.02)
+        exact = Engine(unet, told, torch.float32).draw(given, first=False)
+        assert (ours - exact).abs().mean() < 0.05
+
+
+def test_guidance_is_that_of_the_plain_network(networks: Callable[[str], UNet], device: torch.device) -> None:
+    unet = networks("packaged")
+    told = sampling(unet.config, steps=1, solver="ddim")
+    given = on(device, inputs(unet.config, 3))
+    codes = None if given.lip_window is None else torch.zeros_like(given.lip_window)
+    silent = dataclasses.replace(given, audio_window=torch.zeros_like(given.audio_window), lip_window=codes)
+    hearing, deaf = plain(unet, given, told), plain(unet, silent, told)
+    engine = Engine(unet, dataclasses.replace(told, guidance=1.5), torch.float32)
+    wanted = deaf + 1.5 * (hearing - deaf)
+    inside = (hearing.abs() < 1) & (deaf.abs() < 1) & (wanted.abs() < 1)  # before what is clamped last
+    for _ in range(3):
+        torch.testing.assert_close(engine.draw(given)[inside], wanted[inside], rtol=1e-3, atol=3e-3)
+
+
+def test_a_compiled_network_draws_the_same(networks: Callable[[str], UNet], device: torch.device) -> None:
+    unet = networks("packaged")
+    told = sampling(unet.config, steps=2)
+    compiled, eager = (Engine(unet, told, torch.bfloat16, compiled=way) for way in (True, False))
+    if device.type == "cpu":  # machine code takes a minute there
+        compiled._denoise = torch.compile(eager._denoise, backend="eager", fullgraph=True, dynamic=False)
+    for _ in range(3):
+        given = on(device, inputs(unet.config, 1))
+        ours = compiled.draw(given)
+        assert ours.isfinite().all()
+        assert (ours - eager.draw(given)).abs().mean() < 0.02
+
+
+def test_lock_step_fills_the_places_of_those_who_have_finished(
+    networks: Callable[[str], UNet], device: torch.device
+) -> None:
+    """Each video is what it would be alone, to the rounding of another batch size."""
+    unet = networks("packaged")
+    engine = Engine(unet, sampling(unet.config, steps=2), torch.float32)
+    talks = [spoken(unet.config, frames, seed) for seed, frames in enumerate((3, 7, 1, 5, 2))]
+    together = made(engine, talks, 2)
+    for talk, ours in zip(talks, together, strict=True):
+        (alone,) = made(engine, [talk], 1)
+        assert np.abs(ours.astype(int) - alone).max() <= 2
+    if device.type == "cuda":
+        assert {batch for batch, _ in engine._graphs} == {1, 2}
+
+
+# --- Training
+
+
+@pytest.fixture(scope="module")
+def train_speed() -> ModuleType:
+    module = program("benchmarks/train_speed.py")
+    module.CLIPS, module.CLIP_FRAMES = 6, 12
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(train_speed: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_speed.random_dataset(tmp_path_factory.mktemp("random"), TINY)
+
+
+def test_batches_made_on_the_device_are_the_readers(data: Path, device: torch.device) -> None:
+    """To the rounding of float32, which in JPEG may now and then turn a coefficient to the next step."""
+    config = override(TINY, {"training": {"batch_size": 64}})
+    dataset = Dataset(data)
+    clips = dataset.split("train")
+    tables = ResidentClips(dataset, clips, config.conditioning.speech_dim, device, threads=2)
+    reader, resident = Draws(dataset, clips, config), Draws(dataset, clips, config, 1, tables)
+    step = config.training.steps - 1  # where there are leads
+    wanted, (batch,) = reader.draw(step, 0), resident.ahead([(step, 0)], 1)
+    assert batch.clips == wanted.clips
+    for mine, other in ((batch, wanted), (batch.lead, wanted.lead)):
+        for field in dataclasses.fields(other):
+            value, told = getattr(mine, field.name), getattr(other, field.name)
+            if isinstance(told, Tensor):
+                assert value.device.type == device.type, field.name
+                gap = (value.cpu().float() - told.float()).abs()
+                assert (gap > 1e-3).float().mean() < 2e-3, field.name
+                assert gap.mean() < 1e-4, field.name
+
+
+@pytest.mark.parametrize("config", [TINY, PAPER], ids=["tiny", "paper"])
+def test_a_training_step_is_the_cpus(data: Path, device: torch.device, same_noise: None, config: Config) -> None:
+    dataset = Dataset(data)
+    config = override(config, {"model": {"dropout": 0.0}})
+    batch = Draws(dataset, dataset.split("train"), config).draw(0, 0)
+    gradients, losses = [], []
+    for place in (CPU, device):
+        torch.manual_seed(0)
+        unet = lively(config).requires_grad_(True).to(place, memory_format=torch.channels_last).train()
+        loss = training_loss(Denoiser(unet), batch, config, 3)["loss"]
+        loss.mean().backward()
+        losses.append(loss.detach().cpu())
+        gradients.append([p.grad.cpu() for p in unet.parameters() if p.grad is not None])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-5)
+    assert len(gradients[0]) == len(gradients[1]) > 20
+    for mine, other in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-3 * float(other.abs().max()) + 1e-7)
+
+
+def test_a_compiled_step_in_bf16_is_near_the_plain_one(data: Path, device: torch.device) -> None:
+    dataset = Dataset(data)
+    batch = Draws(dataset, dataset.split("train"), TINY).draw(0, 0)
+    losses = []
+    for precision, compiled in (("fp32", False), ("bf16", True)):
+        torch.manual_seed(0)
+        unet = lively(TINY).requires_grad_(True).to(device, memory_format=torch.channels_last).train()
+        if compiled:
+            unet.compile(backend="eager" if device.type == "cpu" else "inductor")
+        loss = training_loss(Denoiser(unet, precision), batch, TINY, 3)["loss"].mean()
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in unet.parameters() if p.grad is not None)
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_roll_outs_are_the_cpus(data: Path, device: torch.device, same_noise: None) -> None:
+    """Also after the network has changed."""
+    config = override(TINY, {"training": {"batch_size": 16}})
+    dataset = Dataset(data)
+    step = config.training.steps - 1
+    batch = Draws(dataset, dataset.split("train"), config).draw(step, 0)
+    unet = lively(config)
+    theirs = lively(config).to(device)
+    here, there = RollOuts(unet, config), RollOuts(theirs, config)
+    for scale in (1.0, 1.1):
+        for parameter in unet.parameters():
+            parameter.mul_(scale)
+        theirs.load_state_dict(unet.state_dict())
+        wanted, ours = here(batch, step).motion_frames, there(batch, step).motion_frames
+        torch.testing.assert_close(ours.cpu(), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_a_resumed_run_goes_on_as_the_unbroken_one(
+    data: Path, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With roll-outs and sample videos; to what a GPU's sums differ by from run to run."""
+    often = {"steps": 6, "log_every": 1, "checkpoint_every": 2, "sample_every": 3, "sample_clips": 1}
+    config = override(TINY, {"training": {**often, "rollout_from": 0.3}, "conditioning": {"lip_dims": 0}})
+
+    def interrupted(denoiser: Denoiser, batch: Batch, config: Config, step: int, part: int) -> dict[str, Tensor]:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return training_loss(denoiser, batch, config, step, part)
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    verb.train(config, data, whole, device=str(device), progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "training_loss", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            verb.train(config, data, broken, device=str(device), progress=False)
+    verb.train(config, data, broken, device=str(device), progress=False)
+    losses = [
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (whole, broken)
+    ]
+    assert len(losses[0]) == len(losses[1]) == 6
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+    assert len(list((broken / "samples").iterdir())) == 2
+
+
+# --- Several processes
+
+
+def test_two_processes_share_a_card(device: torch.device, examples: Path, tmp_path: Path) -> None:
+    """Each makes the video that it makes alone."""
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.safetensors"
+    save_checkpoint(weights, UNet(TINY).state_dict(), TINY, {})
+    sound = tmp_path / "second.wav"
+    sound.write_bytes(wav_file(load_waveform(examples / "speech.wav")[:SAMPLE_RATE]).getvalue())
+
+    def begin(name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dheads", "sample", str(examples / "face.jpg"), str(sound)]
+        options = ["-o", str(tmp_path / name), "--weights", str(weights), "--steps", "2", "--device", device.type]
+        return subprocess.Popen([*command, *options, "--quiet"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    names = ["a.mp4", "b.mp4", "alone.mp4"]
+    pair = [begin(name) for name in names[:2]]
+    assert [process.wait(120) for process in pair] == [0, 0]
+    assert begin(names[2]).wait(120) == 0
+    videos = [decoded(tmp_path / name) for name in names]
+    assert len(videos[0]) == 25
+    for ours in videos[:2]:
+        assert np.abs(ours.astype(int) - videos[2]).mean() < 0.5
+
+
+def decoded(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_gradients_are_exchanged_by_the_cards_own_library(device: torch.device) -> None:
+    """A group of one process: that the library is there and works on this card's tensors."""
+    own = torch.device(device.type, 0) if device.type == "cuda" else device
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        two = World(rank=0, size=2)  # one of two, of whom the other is absent
+        unet = lively(TINY).requires_grad_(True).to(own)
+        network = two.parallel(unet)
+        two.share(unet.state_dict().values())
+        given = on(own, inputs(TINY, 2))
+        condition = Engine(unet, SamplingConfig(2), torch.float32).condition(given)
+        network(given.noise[:, 0], torch.tensor([3, 500], device=own), condition).prediction.sum().backward()
+        assert unet.stem.weight.grad is not None
+        assert unet.stem.weight.grad.abs().max() > 0
+        assert two.total(torch.ones(3, device=own)).tolist() == [1, 1, 1]
+    finally:
+        dist.destroy_process_group()

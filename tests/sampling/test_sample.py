@@ -1,0 +1,512 @@
+"""`dheads sample` with tiny untrained weights on the packaged photo and real speech."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from real_data import decoded, dheads, sound_seconds, write_wav
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from typer.testing import Result
+
+from dheads import conditioning
+from dheads.conditioning import Condition
+from dheads.config import Config, SamplingConfig, override, preset
+from dheads.diffusion import Denoise, Denoised
+from dheads.errors import DheadsError
+from dheads.faces import alignment as faces
+from dheads.faces.landmarks import find_face, load_backend
+from dheads.media import containers as media
+from dheads.media.hearing import Hearing
+from dheads.media.sound import load_waveform
+from dheads.media.video import to_uint8, to_unit, write_video
+from dheads.model import UNet
+from dheads.sampling import pipeline as verb
+from dheads.sampling.engine import Engine
+from dheads.speech import encoders as audio
+from dheads.weights.checkpoints import save_checkpoint
+
+pytest_plugins = "real_data"
+
+TINY = override(preset("tiny"), {"sampling": {"steps": 2, "solver": "ddim"}})
+SAMPLES = 8480  # 0.53 s of sound: 13.25 frames
+FRAMES = 13
+
+
+def untrained(config: Config, seed: int = 0) -> UNet:
+    """A network that depends on all it is told, as no zero-initialised one does."""
+    torch.manual_seed(seed)
+    unet = UNet(config).eval()
+    torch.nn.init.normal_(unet.out_conv.weight, std=0.05)
+    if unet.lips is not None:
+        torch.nn.init.normal_(unet.lips.weight, std=0.02)
+    return unet
+
+
+@pytest.fixture(scope="module")
+def folder(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """speech.wav, 0.53 s from the middle of a sentence, and weights.safetensors."""
+    folder = tmp_path_factory.mktemp("sample")
+    waveform = load_waveform(examples / "speech.wav")
+    middle = len(waveform) // 2
+    write_wav(folder / "speech.wav", waveform[middle : middle + SAMPLES])
+    save_checkpoint(folder / "weights.safetensors", untrained(TINY).state_dict(), TINY, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def face(examples: Path) -> Path:
+    return examples / "face.jpg"
+
+
+def command(folder: Path, face: Path, out: Path, *options: object) -> Result:
+    args = ("--weights", folder / "weights.safetensors", "--device", "cpu", *options)
+    return dheads("sample", face, folder / "speech.wav", "-o", out, *args)
+
+
+# --- The video
+
+
+@pytest.fixture(scope="module")
+def video(folder: Path, face: Path) -> Path:
+    path = folder / "video.mp4"
+    done = command(folder, face, path, "--seed", 5)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == f"{path}\n"
+    assert f"{FRAMES}/{FRAMES}" in done.stderr
+    return path
+
+
+def test_the_video_lasts_as_long_as_the_sound(video: Path, folder: Path) -> None:
+    frames = decoded(video)
+    assert frames.shape == (round(SAMPLES / 16_000 * 25), 32, 32, 3) == (FRAMES, 32, 32, 3)
+    assert sound_seconds(video) == pytest.approx(SAMPLES / 16_000, abs=0.13)  # AAC pads to whole blocks
+    heard, said = load_waveform(video)[:SAMPLES], load_waveform(folder / "speech.wav")
+    assert torch.corrcoef(torch.stack([heard, said]))[0, 1] > 0.98, "the sound of the recording, in step with it"
+
+
+def test_the_same_seed_gives_the_same_video(video: Path, folder: Path, face: Path, tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    again, other = tmp_path / "again.mp4", tmp_path / "other.mp4"
+    assert command(folder, face, again, "--seed", 5, "--quiet").exit_code == 0
+    assert np.array_equal(decoded(again), decoded(video))
+    done = command(folder, face, other, "--seed", 6, "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert (decoded(other) != decoded(video)).any(axis=(1, 2, 3)).all()
+
+
+def test_size_and_json(folder: Path, face: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.mp4"
+    done = command(folder, face, path, "--size", 64, "--steps", 1, "--json", "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert decoded(path).shape == (FRAMES, 64, 64, 3)
+    result = json.loads(done.stdout)
+    assert result.pop("sampling_seconds") > 0
+    assert result == {"path": str(path), "frames": FRAMES, "seconds": FRAMES / 25, "notes": []}
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "solver"),
+    [((), 2, "ddim"), (("--steps", 3), 3, "ddim"), (("--solver", "dpm++2m"), 2, "dpm++2m")],
+)
+def test_steps_and_solver_are_the_weights_own_unless_given(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple, steps: int, solver: str
+) -> None:
+    told: list[dict[str, object]] = []
+
+    def fake(engine: Engine, photo: np.ndarray, speech: Iterator[Tensor], **options: object) -> Iterator[np.ndarray]:
+        told.append({"steps": engine.sampling.steps, "solver": engine.sampling.solver, **options})
+        assert torch.cat(list(speech)).shape == (FRAMES, 384)
+        return itertools.repeat(photo, FRAMES)
+
+    monkeypatch.setattr(verb, "generate", fake)
+    assert command(folder, face, tmp_path / "out.mp4", "--seed", 9, *options).exit_code == 0
+    assert told == [{"steps": steps, "solver": solver, "seed": 9}]
+
+
+def test_several_faces_are_noted(folder: Path, face: Path, tmp_path: Path) -> None:
+    photo = np.asarray(Image.open(face).convert("RGB").resize((256, 256)))
+    Image.fromarray(np.concatenate([photo, photo], axis=1)).save(tmp_path / "two.png")
+    done = command(folder, tmp_path / "two.png", tmp_path / "out.mp4", "--steps", 1)
+    assert done.exit_code == 0, done.stderr
+    assert f"{tmp_path / 'two.png'} shows 2 faces; taking the largest\n" in done.stderr
+    assert done.stdout == f"{tmp_path / 'out.mp4'}\n"
+
+
+def test_what_is_unusual_about_the_sound_is_noted(folder: Path, face: Path, tmp_path: Path) -> None:
+    """An MP3 that is very quiet: encoded to AAC, which a copy spares, and made louder for the lips alone."""
+    speech = load_waveform(folder / "speech.wav") / 1000
+    with av.open(str(tmp_path / "a.mp3"), "w") as container:
+        stream = container.add_stream("libmp3lame", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(speech.numpy()[None], format="fltp", layout="mono")
+        frame.rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    args = (face, tmp_path / "a.mp3", "--weights", folder / "weights.safetensors", "--device", "cpu", "--steps", 1)
+    done = dheads("sample", *args, "-o", tmp_path / "aac.mp4", "--json")
+    quiet, encoded = json.loads(done.stdout)["notes"]
+    assert f"{quiet}\n{encoded}\n" in done.stderr
+    assert re.fullmatch(r".*a\.mp3: it is very quiet; the lips follow it made [56]\d dB louder", quiet)
+    assert "a.mp3: its MP3 sound is encoded to AAC, which plays everywhere; --audio copy keeps it" in encoded
+    done = dheads("sample", *args, "-o", tmp_path / "copy.mp4", "--json", "--audio", "copy")
+    assert json.loads(done.stdout)["notes"] == [quiet]
+    for name, codec in (("aac.mp4", "aac"), ("copy.mp4", "mp3")):
+        with av.open(str(tmp_path / name)) as container:
+            assert container.streams.audio[0].codec_context.codec.canonical_name == codec
+            samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+        assert np.abs(samples).max() < 2e-3, "the video's sound is as quiet as it was"
+
+
+# --- What goes wrong
+
+
+def test_an_interrupt_leaves_nothing_behind(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(engine: Engine, photo: np.ndarray, *rest: object, **options: object) -> Iterator[np.ndarray]:
+        yield photo
+        yield photo
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb, "generate", interrupted)
+    done = command(folder, face, tmp_path / "out.mp4")
+    assert done.exit_code == 130
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out.mp4").write_bytes(b"an older video")
+    assert command(folder, face, tmp_path / "out.mp4").exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"an older video"
+
+
+def test_sound_that_turns_out_bad_midway_leaves_nothing_behind(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turning_bad(source: Path, hearing: Hearing) -> Iterator[Tensor]:
+        yield torch.zeros(60 * 640)  # enough for a first chunk of 32 embeddings
+        raise DheadsError(f"{source} holds more than 3 hours of sound; cut it")
+
+    monkeypatch.setattr(verb, "waveform_pieces", turning_bad)
+    done = command(folder, face, tmp_path / "out.mp4", "--steps", 1)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"\nerror: {folder / 'speech.wav'} holds more than 3 hours of sound; cut it\n" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_long_a_sound_is_refused_before_any_work(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the container claims it, and it is true."""
+    out = tmp_path / "out.mp4"
+    monkeypatch.setattr(verb, "claimed_seconds", lambda *_: 4 * 3600.0)
+    assert command(folder, face, out, "--steps", 1, "--quiet").exit_code == 0
+    assert len(decoded(out)) == FRAMES
+    monkeypatch.setattr(media, "MAX_SECONDS", 0)
+    monkeypatch.setattr(verb, "generate", None)
+    done = command(folder, face, out, "--quiet")
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"error: {folder / 'speech.wav'} holds more than 0 hours of sound; cut it\n",
+    )
+
+
+def test_without_a_claimed_length_the_bar_has_no_end(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "claimed_seconds", lambda *_: None)
+    done = command(folder, face, tmp_path / "out.mp4", "--steps", 1)
+    assert done.exit_code == 0
+    assert f" {FRAMES}frame [" in done.stderr
+
+
+def test_an_odd_size_is_refused_before_any_work(folder: Path, face: Path, tmp_path: Path) -> None:
+    done = command(folder, face, tmp_path / "out.mp4", "--size", 65, "--steps", 1)
+    assert done.exit_code == 1
+    assert done.stderr == "error: frames of 65 x 65 px cannot be written; make both even\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_steps_than_there_are(folder: Path, face: Path, tmp_path: Path) -> None:
+    done = command(folder, face, tmp_path / "out.mp4", "--steps", 1001)
+    assert done.exit_code == 1
+    assert "was trained with 1000 timesteps, which cannot be walked in 1001 steps" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_compiler(folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object, **told: object) -> object:
+        def called(*given: object) -> object:
+            raise TorchDynamoException("no C++ compiler was found")
+
+        return called
+
+    monkeypatch.setattr(torch, "compile", fails)
+    done = command(folder, face, tmp_path / "out.mp4", "--compile")
+    assert done.exit_code == 1
+    assert "error: torch.compile fails here" in done.stderr
+    assert "no C++ compiler was found" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sound_without_end_does_not_fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            return bytes(size)
+
+    monkeypatch.setattr(verb, "MAX_SPOOLED", 3 << 20)
+    with pytest.raises(DheadsError, match="give the sound as a file"), verb.spooled(Endless()):
+        pass
+
+
+def test_a_sound_in_memory_is_read_twice_at_once(folder: Path, face: Path, tmp_path: Path) -> None:
+    """By the encoder and by the writer, each at its own place."""
+    sound = io.BytesIO((folder / "speech.wav").read_bytes())
+    told = {"weights": str(folder / "weights.safetensors"), "device": "cpu", "progress": False, "steps": 1}
+    verb.sample(face, sound, tmp_path / "memory.mp4", **told)
+    verb.sample(face, folder / "speech.wav", tmp_path / "file.mp4", **told)
+    assert np.array_equal(decoded(tmp_path / "memory.mp4"), decoded(tmp_path / "file.mp4"))
+    assert torch.equal(load_waveform(tmp_path / "memory.mp4"), load_waveform(tmp_path / "file.mp4"))
+
+
+# --- Frame by frame
+
+
+class Recorder(Engine):
+    """Remembers what it was told."""
+
+    def __init__(self, unet: UNet, steps: int, solver: str = "ddim", **more: float) -> None:
+        super().__init__(unet, SamplingConfig(steps, solver, **more))
+        self.told: list[tuple[int, Condition]] = []
+
+    def frame(self, condition: Condition) -> Denoise:
+        denoise = super().frame(condition)
+
+        def recorded(x_t: Tensor, t: int) -> Denoised:
+            self.told.append((t, condition))
+            return denoise(x_t, t)
+
+        return recorded
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def test_frames_come_one_by_one(photo: np.ndarray) -> None:
+    engine = Recorder(untrained(TINY), 3)
+    frames = verb.generate(engine, photo, torch.randn(1000, 384))
+    assert engine.told == [], "nothing is computed before it is asked for"
+    first = next(frames)
+    assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
+    assert [t for t, _ in engine.told] == [999, 500, 0]
+    next(frames)
+    assert len(engine.told) == 6
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm++2m"])
+def test_each_frame_is_told_of_those_before_and_of_its_sound(photo: np.ndarray, solver: str) -> None:
+    config = override(TINY, {"conditioning": {"hide_motion_mouth": False}})
+    unet = untrained(config)
+    engine = Recorder(unet, 2, solver)
+    speech = torch.randn(5, 384)
+    frames = list(verb.generate(engine, photo, speech))
+    assert len(frames) == 5
+    identity = to_unit(photo)[None]
+    lips = unet.lips.predict(speech)
+    shown: list[np.ndarray] = [photo, photo, *frames]
+    for k, (_, condition) in enumerate(engine.told[::2]):
+        assert torch.equal(condition.identity, identity)
+        before = [to_uint8(condition.motion_frames[0, i]).numpy() for i in range(2)]
+        assert np.array_equal(before[0], shown[k])
+        assert np.array_equal(before[1], shown[k + 1])
+        assert torch.equal(condition.audio_window[0], conditioning.window(speech, k, 2))
+        torch.testing.assert_close(condition.lip_window[0], conditioning.window(lips, k, 2))
+        assert torch.equal(condition.motion_noise, torch.zeros(1))
+        assert condition.motion_frames.abs().max() <= 1
+
+
+def test_noise_on_motion_frames_that_the_weights_ask_for(photo: np.ndarray) -> None:
+    """Each frame's motion frames are noised anew, at the level told, and only as the network sees them."""
+    told = {"hide_motion_mouth": False, "motion_noise": 0.3}
+    config = override(TINY, {"conditioning": told})
+    engine = Recorder(untrained(config), 2, motion_noise=0.1)
+    frames = list(verb.generate(engine, photo, torch.randn(3, 384)))
+    shown = [to_unit(frame) for frame in (photo, photo, *frames)]
+    for k, (_, condition) in enumerate(engine.told[::2]):
+        assert condition.motion_noise.tolist() == pytest.approx([0.1])
+        noise = condition.motion_frames[0] - torch.stack(shown[k : k + 2])
+        assert float(noise.std()) == pytest.approx(0.1, rel=0.1)
+        assert abs(float(noise.mean())) < 0.01
+
+
+def test_given_lips_take_the_place_of_those_heard(photo: np.ndarray) -> None:
+    engine = Recorder(untrained(TINY), 1)
+    lips = torch.randn(3, 3)
+    list(verb.generate(engine, photo, torch.randn(3, 384), lips=lips))
+    for k, (_, condition) in enumerate(engine.told):
+        assert torch.equal(condition.lip_window[0], conditioning.window(lips, k, 2))
+
+
+def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
+    engine, speech = Engine(untrained(TINY), SamplingConfig(2)), torch.randn(3, 384)
+
+    def frames(seed: int) -> np.ndarray:
+        return np.stack(list(verb.generate(engine, photo, speech, seed=seed)))
+
+    first = frames(1)
+    torch.manual_seed(9)
+    assert np.array_equal(frames(1), first)
+    assert not np.array_equal(frames(2), first)
+
+
+def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
+    """Noise prediction, learned variance, gray motion frames, no lip code; and a model without motion frames."""
+    told = {"lip_dims": 0, "motion_noise": 0.0, "hide_motion_mouth": False, "grayscale_motion": True}
+    plain = override(
+        TINY,
+        {
+            "model": {"learned_variance": True, "copy_gates": False},
+            "diffusion": {"prediction": "eps"},
+            "conditioning": told,
+        },
+    )
+    for config in (plain, override(plain, {"conditioning": {"motion_frames": 0}})):
+        frames = list(verb.generate(Engine(untrained(config), SamplingConfig(3)), photo, torch.randn(3, 384)))
+        assert np.stack(frames).shape == (3, 32, 32, 3)
+        assert not np.array_equal(frames[0], frames[1])
+
+
+# --- The photo, the size, the device
+
+
+def test_the_photo_is_aligned_as_the_weights_want(face: Path) -> None:
+    config = override(TINY, {"model": {"image_size": 160}, "alignment": {"eye_distance": 0.25, "eye_y": 0.45}})
+    portrait = verb.find_portrait(face, config, load_backend("mesh"))
+    photo = faces.warp(portrait.picture, portrait.matrix, 160)
+    assert (photo.shape, photo.dtype, portrait.notes) == ((160, 160, 3), np.uint8, [])
+    found, count = find_face(photo, load_backend("mesh"), "the crop")
+    mean = faces.mean_face(config.alignment, 160)
+    assert count == 1
+    for eye in faces.EYES:
+        assert np.linalg.norm(found.landmarks[eye].mean(axis=0) - mean[eye].mean(axis=0)) < 0.04 * 160
+
+
+def scene_of(face: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> verb.Scene:
+    monkeypatch.setattr(verb, "load_model", lambda *_: (untrained(TINY), TINY, {}))
+    studio = verb.Studio("any", torch.device("cpu"), progress=False)
+    return studio.scene(verb.Job(face, folder / "speech.wav", Path("o.mp4"), **options))
+
+
+def test_a_photo_that_ends_close_to_the_face_is_blurred_around_it(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = tmp_path / "close.png"
+    Image.open(face).crop((140, 60, 310, 185)).save(close)  # no hair, and little below the chin
+    scene = scene_of(close, folder, monkeypatch)
+    assert len(scene.notes) == 1
+    assert re.fullmatch(
+        rf"{re.escape(str(close))} ends close to .* (2|3|4)\d% of .* blurred; --paste .*", scene.notes[0]
+    )
+    assert scene_of(close, folder, monkeypatch, paste=True).notes == []
+    assert scene_of(face, folder, monkeypatch).notes == []
+    # What the network sees, at the size of a video that people see.
+    portrait = verb.find_portrait(close, TINY, load_backend("mesh"))
+    larger = faces.align_transforms(
+        load_backend("mesh").detect(portrait.picture)[0].landmarks[None], TINY.alignment, 128
+    )[0]
+    streaks, blurred = faces.warp(portrait.picture, larger, 128), faces.framed(portrait.picture, larger, 128)
+    beyond = faces.beyond_edge(portrait.picture.shape, larger, 128) > 8
+    assert gradients(blurred)[beyond].mean() < 0.7 * gradients(streaks)[beyond].mean()
+
+
+def gradients(image: np.ndarray) -> np.ndarray:
+    """(H, W): how much a picture changes from pixel to pixel."""
+    return np.abs(np.stack(np.gradient(image.astype(float), axis=(0, 1)))).sum(axis=(0, -1))
+
+
+def test_an_animated_picture_is_a_video(
+    folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which the first frame may be black."""
+    photo = Image.open(face)
+    black, upside_down = Image.new("RGB", photo.size), photo.rotate(180)
+    for name in ("a.gif", "a.webp"):
+        black.save(tmp_path / name, save_all=True, append_images=[photo, upside_down], duration=[200, 200, 200])
+        backend = load_backend("mesh")
+        first = verb.find_portrait(tmp_path / name, TINY, backend)
+        assert np.abs(first.picture.astype(int) - photo).mean() < 12
+        later = verb.find_portrait(str(tmp_path / name), TINY, backend, at=0.5)
+        assert np.abs(later.picture.astype(int) - upside_down).mean() < 12
+        crops = [faces.warp(portrait.picture, portrait.matrix, 96).astype(int) for portrait in (first, later)]
+        assert np.abs(crops[0] - crops[1]).mean() < 12  # upright in the crop
+        with pytest.raises(DheadsError, match=rf"{name} at 0\.1 s: no face found"):
+            verb.find_portrait(tmp_path / name, TINY, backend, at=0.1)
+
+
+def test_of_a_video_the_first_frame_with_a_whole_face_is_taken(face: Path, tmp_path: Path) -> None:
+    whole = np.asarray(Image.open(face))[:256, :320]
+    cut = np.concatenate([whole[130:], whole[:130]])  # eyes at the lower edge, the mouth at the upper one
+    write_video(tmp_path / "a.mp4", [cut] * 5 + [whole] * 5, None)
+    portrait = verb.find_portrait(tmp_path / "a.mp4", TINY, load_backend("mesh"))
+    assert np.abs(portrait.picture.astype(int) - whole).mean() < 8
+
+
+def test_enlarging() -> None:
+    frame = np.zeros((32, 32, 3), np.uint8)
+    frame[8:24, 8:24] = 200
+    assert verb.enlarge(frame, None) is frame
+    assert verb.enlarge(frame, 32) is frame
+    large = verb.enlarge(frame, 64)
+    assert large.shape == (64, 64, 3)
+    assert (large[24:40, 24:40] == 200).all()
+    assert (large[:8] == 0).all()
+
+
+def test_devices() -> None:
+    assert verb.resolve_device("cpu") == torch.device("cpu")
+    assert verb.resolve_device("auto").type in ("cpu", "cuda", "mps")
+    absent = "cuda" if not torch.cuda.is_available() else "mps"
+    with pytest.raises(DheadsError, match=f"device {absent} is not available here; use .*cpu"):
+        verb.resolve_device(absent)
+
+
+def test_a_result_is_plain_data() -> None:
+    result = verb.Result(Path("a.mp4"), 25, 1.0, 0.5)
+    assert dataclasses.asdict(result)["notes"] == []
+
+
+# --- What the encoder hears
+
+
+def test_weights_may_ask_for_a_room_that_is_not_silent(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A little noise, the same every time, for the encoder alone; by default the sound as it is."""
+    heard: list[Tensor] = []
+
+    class Ear(audio.SpeechEncoder):
+        def encode_pieces(self, pieces: Iterator[Tensor], frames: int | None = None) -> Iterator[Tensor]:
+            heard.append(torch.cat(list(pieces)))
+            yield torch.zeros(2, 384)
+
+    monkeypatch.setattr(verb, "load_speech_encoder", lambda *_: Ear())
+    quiet, room = (override(TINY, {"sampling": {"room_noise": level}}) for level in (0.0, 1e-3))
+    for config in (quiet, room, room):
+        monkeypatch.setattr(verb, "load_model", lambda *_, config=config: (untrained(config), config, {}))
+        studio = verb.Studio("any", torch.device("cpu"), progress=False)
+        studio.scene(verb.Job(examples / "face.jpg", examples / "speech.wav", Path("o.mp4")))
+    said = load_waveform(examples / "speech.wav")
+    assert torch.equal(heard[0], said)
+    assert (heard[1] - said).std() == pytest.approx(1e-3, rel=0.02)
+    assert torch.equal(heard[1], heard[2])

@@ -1,0 +1,97 @@
+"""Motion frames that the network draws itself in training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from real_data import Prepared
+from torch import Tensor
+
+from dheads.conditioning import mouth_mask
+from dheads.config import Config, override, preset
+from dheads.dataset.dataset import Dataset
+from dheads.model import UNet
+from dheads.training.batches import Batch, Draws
+from dheads.training.rollout import RollOuts
+
+pytest_plugins = "real_data"
+
+LATE = 30  # a step of the last three tenths
+
+
+def config_of(anchor: float) -> Config:
+    changes = {"training": {"batch_size": 16, "augment": False}, "sampling": {"identity_anchor": anchor}}
+    return override(preset("tiny"), {"diffusion": {"prediction": "x_0"}, **changes})
+
+
+@pytest.fixture(scope="module")
+def batch(prepared: Prepared) -> Batch:
+    dataset = Dataset(prepared.data)
+    return Draws(dataset, dataset.split("train"), config_of(0)).draw(LATE, 0)
+
+
+def led(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Which examples have a lead, their identities, and the last frame before those that are to be made."""
+    lead = batch.lead
+    assert lead is not None
+    assert 1 < len(lead.index) < 16
+    return lead.index, batch.identity[lead.index], lead.motion_frames[:, -1]
+
+
+@pytest.mark.parametrize("anchor", [0.0, 0.5])
+def test_frames_follow_one_from_the_other(batch: Batch, anchor: float) -> None:
+    """A fresh network's x_0 is a third of its own, which is 0, of the last motion frame and of the identity."""
+    index, identity, last = led(batch)
+    made = RollOuts(UNet(config_of(anchor)).eval(), config_of(anchor))(batch, LATE)
+    outside = (mouth_mask(preset("tiny").alignment, 32) == 0).expand_as(identity)
+    for k in range(2):
+        told = last if k else torch.lerp(last, identity, anchor)
+        last = torch.lerp((told + identity) / 3, identity, anchor)
+        shown = made.motion_frames[index, k]
+        torch.testing.assert_close(shown[outside], last[outside], rtol=0, atol=0.02)
+    assert made.lead is None
+
+
+def test_other_examples_stay_as_they_are(batch: Batch) -> None:
+    config = config_of(0)
+    made = RollOuts(UNet(config).eval(), config)(batch, LATE)
+    others = [k for k in range(16) if k not in led(batch)[0].tolist()]
+    assert torch.equal(made.motion_frames[others], batch.motion_frames[others])
+    for field in dataclasses.fields(Batch):
+        if field.name not in {"motion_frames", "lead"}:
+            assert getattr(made, field.name) is getattr(batch, field.name)
+    assert RollOuts(UNet(config), config)(made, LATE) is made, "nothing is left to draw"
+
+
+def test_it_is_a_function_of_the_seed_and_the_step(batch: Batch) -> None:
+    config = config_of(0.5)
+    torch.manual_seed(0)
+    unet = UNet(config).eval()
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    rolled_out = RollOuts(unet, config)
+    first, again, other = (rolled_out(batch, step).motion_frames for step in (LATE, LATE, LATE + 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_it_follows_the_network_without_copying_it_again(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a step of training the frames are those of the weights as they are now, by the same copy of them."""
+    config = config_of(0.5)
+    torch.manual_seed(0)
+    unet = UNet(config).eval().requires_grad_(False)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    rolled_out = RollOuts(unet, config)
+    before = rolled_out(batch, LATE).motion_frames
+    for parameter in unet.parameters():
+        parameter.mul_(1.1)
+    wanted = RollOuts(unet, config)(batch, LATE).motion_frames
+    monkeypatch.setattr("copy.deepcopy", None)
+    after = rolled_out(batch, LATE).motion_frames
+    assert torch.equal(after, wanted)
+    assert not torch.equal(after, before)
+    assert rolled_out._engine is not None
+    assert not rolled_out._engine.records, "nor is a graph recorded for batches of ever other sizes"
