@@ -37,7 +37,7 @@ from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
 from dheads.media.video import write_video
 from dheads.sampling.jobs import Job
-from dheads.sampling.lockstep import Talk, perform
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.pipeline import Studio, find_portrait
 from dheads.system.devices import resolve_device
 
@@ -75,11 +75,11 @@ def main(
     loop = heard(studio, speech)
     count = round(max(times) * FPS)
     told = loop[torch.arange(count) % len(loop)]
-    foretold = studio.unet.lips.predict(loop)[:, 0].cpu().numpy() if studio.unet.lips else np.zeros(len(loop))
+    foretold = studio.unet.lip_predictor.predict(loop)[:, 0].cpu().numpy() if studio.unet.lip_predictor else np.zeros(len(loop))
     faces = [crop(studio, photo) for photo in photos]
     made: list[list[np.ndarray]] = [[] for _ in photos]
-    talks = (Talk(face, told, seed) for face in faces)
-    for index, frame, _ in tqdm(perform(engine, talks, len(photos)), total=count * len(photos), unit="frame"):
+    talks = (VideoSpec(face, told, seed) for face in faces)
+    for index, frame, _ in tqdm(in_lockstep(engine, talks, len(photos)), total=count * len(photos), unit="frame"):
         made[index].append(frame)
     out.mkdir(parents=True, exist_ok=True)
     report = []
@@ -109,7 +109,7 @@ def heard(studio: Studio, speech: Path) -> torch.Tensor:
 
 def crop(studio: Studio, photo: Path) -> np.ndarray:
     portrait = find_portrait(photo, studio.config, studio.backend)
-    return framed(portrait.picture, portrait.matrix, studio.config.model.image_size)
+    return framed(portrait.picture, portrait.matrix, studio.config.network.image_size)
 
 
 def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, foretold: np.ndarray) -> Stretch:

@@ -35,8 +35,8 @@ from pillow_heif import from_pillow
 
 from dheads import cli
 from dheads.config import override, preset
+from dheads.extensions.network import ExtendedUNet
 from dheads.media.containers import decoded
-from dheads.model import UNet
 from dheads.weights.checkpoints import save_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -594,7 +594,7 @@ def prepare(folder: Path) -> None:
     (folder / "speech.wav").write_bytes(sounds()["wav"])
     torch.manual_seed(0)
     config = override(preset("tiny"), {"sampling": {"steps": 1, "solver": "ddim"}})
-    save_checkpoint(folder / "weights.safetensors", UNet(config).state_dict(), config, {})
+    save_checkpoint(folder / "weights.safetensors", ExtendedUNet(config).state_dict(), config, {})
 
 
 def main(

@@ -24,9 +24,9 @@ import typer
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE, preset
+from dheads.extensions.network import ExtendedUNet
 from dheads.media.sound import load_waveform, waveform_pieces
 from dheads.media.video import write_video
-from dheads.model import UNet
 from dheads.sampling.pipeline import frames
 from dheads.speech.encoders import load_speech_encoder
 from dheads.weights.checkpoints import save_checkpoint
@@ -72,7 +72,7 @@ def write_in_turns(path: Path, sounds: list[Path], minutes: float) -> None:
 def film(folder: Path, device: str, bar: tqdm) -> dict[str, float]:
     torch.manual_seed(0)
     tiny, weights, peaks = preset("tiny"), folder / "weights.safetensors", {}
-    save_checkpoint(weights, UNet(tiny).state_dict(), tiny, {})
+    save_checkpoint(weights, ExtendedUNet(tiny).state_dict(), tiny, {})
     made = frames(FACE, folder / "long.wav", weights=str(weights), device=device, progress=False, steps=1)
     write_video(folder / "long.mp4", watched(made, bar, peaks), folder / "long.wav")
     return peaks

@@ -40,10 +40,10 @@ from train_speed import machine, measure, peak_flops_per_second, random_dataset
 
 from dheads.config import SAMPLE_RATE, Config, SamplingConfig, override, preset
 from dheads.dataset.dataset import Dataset
+from dheads.extensions.network import ExtendedUNet
 from dheads.media.sound import load_waveform, wav_file
-from dheads.model import UNet
 from dheads.sampling.engine import Engine
-from dheads.sampling.lockstep import perform
+from dheads.sampling.lockstep import in_lockstep
 from dheads.system.files import complete_or_absent
 from dheads.training.plan import plan
 from dheads.weights.checkpoints import load_model
@@ -60,7 +60,7 @@ class Place:
     device: torch.device
     dry: bool  # on the CPU with small networks
 
-    def network(self, name: str) -> UNet:
+    def network(self, name: str) -> ExtendedUNet:
         """`small`, the packaged network, or a preset's with random weights, which is as fast as a trained one."""
         torch.manual_seed(0)
         if self.dry:
@@ -185,13 +185,13 @@ def forward_flops(config: Config) -> int:
     return plan(config, None).forward_flops
 
 
-def engine_row(place: Place, name: str, unet: UNet, steps: int, clips: int, compiled: bool, peak: float) -> Row:
+def engine_row(place: Place, name: str, unet: ExtendedUNet, steps: int, clips: int, compiled: bool, peak: float) -> Row:
     """Medians would take three times as long: the second of two turns counts."""
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     engine = Engine(unet, SamplingConfig(steps=steps, solver="dpm++2m"), compiled=compiled)
     began = time.perf_counter()
-    next(perform(engine, [talk(unet, 1)]))
+    next(in_lockstep(engine, [talk(unet, 1)]))
     first = time.perf_counter() - began
     frames = 4 if place.dry else 40
     turn(engine, 3, clips)  # warms up and records
@@ -208,7 +208,7 @@ def engine_row(place: Place, name: str, unet: UNet, steps: int, clips: int, comp
     }
 
 
-def plain_rows(place: Place, name: str, unet: UNet) -> Iterator[Row]:
+def plain_rows(place: Place, name: str, unet: ExtendedUNet) -> Iterator[Row]:
     """At as many steps as ours, and in the 100 that the released code takes."""
     for steps, frames in ((2, 2), (3, 1)) if place.dry else ((8, 8), (100, 3)):
         way = Plain(unet, SamplingConfig(steps=steps, solver="ddpm"))
@@ -229,7 +229,7 @@ def first_frame_row(place: Place, name: str) -> Row:
 def first_frame(name: str, place: Place) -> Iterator[Row]:
     unet = place.network(name)
     engine = Engine(unet, SamplingConfig(steps=8, solver="dpm++2m"), compiled=not place.dry)
-    next(perform(engine, [talk(unet, 1)]))
+    next(in_lockstep(engine, [talk(unet, 1)]))
     yield from ()
 
 

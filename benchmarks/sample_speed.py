@@ -34,9 +34,9 @@ from dheads.conditioning import Condition
 from dheads.config import FPS, SamplingConfig, preset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import Denoise, Denoised
-from dheads.model import UNet
+from dheads.extensions.network import ExtendedUNet
 from dheads.sampling.engine import Engine
-from dheads.sampling.lockstep import Talk, perform
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.pipeline import chosen
 from dheads.system.devices import resolve_device
 from dheads.training.plan import plan
@@ -48,7 +48,7 @@ RELEASED = SamplingConfig(steps=100, solver="ddpm")
 class Plain(Engine):
     """The engine's interface to the network as it is."""
 
-    def __init__(self, unet: UNet, sampling: SamplingConfig) -> None:
+    def __init__(self, unet: ExtendedUNet, sampling: SamplingConfig) -> None:
         super().__init__(unet, sampling, torch.float32)
         self.records = False
         self._denoiser = Denoiser(unet)
@@ -81,12 +81,12 @@ def main(
 
     start = time.perf_counter()
     engine = Engine(unet, sampling, compiled=compiled)
-    next(perform(engine, [talk(unet, 1)]))
+    next(in_lockstep(engine, [talk(unet, 1)]))
     first = time.perf_counter() - start
     turn(engine, frames)
     report = {
         "machine": f"{machine(place)}; torch {torch.__version__}, {torch.get_num_threads()} threads",
-        "network": f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M, {unet.config.model.image_size} px",
+        "network": f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M, {unet.config.network.image_size} px",
         "steps": f"{sampling.steps} of {sampling.solver}, {engine.dtype}{', compiled' if compiled else ''}",
         "seconds_to_first_frame": first,
         "peak_memory_mib": peak_memory(place),
@@ -144,7 +144,7 @@ def together(engine: Engine, frames: int, rounds: int, clips: int) -> dict[str, 
 def long_recording(engine: Engine, minutes: float) -> dict[str, float]:
     """Speed and memory at the beginning and at the end of one long video; its frames are dropped."""
     count = round(minutes * 60 * FPS)
-    said, part = perform(engine, [talk(engine.unet, count)]), max(1, count // 10)
+    said, part = in_lockstep(engine, [talk(engine.unet, count)]), max(1, count // 10)
     speeds, memories = [], []
     for _ in tqdm(range(10), desc=f"{minutes:g} minutes", disable=not sys.stderr.isatty()):
         start = time.perf_counter()
@@ -161,24 +161,24 @@ def long_recording(engine: Engine, minutes: float) -> dict[str, float]:
     }
 
 
-def talk(unet: UNet, frames: int, seed: int = 0) -> Talk:
-    size = unet.config.model.image_size
+def talk(unet: ExtendedUNet, frames: int, seed: int = 0) -> VideoSpec:
+    size = unet.config.network.image_size
     photo = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     generator = torch.Generator().manual_seed(seed)
-    return Talk(photo, torch.randn(frames, unet.config.conditioning.speech_dim, generator=generator), seed)
+    return VideoSpec(photo, torch.randn(frames, unet.config.conditioning.speech_dim, generator=generator), seed)
 
 
 def turn(engine: Engine, frames: int, clips: int = 1) -> tuple[float, np.ndarray]:
     """Frames a second, and the frames: on the CPU, so all work is done."""
-    talks: Iterator[Talk] = (talk(engine.unet, frames, seed) for seed in range(clips))
+    talks: Iterator[VideoSpec] = (talk(engine.unet, frames, seed) for seed in range(clips))
     start = time.perf_counter()
-    made = np.stack([frame for _, frame, _ in perform(engine, talks, clips)])
+    made = np.stack([frame for _, frame, _ in in_lockstep(engine, talks, clips)])
     return len(made) / (time.perf_counter() - start), made
 
 
-def random_network(name: str) -> UNet:
+def random_network(name: str) -> ExtendedUNet:
     torch.manual_seed(0)
-    return UNet(preset(name)).eval().requires_grad_(False)
+    return ExtendedUNet(preset(name)).eval().requires_grad_(False)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -26,10 +26,10 @@ from dheads.config import SamplingConfig
 from dheads.dataset.dataset import Dataset
 from dheads.evaluation.evaluate import mean_values
 from dheads.evaluation.footage import watch
+from dheads.extensions.network import ExtendedUNet
 from dheads.faces.landmarks import load_backend
-from dheads.model import UNet
 from dheads.sampling.engine import Engine
-from dheads.sampling.lockstep import Talk, perform
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import load_model
 
@@ -82,12 +82,12 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def figures(unet: UNet, sampling: SamplingConfig, takes: list[Take]) -> dict[str, float]:
+def figures(unet: ExtendedUNet, sampling: SamplingConfig, takes: list[Take]) -> dict[str, float]:
     """The means over all people of the measures of `dheads eval`."""
     videos: list[list[np.ndarray]] = [[] for _ in takes]
-    talks = [Talk(take.truth[0], take.speech) for take in takes]
+    talks = [VideoSpec(take.truth[0], take.speech) for take in takes]
     total = sum(len(take.speech) for take in takes)
-    said = perform(Engine(unet, sampling), talks, len(talks))
+    said = in_lockstep(Engine(unet, sampling), talks, len(talks))
     for index, frame, _ in tqdm(said, total=total, unit="frame", leave=False):
         videos[index].append(frame)
     backend = load_backend("mesh")

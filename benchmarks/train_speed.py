@@ -42,10 +42,10 @@ from dheads.dataset.clips import ResidentClips, fits
 from dheads.dataset.dataset import Dataset, dataset_info
 from dheads.dataset.manifest import Clip, clip_path, write_clips
 from dheads.denoiser import Denoiser
+from dheads.extensions.network import ExtendedUNet
 from dheads.media.video import write_clip
-from dheads.model import UNet
 from dheads.system.devices import resolve_device
-from dheads.training.batches import Draws
+from dheads.training.batches import Batches
 from dheads.training.objective import TALLIED, tally, training_loss
 from dheads.training.plan import plan
 from dheads.training.state import TrainingState, learning_rate
@@ -94,11 +94,11 @@ def main(
 
 def measure(dataset: Dataset, config: Config, device: torch.device, steps: int, rounds: int) -> dict:
     """Everything that the screen shows, as plain values."""
-    clips, parts = dataset.split("train"), config.training.accumulate
-    draws, resident = Draws(dataset, clips, config, parts), None
+    clips, parts = dataset.split("train"), config.run.accumulate
+    draws, resident = Batches(dataset, clips, config, parts), None
     if fits(dataset, clips, device):
         resident = ResidentClips(dataset, clips, config.conditioning.speech_dim, device, threads=os.cpu_count() or 1)
-    ours = OurTrainer(Draws(dataset, clips, config, parts, resident), config, device)
+    ours = OurTrainer(Batches(dataset, clips, config, parts, resident), config, device)
     ours.run(steps)  # compiles, fills caches, tries algorithms
     memory_bytes = memory(device)  # before the plain step's are added
     plain = PlainTrainer(draws, config, device)
@@ -177,17 +177,17 @@ def spread(report: dict, name: str) -> str:
 class OurTrainer:
     """The step of `dheads train`."""
 
-    def __init__(self, draws: Draws, config: Config, device: torch.device) -> None:
+    def __init__(self, draws: Batches, config: Config, device: torch.device) -> None:
         self.draws, self.config, self.device = draws, config, device
         unet = seeded(config).to(device, memory_format=torch.channels_last).train()
-        self.state = TrainingState(unet, config, config.training.accumulate)
-        if config.training.compile:
+        self.state = TrainingState(unet, config, config.run.accumulate)
+        if config.run.compile:
             unet.compile()
-        self.denoiser = Denoiser(unet, config.training.precision)
+        self.denoiser = Denoiser(unet, config.optimisation.precision)
         self.threads = min(8, os.cpu_count() or 1) if device.type == "cuda" else 1
 
     def run(self, steps: int) -> Turn:
-        parts = range(self.config.training.accumulate)
+        parts = range(self.config.run.accumulate)
         keys = [(self.state.step + step, part) for step in range(steps) for part in parts]
         with timed(self.device, benchmark=True) as clock, closing(self.draws.ahead(keys, self.threads)) as batches:
             for _ in range(steps):
@@ -204,13 +204,13 @@ class OurTrainer:
                 self.state.advance(
                     flat[0] / flat[1], norm, learning_rate(self.config, self.state.step, self.state.progress)
                 )
-        return clock.turn(len(keys) * self.config.training.batch_size)
+        return clock.turn(len(keys) * self.config.optimisation.batch_size)
 
 
 class PlainTrainer:
     """The step as one writes it first."""
 
-    def __init__(self, draws: Draws, config: Config, device: torch.device) -> None:
+    def __init__(self, draws: Batches, config: Config, device: torch.device) -> None:
         self.draws, self.config, self.device, self.step = draws, config, device, 0
         self.unet, self.ema = seeded(config).to(device).train(), seeded(config).to(device)
         self.denoiser = Denoiser(self.unet)
@@ -226,7 +226,7 @@ class PlainTrainer:
                 self.optimizer.zero_grad()
                 for part in range(training.accumulate):
                     with clock.waiting():
-                        batch = self.draws.draw(self.step, part)
+                        batch = self.draws.batch(self.step, part)
                     terms = training_loss(self.denoiser, batch, self.config, self.step, part)
                     (terms["loss"].mean() / training.accumulate).backward()
                 if training.grad_clip is not None:
@@ -239,9 +239,9 @@ class PlainTrainer:
         return clock.turn(steps * training.accumulate * training.batch_size)
 
 
-def seeded(config: Config) -> UNet:
-    torch.manual_seed(config.training.seed)
-    return UNet(config)
+def seeded(config: Config) -> ExtendedUNet:
+    torch.manual_seed(config.optimisation.seed)
+    return ExtendedUNet(config)
 
 
 class Clock:
@@ -317,7 +317,7 @@ def random_dataset(root: Path, config: Config) -> Path:
     """A prepared dataset in the empty folder `root`: soft moving colours with some grain, which take as many bytes as
     faces do, and random labels."""
     rng = np.random.default_rng(0)
-    size, told = config.model.image_size, config.conditioning
+    size, told = config.network.image_size, config.conditioning
     clips = [
         Clip(f"speaker{k % 8}/clip{k:02}", f"speaker{k % 8}", "train", CLIP_FRAMES, "random") for k in range(CLIPS)
     ]

@@ -118,8 +118,8 @@ def main(
         made[take.clip.clip] = variants["own"]
         truth = watch(take.clip.clip, lambda take=take: take.truth, backend)
         result = {name: measure(video, truth, backend) for name, video in variants.items()}
-        if unet.lips is not None:
-            result["heard"] = heard(unet.lips, take)
+        if unet.lip_predictor is not None:
+            result["heard"] = heard(unet.lip_predictor, take)
         results.append({"clip": take.clip.clip, **result})
         if out:
             write_videos(out, take, variants)
@@ -184,7 +184,7 @@ def repeated(speech: Tensor, count: int) -> Tensor:
 
 def speak(talker: Talker, take: Take, other: Tensor | None) -> dict[str, np.ndarray]:
     """The clip made anew: with its own sound, another's, and with its true lip code."""
-    name, photo, lips = take.clip.clip, take.truth[0], talker.engine.unet.lips
+    name, photo, lips = take.clip.clip, take.truth[0], talker.engine.unet.lip_predictor
     variants = {"own": talker.say(name, photo, take.speech)}
     if other is not None:
         variants["control"] = talker.say(f"{name}, control", photo, other)

@@ -1,8 +1,8 @@
 """Gaussian diffusion: schedule tables, the forward and reverse distributions, and solvers that are pure functions.
 
 Names follow Improved DDPM (Nichol & Dhariwal 2021); ab, alpha_bar, is the share of the signal's variance left at t.
-Here t indexes the schedule at hand (0 .. num_steps - 1); a network is always told `schedule.timestep_map[t]`, the
-timestep it was trained with. Nothing here knows what the pictures show.
+Here t indexes the schedule at hand (0 .. num_steps - 1); a network is always given `schedule.timestep_map[t]`, the
+timestep it was trained with.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-# The standard deviation of detail that a network on patches leaves out, in pictures of -1 .. 1: measured, at no noise.
-UNDRAWN = 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,43 +119,32 @@ def extract(table: Tensor, index: Tensor | int, like: Tensor) -> Tensor:
 def q_sample(schedule: Schedule, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
     """A sample of q(x_t | x_0) with the given noise; (B, ...) each, t (B,) or one for all."""
     # x_t = sqrt(ab) x_0 + sqrt(1 - ab) eps
-    return _signal(schedule, t, x_0) * x_0 + _noise(schedule, t, x_0) * eps
+    return signal_rate(schedule, t, x_0) * x_0 + noise_rate(schedule, t, x_0) * eps
 
 
 def v_target(schedule: Schedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """The target of v-prediction (Salimans & Ho 2022)."""
     # v = sqrt(ab) eps - sqrt(1 - ab) x_0
-    return _signal(schedule, t, x_0) * eps - _noise(schedule, t, x_0) * x_0
+    return signal_rate(schedule, t, x_0) * eps - noise_rate(schedule, t, x_0) * x_0
 
 
 def x_0_from(schedule: Schedule, x_t: Tensor, t: Tensor | int, output: Tensor, prediction: str) -> Tensor:
     """x_0, unclamped, as implied by a network's output that predicts "eps", "v" or "x_0"."""
     if prediction == "eps":
         # x_0 = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
-        return (x_t - _noise(schedule, t, x_t) * output) / _signal(schedule, t, x_t)
+        return (x_t - noise_rate(schedule, t, x_t) * output) / signal_rate(schedule, t, x_t)
     if prediction == "v":
         # x_0 = sqrt(ab) x_t - sqrt(1 - ab) v
-        return _signal(schedule, t, x_t) * x_t - _noise(schedule, t, x_t) * output
+        return signal_rate(schedule, t, x_t) * x_t - noise_rate(schedule, t, x_t) * output
     if prediction == "x_0":
         return output
     raise ValueError(f"prediction must be 'eps', 'v' or 'x_0', not {prediction!r}")
 
 
-def keep_seen(schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor | int, keep: Tensor) -> Tensor:
-    """Beyond the paper: x_0 with what x_t shows of detail that the network cannot draw.
-
-    As if that detail had a standard deviation of UNDRAWN; `keep` (B, 1, H, W) are the network's logits of more or less.
-    """
-    # x_0 + g (x_t / sqrt(ab) - x_0),  g = sigmoid(keep + log(UNDRAWN^2 ab / (1 - ab))): the Wiener filter at keep = 0
-    signal, noise = _signal(schedule, t, x_t), _noise(schedule, t, x_t)
-    share = torch.sigmoid(keep + 2 * torch.log(UNDRAWN * signal / noise))
-    return torch.lerp(x_0, x_t / signal, share)
-
-
 def eps_from_x_0(schedule: Schedule, x_t: Tensor, t: Tensor | int, x_0: Tensor) -> Tensor:
     """The noise that leads from x_0 to x_t."""
     # eps = (x_t - sqrt(ab) x_0) / sqrt(1 - ab)
-    return (x_t - _signal(schedule, t, x_t) * x_0) / _noise(schedule, t, x_t)
+    return (x_t - signal_rate(schedule, t, x_t) * x_0) / noise_rate(schedule, t, x_t)
 
 
 def q_posterior(schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -182,16 +168,18 @@ def p_mean_log_var(
     return mean, log_var + (var_frac + 1) / 2 * (extract(schedule.beta.log(), t, x_t) - log_var)
 
 
-def _signal(schedule: Schedule, t: Tensor | int, like: Tensor) -> Tensor:
+def signal_rate(schedule: Schedule, t: Tensor | int, like: Tensor) -> Tensor:
+    """sqrt(ab), which broadcasts against `like` (B, ...)."""
     return extract(schedule.alpha_bar.sqrt(), t, like)
 
 
-def _noise(schedule: Schedule, t: Tensor | int, like: Tensor) -> Tensor:
+def noise_rate(schedule: Schedule, t: Tensor | int, like: Tensor) -> Tensor:
+    """sqrt(1 - ab), which broadcasts against `like` (B, ...)."""
     return extract((1 - schedule.alpha_bar).sqrt(), t, like)
 
 
 class Denoised(NamedTuple):
-    """What a network says about x_t: its x_0, unclamped, and its raw variance output where it has one."""
+    """A network's output for x_t: x_0, unclamped, and the raw variance output where it has one."""
 
     x_0: Tensor
     var_frac: Tensor | None
@@ -208,7 +196,7 @@ def sample_ddpm(denoise: Denoise, schedule: Schedule, x_T: Tensor, noise: Noise)
     """Ancestral sampling (Ho et al. 2020) from x_T (B, ...) to x_0; noise is drawn once a step, none at step 0."""
     x_t = x_T
     for step in reversed(range(schedule.num_steps)):
-        x_0, var_frac = denoise(x_t, _told(schedule, step))
+        x_0, var_frac = denoise(x_t, _timestep(schedule, step))
         mean, log_var = p_mean_log_var(schedule, x_0, x_t, step, var_frac)
         # x_{t-1} = mean + sigma z
         x_t = mean + (0.5 * log_var).exp() * noise() if step > 0 else mean
@@ -219,7 +207,7 @@ def sample_ddim(denoise: Denoise, schedule: Schedule, x_T: Tensor, noise: Noise)
     """Deterministic DDIM, eta = 0 (Song et al. 2021), from x_T (B, ...) to x_0; draws no noise."""
     x_t = x_T
     for step in reversed(range(schedule.num_steps)):
-        x_0 = denoise(x_t, _told(schedule, step)).x_0.clamp(-1, 1)
+        x_0 = denoise(x_t, _timestep(schedule, step)).x_0.clamp(-1, 1)
         eps = eps_from_x_0(schedule, x_t, step, x_0)
         # x_{t-1} = sqrt(ab_prev) x_0 + sqrt(1 - ab_prev) eps
         before = schedule.alpha_bar_prev[step].item()
@@ -239,7 +227,7 @@ def sample_dpmpp_2m(denoise: Denoise, schedule: Schedule, x_T: Tensor, noise: No
     lam = [math.log(a / s) for a, s in zip(alpha, sigma, strict=True)]  # half the log signal-to-noise ratio
     x_t, x_0_last = x_T, None
     for step in reversed(range(1, schedule.num_steps)):
-        x_0 = denoise(x_t, _told(schedule, step)).x_0.clamp(-1, 1)
+        x_0 = denoise(x_t, _timestep(schedule, step)).x_0.clamp(-1, 1)
         h = lam[step - 1] - lam[step]
         ahead = x_0
         if x_0_last is not None:
@@ -249,10 +237,10 @@ def sample_dpmpp_2m(denoise: Denoise, schedule: Schedule, x_T: Tensor, noise: No
         # x_{t-1} = sigma_{t-1} / sigma_t x_t - alpha_{t-1} (e^-h - 1) D
         x_t = sigma[step - 1] / sigma[step] * x_t - alpha[step - 1] * math.expm1(-h) * ahead
         x_0_last = x_0
-    return denoise(x_t, _told(schedule, 0)).x_0.clamp(-1, 1)
+    return denoise(x_t, _timestep(schedule, 0)).x_0.clamp(-1, 1)
 
 
-def _told(schedule: Schedule, step: int) -> int:
+def _timestep(schedule: Schedule, step: int) -> int:
     return int(schedule.timestep_map[step])
 
 

@@ -27,10 +27,10 @@ from dheads.config import override
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import SOLVERS, Denoised, respaced
+from dheads.extensions.network import ExtendedUNet
 from dheads.media.video import to_uint8, to_unit
-from dheads.model import UNet
 from dheads.sampling.engine import Engine, Inputs
-from dheads.sampling.lockstep import Talk, perform
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.devices import resolve_device
 from dheads.training.augment import augment, box_blur
 from dheads.training.state import update_ema
@@ -68,7 +68,7 @@ def main(
 
     talks = videos(dataset, batch_size)
     with tqdm(total=batches, desc="distil", unit="batch") as bar:
-        for number, _ in enumerate(perform(pair, talks, batch_size)):
+        for number, _ in enumerate(in_lockstep(pair, talks, batch_size)):
             if number % batch_size:
                 continue  # a batch's frames come one by one
             bar.update()
@@ -81,7 +81,7 @@ def main(
     typer.echo(out)
 
 
-def videos(dataset: Dataset, group: int) -> Iterator[Talk]:
+def videos(dataset: Dataset, group: int) -> Iterator[VideoSpec]:
     """Videos without end: an augmented picture of one training clip, and a part of the speech of another."""
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     clips = dataset.split("train")
@@ -95,14 +95,16 @@ def videos(dataset: Dataset, group: int) -> Iterator[Talk]:
             speech = dataset.labels(heard[rng.integers(len(heard))])["speech"]
             count = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
             begin = int(rng.integers(max(1, len(speech) - count)))
-            yield Talk(photo, speech[begin : begin + count], seed)
+            yield VideoSpec(photo, speech[begin : begin + count], seed)
             seed += 1
 
 
 class Pair(Engine):
     """The teacher at work, and the student that learns from every frame drawn."""
 
-    def __init__(self, unet: UNet, teacher_steps: int, batches: int, learning_rate: float, ema_decay: float) -> None:
+    def __init__(
+        self, unet: ExtendedUNet, teacher_steps: int, batches: int, learning_rate: float, ema_decay: float
+    ) -> None:
         super().__init__(unet, replace(unet.config.sampling, steps=teacher_steps), compiled=True)
         self.student = copy.deepcopy(unet).requires_grad_(True)  # in eval mode: a copy of one function needs no dropout
         self.ema = copy.deepcopy(unet)

@@ -27,9 +27,9 @@ def main(
     """Fit the lip code of weights anew."""
     checkpoint = load(weights)
     unet = build_model(checkpoint, torch.device("cpu"))
-    if unet.lips is None:
+    if unet.lip_predictor is None:
         raise DheadsError(f"{weights} has no lip code; choose weights trained with conditioning.lip_dims=3")
-    correlation = unet.lips.fit(Dataset(data).talks("train"))
+    correlation = unet.lip_predictor.fit(Dataset(data).lip_clips("train"))
     typer.echo("correlation on speakers left out: " + ", ".join(f"{r:.3f}" for r in correlation.tolist()), err=True)
     save_checkpoint(out, unet.state_dict(), checkpoint.config, checkpoint.info)
     typer.echo(out)

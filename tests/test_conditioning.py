@@ -1,4 +1,4 @@
-"""What the network is told: edge rules, order of channels, hidden mouths and copies, all in closed form."""
+"""What the network is given: edge rules, order of channels, hidden mouths and copies, all in closed form."""
 
 from __future__ import annotations
 
@@ -8,15 +8,30 @@ import pytest
 import torch
 
 from dheads import conditioning
-from dheads.conditioning import Condition, MotionBuffer
+from dheads.conditioning import Condition, Cues, MotionBuffer
 from dheads.config import Config, override, preset
+from dheads.extensions.copying import blend_copies, mouth_mask
+from dheads.extensions.guidance import silenced
+from dheads.extensions.motion import AnchoredBuffer, MotionCondition, condition_with
 from dheads.faces import alignment as faces
 
 TINY = preset("tiny")
 
 
-def told(**values: object) -> Config:
+def given(**values: object) -> Config:
     return override(TINY, {"conditioning": values})
+
+
+def moving(**values: object) -> Config:
+    return override(TINY, {"extensions": {"motion": values}})
+
+
+def mask_of(config: Config, size: int = 32) -> torch.Tensor:
+    return mouth_mask(config.alignment, size, torch.device("cpu"))
+
+
+def heard(batch: int = 1, dim: int = 384) -> Cues:
+    return Cues(torch.zeros(batch, 5, dim))
 
 
 def picture(value: float, size: int = 32) -> torch.Tensor:
@@ -82,23 +97,23 @@ def numbered(frames: int) -> tuple[torch.Tensor, Condition]:
         return (base + torch.tensor([1.0, 2, 3]))[None, :, None, None].expand(1, 3, 4, 4)
 
     motion = torch.stack([frame(10 * (i + 1)) for i in range(frames)], dim=1)
-    return frame(0), Condition(frame(90), motion, torch.zeros(1, 5, 384))
+    return frame(0), Condition(frame(90), motion, heard())
 
 
 def test_channels_are_x_t_then_motion_frames_then_the_identity() -> None:
     x_t, condition = numbered(2)
-    given = conditioning.network_input(told(motion_frames=2), x_t, condition)
-    assert given[0, :, 0, 0].tolist() == [1, 2, 3, 11, 12, 13, 21, 22, 23, 91, 92, 93]
-    assert (given == given[:, :, :1, :1]).all()
+    channels = conditioning.network_input(given(motion_frames=2), x_t, condition)
+    assert channels[0, :, 0, 0].tolist() == [1, 2, 3, 11, 12, 13, 21, 22, 23, 91, 92, 93]
+    assert (channels == channels[:, :, :1, :1]).all()
 
 
 def test_gray_motion_frames_take_one_channel_each() -> None:
-    config = told(motion_frames=2, grayscale_motion=True)
+    config = given(motion_frames=2, grayscale_motion=True)
     x_t, condition = numbered(2)
-    given = conditioning.network_input(config, x_t, condition)
+    channels = conditioning.network_input(config, x_t, condition)
     luma = 0.299 * 1 + 0.587 * 2 + 0.114 * 3
-    torch.testing.assert_close(given[0, :, 0, 0], torch.tensor([1.0, 2, 3, 10 + luma, 20 + luma, 91, 92, 93]))
-    assert given.shape[1] == conditioning.input_channels(config)
+    torch.testing.assert_close(channels[0, :, 0, 0], torch.tensor([1.0, 2, 3, 10 + luma, 20 + luma, 91, 92, 93]))
+    assert channels.shape[1] == conditioning.input_channels(config)
 
 
 def test_gray_is_luma_and_keeps_gray() -> None:
@@ -120,7 +135,7 @@ def test_number_of_channels(frames: int, gray: bool, channels: int) -> None:
 @pytest.mark.parametrize("size", [32, 96, 128])
 def test_the_mask_covers_the_mean_faces_mouth_and_not_its_eyes(name: str, size: int) -> None:
     alignment = preset(name).alignment
-    mask = conditioning.mouth_mask(alignment, size)
+    mask = mouth_mask(alignment, size, torch.device("cpu"))
     assert mask.shape == (1, 1, size, size)
     assert mask.min() == 0
     assert mask.max() == 1
@@ -134,81 +149,85 @@ def test_the_mask_covers_the_mean_faces_mouth_and_not_its_eyes(name: str, size: 
     torch.testing.assert_close(mask, mask.flip(3), msg="a face is as wide on the left as on the right")
 
 
-# --- build
+# --- Motion frames that are altered
 
 
-def test_build_hides_mouths_of_motion_frames_only() -> None:
-    config = told(hide_motion_mouth=True, motion_noise=0.0)
+def test_mouths_of_motion_frames_alone_are_blanked() -> None:
+    config = moving(hide_mouth=True, noise=0.0)
     identity, motion = torch.rand(2, 3, 32, 32), torch.rand(2, 2, 3, 32, 32)
-    mask = conditioning.mouth_mask(config.alignment, 32)
-    condition = conditioning.build(config, identity, motion, torch.zeros(2, 5, 384))
+    mask = mask_of(config)
+    condition = condition_with(config, identity, motion, heard(2))
     assert torch.equal(condition.identity, identity)
     assert torch.equal(condition.motion_frames, motion * (1 - mask))
     assert condition.motion_noise is None
 
 
-def test_build_adds_the_noise_it_tells_of() -> None:
-    config = told(hide_motion_mouth=False, motion_noise=0.3)
+def test_noise_has_the_level_that_is_given() -> None:
+    config = moving(hide_mouth=False, noise=0.3)
     motion, noise = torch.rand(2, 2, 3, 32, 32), torch.randn(2, 2, 3, 32, 32)
     level = torch.tensor([0.1, 0.3])
-    condition = conditioning.build(
-        config, torch.zeros(2, 3, 32, 32), motion, torch.zeros(2, 5, 384), motion_noise=level, noise=noise
-    )
+    condition = condition_with(config, torch.zeros(2, 3, 32, 32), motion, heard(2), level, noise)
     torch.testing.assert_close(condition.motion_frames[0], motion[0] + 0.1 * noise[0])
     torch.testing.assert_close(condition.motion_frames[1], motion[1] + 0.3 * noise[1])
     assert torch.equal(condition.motion_noise, level)
 
 
 def test_noise_is_hidden_with_the_mouth() -> None:
-    config = told(hide_motion_mouth=True, motion_noise=0.3)
+    config = moving(hide_mouth=True, noise=0.3)
     shape = (1, 2, 3, 32, 32)
-    condition = conditioning.build(
-        config,
-        picture(0),
-        torch.ones(shape),
-        torch.zeros(1, 5, 384),
-        motion_noise=torch.tensor([0.3]),
-        noise=torch.randn(shape),
-    )
-    mask = conditioning.mouth_mask(config.alignment, 32)[0, 0] == 1
+    level, eps = torch.tensor([0.3]), torch.randn(shape)
+    condition = condition_with(config, picture(0), torch.ones(shape), heard(), level, eps)
+    mask = mask_of(config)[0, 0] == 1
     assert (condition.motion_frames[..., mask] == 0).all()
 
 
-def test_clean_motion_frames_are_told_to_be_clean() -> None:
-    """What sampling does: no noise is added, and a network that knows of noise is told a level of 0."""
-    config = told(hide_motion_mouth=False, motion_noise=0.3)
+def test_clean_motion_frames_have_a_level_of_zero() -> None:
+    """As in sampling: no noise is added, and a network that is given a level is given 0."""
+    config = moving(hide_mouth=False, noise=0.3)
     motion = torch.rand(2, 2, 3, 32, 32)
-    condition = conditioning.build(config, torch.zeros(2, 3, 32, 32), motion, torch.zeros(2, 5, 384))
+    condition = condition_with(config, torch.zeros(2, 3, 32, 32), motion, heard(2))
     assert torch.equal(condition.motion_frames, motion)
     assert torch.equal(condition.motion_noise, torch.zeros(2))
 
 
-def test_the_papers_conditioning_is_untouched() -> None:
+def test_the_papers_motion_frames_are_untouched() -> None:
     motion = torch.rand(1, 2, 3, 128, 128)
-    condition = conditioning.build(preset("crema"), picture(0, 128), motion, torch.zeros(1, 5, 256))
+    condition = condition_with(preset("crema"), picture(0, 128), motion, heard(1, 256))
     assert torch.equal(condition.motion_frames, motion)
-    assert condition.mouth_mask is None
     assert condition.motion_noise is None
 
 
-def test_without_audio() -> None:
-    condition = Condition(
-        picture(1), torch.ones(1, 2, 3, 32, 32), torch.ones(1, 5, 384), torch.ones(1, 5, 3), torch.ones(1)
-    )
-    silent = condition.without_audio()
-    assert torch.equal(silent.audio_window, torch.zeros(1, 5, 384))
-    assert torch.equal(silent.lip_window, torch.zeros(1, 5, 3))
-    same = [field.name for field in dataclasses.fields(Condition) if field.name not in ("audio_window", "lip_window")]
+def test_without_sound() -> None:
+    """Embeddings and the codes that follow from the sound are zero; the eyes blink on."""
+    cues = Cues(torch.ones(2, 5, 384), {"lips": torch.ones(2, 5, 3), "eyes": torch.ones(2, 5, 1)})
+    condition = MotionCondition(picture(1), torch.ones(2, 2, 3, 32, 32), cues, torch.ones(2))
+    silent = silenced(condition, torch.tensor([0, 1]))
+    assert torch.equal(silent.cues.audio_window[0], torch.zeros(5, 384))
+    assert torch.equal(silent.cues.codes["lips"][0], torch.zeros(5, 3))
+    assert torch.equal(silent.cues.audio_window[1], torch.ones(5, 384))
+    assert torch.equal(silent.cues.codes["lips"][1], torch.ones(5, 3))
+    assert silent.cues.codes["eyes"] is cues.codes["eyes"]
+    same = [field.name for field in dataclasses.fields(MotionCondition) if field.name != "cues"]
     assert all(getattr(silent, name) is getattr(condition, name) for name in same)
-    assert dataclasses.replace(condition, lip_window=None).without_audio().lip_window is None
+
+
+def test_cues_change_slice_and_join_alike() -> None:
+    cues = Cues(torch.arange(6.0).view(2, 1, 3), {"eyes": torch.arange(2.0).view(2, 1, 1)})
+    doubled = cues.map(lambda value: 2 * value)
+    assert torch.equal(doubled.audio_window, 2 * cues.audio_window)
+    assert torch.equal(doubled.codes["eyes"], 2 * cues.codes["eyes"])
+    assert cues[1:].codes["eyes"].tolist() == [[[1.0]]]
+    joined = Cues.cat([cues[1:], cues[:1]])
+    assert joined.audio_window[:, 0, 0].tolist() == [3.0, 0.0]
+    assert joined.codes["eyes"][:, 0, 0].tolist() == [1.0, 0.0]
 
 
 # --- Copies
 
 
-def copying(mask: torch.Tensor | None) -> Condition:
+def copying() -> Condition:
     motion = torch.stack([picture(0.1), picture(0.5)], dim=1)  # the last frame is 0.5
-    return Condition(picture(-1), motion, torch.zeros(1, 5, 384), mouth_mask=mask)
+    return Condition(picture(-1), motion, heard())
 
 
 def logits(a: float, b: float) -> torch.Tensor:
@@ -226,8 +245,8 @@ def logits(a: float, b: float) -> torch.Tensor:
     ],
 )
 def test_gates_choose_outside_the_mouth(gates: tuple[float, float], outside: float) -> None:
-    mask = conditioning.mouth_mask(TINY.alignment, 32)
-    blended = conditioning.blend_copies(picture(0.25), logits(*gates), copying(mask))
+    mask = mask_of(TINY)
+    blended = blend_copies(picture(0.25), logits(*gates), copying(), mask)
     inside, beyond = mask.expand_as(blended) == 1, mask.expand_as(blended) == 0
     torch.testing.assert_close(blended[beyond], torch.full_like(blended[beyond], outside))
     torch.testing.assert_close(blended[inside], torch.full_like(blended[inside], 0.25))
@@ -239,19 +258,19 @@ def test_gates_are_a_softmax_against_the_networks_own_zero() -> None:
     """g = softmax(0, a, b)."""
     own, last, identity = 0.25, 0.5, -1.0
     weights = torch.tensor([0, 0.7, -0.4]).softmax(0)
-    blended = conditioning.blend_copies(picture(own), logits(0.7, -0.4), copying(None))
+    blended = blend_copies(picture(own), logits(0.7, -0.4), copying(), torch.zeros(1, 1, 32, 32))
     torch.testing.assert_close(blended, picture(float(weights @ torch.tensor([own, last, identity]))))
 
 
 def test_an_anchored_buffer_pulls_every_frame_towards_the_identity() -> None:
-    buffer = conditioning.MotionBuffer(picture(1.0), 2, anchor=0.25)
+    buffer = AnchoredBuffer(picture(1.0), 2, 0.25)
     buffer.push(picture(0.0))
     assert [float(frame.mean()) for frame in buffer.stacked()[0]] == [1.0, 0.25]
 
 
 def test_at_rest_frames_that_answer_one_another_come_to_rest() -> None:
     """Of what sways from frame to frame a third is left, and what stays comes through whole."""
-    buffer = MotionBuffer(picture(0.5), 2)
+    buffer = AnchoredBuffer(picture(0.5), 2, 0.0)
     for k in range(40):
         buffer.push(picture(0.5 + 0.3 * (-1) ** k), rest=1.0)
     swing = buffer.stacked()[:, 1] - buffer.stacked()[:, 0]
@@ -259,6 +278,6 @@ def test_at_rest_frames_that_answer_one_another_come_to_rest() -> None:
     for _ in range(20):
         buffer.push(picture(0.9), rest=1.0)
     torch.testing.assert_close(buffer.stacked()[:, 1], picture(0.9), rtol=0, atol=1e-5)
-    empty = MotionBuffer(picture(0.5), 0)
+    empty = AnchoredBuffer(picture(0.5), 0, 0.0)
     empty.push(picture(0.1), rest=1.0)
     assert empty.stacked().shape[1] == 0

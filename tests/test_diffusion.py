@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dheads import diffusion
+from dheads.extensions.detail import UNDRAWN, keep_seen
 from dheads.diffusion import Denoised
 
 SHAPE = (4, 3, 6, 6)
@@ -175,22 +176,22 @@ def test_what_x_t_shows_is_kept_by_a_wiener_filter(schedule: diffusion.Schedule)
     """Detail of the standard deviation that is assumed is estimated from x_t with the least squared error."""
     generator = torch.Generator().manual_seed(0)
     seen, detail, eps = (torch.randn(4, 3, 64, 64, generator=generator) for _ in range(3))
-    x_0 = seen + diffusion.UNDRAWN * detail
+    x_0 = seen + UNDRAWN * detail
     t = torch.tensor([0, 40, 160, 900])
     x_t = diffusion.q_sample(schedule, x_0, t, eps)
 
     def error(keep: float) -> Tensor:
-        kept = diffusion.keep_seen(schedule, seen, x_t, t, torch.full((4, 1, 64, 64), keep))
+        kept = keep_seen(schedule, seen, x_t, t, torch.full((4, 1, 64, 64), keep))
         return (kept - x_0).square().mean((1, 2, 3))
 
     best = error(0.0)
     noise = (1 - schedule.alpha_bar[t]) / schedule.alpha_bar[t]
     # 1 / e = 1 / s^2 + 1 / n
-    expected = 1 / (1 / diffusion.UNDRAWN**2 + 1 / noise)
+    expected = 1 / (1 / UNDRAWN**2 + 1 / noise)
     torch.testing.assert_close(best, expected.float(), rtol=0.05, atol=0)
     assert (best[:3] < error(0.7)[:3]).all()
     assert (best[:3] < error(-0.7)[:3]).all()
-    assert error(-100.0).sqrt().numpy() == pytest.approx(diffusion.UNDRAWN, rel=0.05)
+    assert error(-100.0).sqrt().numpy() == pytest.approx(UNDRAWN, rel=0.05)
 
 
 def test_unknown_prediction(schedule: diffusion.Schedule) -> None:

@@ -11,10 +11,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dheads import conditioning, diffusion
+from dheads import diffusion
+from dheads.conditioning import Condition, Cues
 from dheads.config import Config
 from dheads.errors import DheadsError
 from dheads.model import UNet
+from dheads.reference import audio_cues, reference_frames
 from dheads.weights.released import config_from_released, from_released
 
 NETS = ["attn_low", "middle"]
@@ -60,10 +62,9 @@ def test_forward_equals_the_released_networks(golden: Golden, net: str, form: st
     channels = 1 if golden.config(net).conditioning.grayscale_motion else 3
     # Stored as the network saw them, two frames on channels; a gray picture is its own grayscale.
     motion = io["motion_frames"].unflatten(1, (2, channels)).expand(-1, -1, 3, -1, -1)
-    condition = conditioning.Condition(io["identity"], motion, io["audio_window"])
+    condition = Condition(io["identity"], motion, Cues(io["audio_window"]))
     with torch.no_grad():
         output = unet(io["x_t"], io["t"], condition)
-    assert output.gates is None
     ours = torch.cat([output.prediction, output.var_frac], dim=1)
     torch.testing.assert_close(ours, io["output"], rtol=0, atol=1e-4)
 
@@ -89,25 +90,16 @@ def test_foreign_names_are_refused(name: str) -> None:
 
 
 def test_closed_loop_equals_the_released_sampler(golden: Golden) -> None:
-    """Four frames, eight respaced steps each, every finished frame pushed into the motion buffer."""
+    """Four frames, eight respaced steps each: the reference's loop, with the paper's network."""
     config, unet = golden.config("attn_low"), golden.unet("attn_low", golden.under("attn_low.state."))
     given = golden.under("sample.")
     full = diffusion.cosine_schedule()
     schedule = diffusion.respaced(full, 8)
     assert schedule.timestep_map.tolist() == golden.tensors["diffusion.respaced_8.timesteps"].tolist()
-    buffer = conditioning.MotionBuffer(given["identity"], config.conditioning.motion_frames)
-
-    for frame in range(4):
-        window = conditioning.window(given["audio_embeddings"][0], frame, config.conditioning.audio_context)
-        condition = conditioning.build(config, given["identity"], buffer.stacked(), window[None])
-
-        def denoise(x_t: Tensor, t: int, condition: conditioning.Condition = condition) -> diffusion.Denoised:
-            output = unet(x_t, torch.full((len(x_t),), t), condition)
-            # t is a timestep of the full schedule, so its tables give x_0.
-            return diffusion.Denoised(diffusion.x_0_from(full, x_t, t, output.prediction, "eps"), output.var_frac)
-
-        noise = iter(given["noise_frame_step"][frame].flip(0)[:-1])  # step 7 first, none after step 0
-        with torch.no_grad():
-            x_0 = diffusion.sample_ddpm(denoise, schedule, given["x_T"][:, frame], lambda noise=noise: next(noise))
-        torch.testing.assert_close(x_0, given["frames"][:, frame], rtol=0, atol=1e-2)
-        buffer.push(x_0)
+    cues = audio_cues(given["audio_embeddings"][0], config.conditioning.audio_context)[:4]
+    # Of each frame x_T, then the noise of step 7 first, and none after step 0.
+    noise = (z for k in range(4) for z in [given["x_T"][:, k], *given["noise_frame_step"][k].flip(0)[:-1]])
+    frames = list(reference_frames(unet, given["identity"], cues, schedule, noise))
+    assert len(frames) == 4
+    for k, x_0 in enumerate(frames):
+        torch.testing.assert_close(x_0, given["frames"][:, k], rtol=0, atol=1e-2)

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dheads.conditioning import Condition, build
+from dheads.conditioning import Condition, Cues
 from dheads.config import Config, override, preset
+from dheads.extensions.codes import codes_of
+from dheads.extensions.motion import MotionCondition, condition_with
+from dheads.extensions.network import ExtendedUNet
 from dheads.model import AttentionBlock, Output, ResBlock, UNet, modulation, timestep_embedding
 
 TINY = preset("tiny")
 
 
-def condition(config: Config, batch: int = 2) -> Condition:
-    told, size = config.conditioning, config.model.image_size
-    lips = torch.randn(batch, 2 * told.lip_context + 1, told.lip_dims) if told.lip_dims else None
-    return build(
+def condition(config: Config, batch: int = 2) -> MotionCondition:
+    cond, size, tables = config.conditioning, config.network.image_size, config.extensions.codes
+    codes = {c.name: torch.randn(batch, 2 * tables[c.name].context + 1, c.dims) for c in codes_of(config)}
+    return condition_with(
         config,
         torch.randn(batch, 3, size, size),
-        torch.randn(batch, told.motion_frames, 3, size, size),
-        torch.randn(batch, 2 * told.audio_context + 1, told.speech_dim),
-        lips,
-        eye_window=torch.randn(batch, 2 * told.eye_context + 1, 1) if told.eye_dims else None,
+        torch.randn(batch, cond.motion_frames, 3, size, size),
+        Cues(torch.randn(batch, 2 * cond.audio_context + 1, cond.speech_dim), codes),
     )
 
 
@@ -35,15 +37,15 @@ def randomise(module: nn.Module) -> None:
         nn.init.normal_(parameter, std=0.1)
 
 
-def forward(unet: UNet, batch: int = 2) -> Output:
-    size = unet.config.model.image_size
+def forward(unet: ExtendedUNet, batch: int = 2) -> Output:
+    size = unet.config.network.image_size
     with torch.no_grad():
         return unet(torch.randn(batch, 3, size, size), torch.arange(batch) * 400, condition(unet.config, batch))
 
 
 def parameters(config: Config) -> int:
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNet(config).parameters())
+        return sum(parameter.numel() for parameter in ExtendedUNet(config).parameters())
 
 
 # --- Sizes and shapes
@@ -56,20 +58,22 @@ def test_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "has_variance", "has_gates"),
+    ("name", "changes", "extensions", "has_variance", "has_gates"),
     [
-        ("tiny", {}, False, True),
-        ("tiny", {"learned_variance": True, "copy_gates": False}, True, False),
-        ("tiny", {"learned_variance": True}, True, True),
-        ("tiny", {"num_res_blocks": 2, "channel_mult": [1, 2, 2], "attn_resolutions": [16]}, False, True),
-        ("tiny", {"patch_size": 2, "detail_channels": 16, "learned_variance": True}, True, True),
-        ("small", {}, False, True),
+        ("tiny", {}, {}, False, True),
+        ("tiny", {"learned_variance": True}, {"copying": {"gates": False}}, True, False),
+        ("tiny", {"learned_variance": True}, {}, True, True),
+        ("tiny", {"num_res_blocks": 2, "channel_mult": [1, 2, 2], "attn_resolutions": [16]}, {}, False, True),
+        ("tiny", {"learned_variance": True}, {"patches": {"size": 2, "detail_channels": 16}}, True, True),
+        ("small", {}, {}, False, True),
     ],
 )
-def test_shapes(name: str, changes: dict[str, object], has_variance: bool, has_gates: bool) -> None:
-    config = override(preset(name), {"model": changes})
-    size = config.model.image_size
-    output = forward(UNet(config).eval())
+def test_shapes(
+    name: str, changes: dict[str, object], extensions: dict[str, object], has_variance: bool, has_gates: bool
+) -> None:
+    config = override(preset(name), {"network": changes, "extensions": extensions})
+    size = config.network.image_size
+    output = forward(ExtendedUNet(config).eval())
     assert output.prediction.shape == (2, 3, size, size)
     assert (output.var_frac.shape == (2, 3, size, size)) if has_variance else output.var_frac is None
     assert (output.gates.shape == (2, 2, size, size)) if has_gates else output.gates is None
@@ -78,7 +82,7 @@ def test_shapes(name: str, changes: dict[str, object], has_variance: bool, has_g
 @pytest.mark.parametrize("patch", [2, 4])
 def test_patches_keep_the_shapes(patch: int) -> None:
     """A patch of n x n px becomes n^2 channels: the network works at 1/n of the side, and gives back whole pictures."""
-    unet = UNet(override(TINY, {"model": {"patch_size": patch}})).eval()
+    unet = ExtendedUNet(override(TINY, {"extensions": {"patches": {"size": patch}}})).eval()
     assert unet.stem.in_channels == 12 * patch**2
     sides: list[int] = []
     unet.stem.register_forward_hook(lambda module, given, h: sides.append(h.shape[-1]))
@@ -90,9 +94,9 @@ def test_patches_keep_the_shapes(patch: int) -> None:
 
 def test_detail_adds_nothing_at_first() -> None:
     """Weights without the detail network say the same with a new one, and it sees patches of half the side."""
-    plain = UNet(override(TINY, {"model": {"patch_size": 4}})).eval()
+    plain = ExtendedUNet(override(TINY, {"extensions": {"patches": {"size": 4}}})).eval()
     randomise(plain)
-    fine = UNet(override(TINY, {"model": {"patch_size": 4, "detail_channels": 8}})).eval()
+    fine = ExtendedUNet(override(TINY, {"extensions": {"patches": {"size": 4, "detail_channels": 8}}})).eval()
     fine.load_state_dict(fine.state_dict() | plain.state_dict())
     sides: list[int] = []
     fine.detail.stem.register_forward_hook(lambda module, given, h: sides.append(h.shape[-1]))
@@ -107,23 +111,25 @@ def test_detail_adds_nothing_at_first() -> None:
     assert theirs.keep is None
 
 
-def test_a_new_network_says_zero() -> None:
-    output = forward(UNet(override(TINY, {"model": {"learned_variance": True}})))
+def test_a_new_network_predicts_zero() -> None:
+    output = forward(ExtendedUNet(override(TINY, {"network": {"learned_variance": True}})))
     for tensor in (output.prediction, output.var_frac, output.gates):
         assert torch.equal(tensor, torch.zeros_like(tensor))
 
 
 def test_extras_are_there_only_when_asked_for() -> None:
-    plain = {"motion_noise": 0.0, "lip_dims": 0, "hide_motion_mouth": False}
-    unet = UNet(override(TINY, {"model": {"copy_gates": False}, "conditioning": plain}))
-    assert unet.lips is unet.lip_embed is unet.noise_embed is None
+    plain = {"copying": {"gates": False}, "motion": {"noise": 0.0}, "codes": {"lips": None, "eyes": None}}
+    unet = ExtendedUNet(override(TINY, {"extensions": plain}))
+    assert unet.lip_predictor is unet.noise_embed is None
+    assert not any(name.startswith(("lip", "eye")) for name, _ in unet.named_modules())
     assert unet.out_conv.out_channels == 3
-    unet = UNet(TINY)
-    assert None not in (unet.lips, unet.lip_embed, unet.noise_embed)
+    unet = ExtendedUNet(TINY)
+    assert None not in (unet.lip_predictor, unet.lip_embed, unet.noise_embed)
     assert unet.out_conv.out_channels == 3 + 2
     with torch.device("meta"):
-        paper = UNet(preset("crema"))
-    assert paper.lips is paper.lip_embed is paper.noise_embed is None
+        paper = ExtendedUNet(preset("crema"))
+        core = UNet(preset("crema"))
+    assert paper.state_dict().keys() == core.state_dict().keys()
     assert paper.out_conv.out_channels == 6
     assert [layer.attn is not None for layer in (*paper.down, *paper.middle, *paper.up)].count(True) == 1
 
@@ -210,14 +216,14 @@ def test_a_new_residual_branch_is_the_identity() -> None:
 
 
 @pytest.fixture
-def unet() -> UNet:
+def unet() -> ExtendedUNet:
     """A network whose every layer does something."""
-    unet = UNet(override(TINY, {"model": {"dropout": 0.5}})).eval()
+    unet = ExtendedUNet(override(TINY, {"network": {"dropout": 0.5}})).eval()
     randomise(unet)
     return unet
 
 
-def test_evaluation_is_deterministic_and_training_drops_out(unet: UNet) -> None:
+def test_evaluation_is_deterministic_and_training_drops_out(unet: ExtendedUNet) -> None:
     given = torch.randn(1, 3, 32, 32), torch.tensor([500]), condition(TINY, 1)
     with torch.no_grad():
         assert torch.equal(unet(*given).prediction, unet(*given).prediction)
@@ -225,28 +231,38 @@ def test_evaluation_is_deterministic_and_training_drops_out(unet: UNet) -> None:
         assert not torch.equal(unet(*given).prediction, unet(*given).prediction)
 
 
-def test_examples_do_not_see_each_other(unet: UNet) -> None:
-    x_t, t, told = torch.randn(2, 3, 32, 32), torch.tensor([10, 900]), condition(TINY)
-    alone = Condition(
-        told.identity[1:],
-        told.motion_frames[1:],
-        told.audio_window[1:],
-        told.lip_window[1:],
-        told.motion_noise[1:],
-        eye_window=told.eye_window[1:],
-    )
+def test_examples_do_not_see_each_other(unet: ExtendedUNet) -> None:
+    x_t, t, given = torch.randn(2, 3, 32, 32), torch.tensor([10, 900]), condition(TINY)
+    alone = MotionCondition(given.identity[1:], given.motion_frames[1:], given.cues[1:], given.motion_noise[1:])
     with torch.no_grad():
-        both, second = unet(x_t, t, told), unet(x_t[1:], t[1:], alone)
+        both, second = unet(x_t, t, given), unet(x_t[1:], t[1:], alone)
     torch.testing.assert_close(both.prediction[1:], second.prediction, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "field", ["identity", "motion_frames", "audio_window", "lip_window", "motion_noise", "eye_window"]
-)
-def test_the_network_hears_everything_it_is_told(unet: UNet, field: str) -> None:
-    x_t, t, told = torch.randn(2, 3, 32, 32), torch.tensor([10, 900]), condition(TINY)
-    other = Condition(**{**vars(told), field: getattr(told, field) + 0.2})
+@pytest.mark.parametrize("field", ["identity", "motion_frames", "audio_window", "lips", "motion_noise", "eyes"])
+def test_the_output_depends_on_everything_that_is_given(unet: ExtendedUNet, field: str) -> None:
+    x_t, t, given = torch.randn(2, 3, 32, 32), torch.tensor([10, 900]), condition(TINY)
+    if field == "audio_window":
+        other = replace(given, cues=Cues(given.cues.audio_window + 0.2, given.cues.codes))
+    elif field in given.cues.codes:
+        codes = {**given.cues.codes, field: given.cues.codes[field] + 0.2}
+        other = replace(given, cues=Cues(given.cues.audio_window, codes))
+    else:
+        other = replace(given, **{field: getattr(given, field) + 0.2})
     with torch.no_grad():
-        change = (unet(x_t, t, told).prediction - unet(x_t, t, other).prediction).abs().amax((1, 2, 3))
+        change = (unet(x_t, t, given).prediction - unet(x_t, t, other).prediction).abs().amax((1, 2, 3))
         assert (change > 1e-4).all()
-        assert not torch.equal(unet(x_t, t, told).prediction, unet(x_t, t + 50, told).prediction)
+        assert not torch.equal(unet(x_t, t, given).prediction, unet(x_t, t + 50, given).prediction)
+
+
+def test_an_empty_extensions_table_is_the_papers_network() -> None:
+    """The extended network computes what the core's does, from the same weights."""
+    config = override(preset("crema"), {"network": {"image_size": 32, "model_channels": 32}})
+    core, extended = UNet(config).eval(), ExtendedUNet(config).eval()
+    randomise(core)
+    extended.load_state_dict(core.state_dict())
+    x_t, t, given = torch.randn(2, 3, 32, 32), torch.tensor([10, 900]), condition(config)
+    with torch.no_grad():
+        ours, theirs = extended(x_t, t, given), core(x_t, t, Condition(given.identity, given.motion_frames, given.cues))
+    assert torch.equal(ours.prediction, theirs.prediction)
+    assert torch.equal(ours.var_frac, theirs.var_frac)

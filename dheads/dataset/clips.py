@@ -1,37 +1,36 @@
-"""The clips of a training set as batches are made of them: read from the disk, or all in the memory of a device.
+"""The clips of a training set: read from the disk, or all in the memory of a device.
 
-Both say of an example's pictures and labels which they are (`pictures`, `window`), and turn many of these at once into
-their values (`gathered`): what a reader says is the values, what a resident set says is their rows in its tables.
+Both return references to an example's pictures and labels (`pictures`, `window`), and turn many of these at once into
+values (`gathered`): the references of a reader are the values, those of a resident set are rows in its tables.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from dheads.conditioning import window
-from dheads.dataset.dataset import Clip, Dataset
+from dheads.dataset.dataset import Clip, Dataset, box_label, code_label
 from dheads.errors import DheadsError
-from dheads.extensions.blinks import SHUT
+from dheads.extensions.codes import CODES
 from dheads.system.prefetch import prefetch
 
-Kind = Literal["pictures", "speech", "lips", "eyes"]
-_LABELS = {"speech": "speech", "lips": "centred_lips", "eyes": "eye_code"}
+PICTURES, SPEECH = "pictures", "speech"  # kinds of values; further ones are the names of codes
 
 
 @dataclass(frozen=True, eq=False)
 class Facts:
     """What the choice of an example depends on."""
 
-    shut: list[int]  # frames with closed eyes
     voices: int  # at how many tempos the speech was encoded
     mouth_box: Tensor  # (F, 4) px
-    eye_box: Tensor  # (F, 4) px
+    code_boxes: dict[str, Tensor]  # by code, (F, 4) px
+    events: dict[str, list[int]]  # by code, the frames that show something rare
 
 
 class Clips(Protocol):
@@ -45,15 +44,15 @@ class Clips(Protocol):
     def pictures(self, clip: Clip, indices: Sequence[int]) -> Tensor:
         """The pictures of those indices, (n, ...)."""
 
-    def window(self, kind: Kind, clip: Clip, frames: Tensor, context: int, voice: int = 0) -> Tensor:
+    def window(self, kind: str, clip: Clip, frames: Tensor, context: int, voice: int = 0) -> Tensor:
         """The labels around each of `frames` (n,), (n, 2 context + 1, ...). A photo has no sound: its speech is 0."""
 
-    def gathered(self, kind: Kind, some: Tensor) -> Tensor:
+    def gathered(self, kind: str, some: Tensor) -> Tensor:
         """The values of any number of these: pictures (..., H, W, 3) uint8, labels (..., D) float32."""
 
 
 class ClipReader:
-    """Reads what is asked for, and keeps what the dataset keeps."""
+    """Reads on demand, and keeps what the dataset keeps."""
 
     device = torch.device("cpu")
 
@@ -66,23 +65,24 @@ class ClipReader:
     def pictures(self, clip: Clip, indices: Sequence[int]) -> Tensor:
         return torch.from_numpy(self._dataset.pictures(clip, indices))
 
-    def window(self, kind: Kind, clip: Clip, frames: Tensor, context: int, voice: int = 0) -> Tensor:
+    def window(self, kind: str, clip: Clip, frames: Tensor, context: int, voice: int = 0) -> Tensor:
         labels = self._dataset.labels(clip)
-        values = labels["speech_at_tempos"][voice - 1] if voice else labels[_LABELS[kind]]
-        if kind == "speech" and clip.frames == 1:
-            # As where training.audio_dropout takes it away: told silence, the network would learn that whoever falls
+        label = SPEECH if kind == SPEECH else code_label(CODES[kind])
+        values = labels["speech_at_tempos"][voice - 1] if voice else labels[label]
+        if kind == SPEECH and not clip.moves:
+            # No sound, as with extensions.sound.dropout: given silence, the network would learn that whoever falls
             # silent looks as in their photo.
             values = torch.zeros_like(values)
         return window(values, frames, context)
 
-    def gathered(self, kind: Kind, some: Tensor) -> Tensor:
+    def gathered(self, kind: str, some: Tensor) -> Tensor:
         return some
 
 
 class ResidentClips:
     """Holds everything in tables on a device: a batch is a few look-ups in them.
 
-    Clips that cannot be read are found out at the beginning, and told when they are asked for.
+    Clips that cannot be read are found when the tables are filled, and raise their error when they are asked for.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class ResidentClips:
         self.device = device
         self._facts: dict[str, Facts] = {}
         self._broken: dict[str, DheadsError] = {}
-        self._first: dict[str, dict[Kind, int]] = {}  # each clip's first rows
+        self._first: dict[str, dict[str, int]] = {}  # each clip's first rows
         shape = (sum(clip.frames for clip in clips), dataset.size, dataset.size, 3)
         pictures = torch.empty(shape, dtype=torch.uint8, device=device)
-        labels: dict[Kind, list[Tensor]] = {"speech": [torch.zeros(1, speech_dim)], "lips": [], "eyes": []}
+        labels: dict[str, list[Tensor]] = {SPEECH: [torch.zeros(1, speech_dim)], **{name: [] for name in CODES}}
         row, speech_row = 0, 1  # row 0 of the speech is the photos'
         read = prefetch(_whole, ((dataset, clip, speech_dim) for clip in clips), threads)
         bar = tqdm(clips, desc="load", unit="clip", disable=not progress)
@@ -114,11 +114,12 @@ class ResidentClips:
             label = whole.labels
             pictures[row : row + clip.frames].copy_(whole.pictures)
             voices = torch.cat([label["speech"][None], label["speech_at_tempos"]]).flatten(0, 1)
-            for kind, values in ("speech", voices), ("lips", label["centred_lips"]), ("eyes", label["eye_code"]):
-                labels[kind].append(values)
-            self._first[clip.clip] = {"pictures": row, "speech": speech_row, "lips": row, "eyes": row}
+            labels[SPEECH].append(voices)
+            for name, code in CODES.items():
+                labels[name].append(label[code_label(code)])
+            self._first[clip.clip] = {PICTURES: row, SPEECH: speech_row, **dict.fromkeys(CODES, row)}
             row, speech_row = row + clip.frames, speech_row + len(voices)
-        self._tables: dict[Kind, Tensor] = {"pictures": pictures}
+        self._tables: dict[str, Tensor] = {PICTURES: pictures}
         self._tables |= {kind: torch.cat(values).to(device) for kind, values in labels.items()}
         self._rows = torch.arange(max(row, speech_row))
 
@@ -131,15 +132,15 @@ class ResidentClips:
     def pictures(self, clip: Clip, indices: Sequence[int]) -> Tensor:
         if clip.clip in self._broken:
             raise self._broken[clip.clip]
-        return torch.tensor(indices) + self._first[clip.clip]["pictures"]
+        return torch.tensor(indices) + self._first[clip.clip][PICTURES]
 
-    def window(self, kind: Kind, clip: Clip, frames: Tensor, context: int, voice: int = 0) -> Tensor:
-        if kind == "speech" and clip.frames == 1:
+    def window(self, kind: str, clip: Clip, frames: Tensor, context: int, voice: int = 0) -> Tensor:
+        if kind == SPEECH and not clip.moves:
             return window(self._rows[:1], frames, context)
         first = self._first[clip.clip][kind] + voice * clip.frames
         return window(self._rows[first : first + clip.frames], frames, context)
 
-    def gathered(self, kind: Kind, some: Tensor) -> Tensor:
+    def gathered(self, kind: str, some: Tensor) -> Tensor:
         return self._tables[kind][some.to(self.device)]
 
 
@@ -156,10 +157,10 @@ def _facts(clip: Clip, labels: dict[str, Tensor], speech_dim: int) -> Facts:
             f"{clip.clip}: has {own} values of speech a frame instead of {speech_dim}; prepare the data again"
         )
     return Facts(
-        (labels["eye_code"][:, 0] < SHUT).nonzero()[:, 0].tolist(),
         1 + len(labels["speech_at_tempos"]),
         labels["mouth_box"],
-        labels["eye_box"],
+        {name: labels[box_label(code)] for name, code in CODES.items()},
+        {name: code.events(labels[code_label(code)]) for name, code in CODES.items()},
     )
 
 

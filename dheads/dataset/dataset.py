@@ -28,16 +28,16 @@ from torch import Tensor
 from dheads.config import FPS, Config
 from dheads.dataset.manifest import Clip, clip_path, read_clips
 from dheads.errors import DheadsError
-from dheads.extensions.blinks import eye_code
-from dheads.extensions.lips import MEASURES, Talk, centred
-from dheads.faces.alignment import eye_box
+from dheads.extensions.codes import CODES, Code
+from dheads.extensions.lips import MEASURES, LipClip
+from dheads.faces.alignment import region_box
 from dheads.media.colours import SCALER
 
 FORMAT = 2
 # A dataset of at most so many bytes is decoded once and kept: all of CREMA-D at 128 px would be 23 GB, LRW 700 GB.
 _KEPT_BYTES = 6 * 2**30
 _LABEL_BYTES = 4_096  # of one frame, about: 400 to 1,024 floats
-_MAX_TALKS = 2_000
+_MAX_FITTED = 2_000
 # Of one frame.
 _LABEL_SHAPES = {"speech": None, "landmarks": (68, 2), "mouth_box": (4,), "lips": (len(MEASURES),), "eyes": ()}
 
@@ -80,8 +80,8 @@ class Dataset:
         return sum(clip.frames for clip in clips) * (3 * self.size**2 + _LABEL_BYTES)
 
     def labels(self, clip: Clip) -> dict[str, Tensor]:
-        """speech (F, D), landmarks (F, 68, 2) px, mouth_box and eye_box (F, 4) px, lips and centred_lips (F, 3),
-        eyes (F,), eye_code (F, 1), speech_at_tempos (V, F, D), float32.
+        """speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3), eyes (F,), speech_at_tempos
+        (V, F, D), and each code (F, C) and its box (F, 4) px as `code_label` and `box_label` name them, float32.
 
         Raises DheadsError for a file that is missing, damaged or of another shape.
         """
@@ -107,23 +107,23 @@ class Dataset:
             return self.frames(clip)[list(indices)]
         return self.read(clip, indices)
 
-    def talks(self, split: str) -> list[Talk]:
-        """Clips of a split that move: what LipPredictor is fitted to, at every tempo. Of at most 2,000 clips, evenly
-        chosen from the list.
+    def lip_clips(self, split: str) -> list[LipClip]:
+        """Clips of a split that move, at every tempo, for LipPredictor.fit: at most 2,000, evenly spread over the list.
 
         Those that cannot be read are left out, with a warning.
         """
-        moving = [clip for clip in self.split(split) if clip.frames > 1]
-        talks = []
-        for index in np.linspace(0, len(moving) - 1, min(len(moving), _MAX_TALKS)).round().astype(int):
+        moving = [clip for clip in self.split(split) if clip.moves]
+        found = []
+        for index in np.linspace(0, len(moving) - 1, min(len(moving), _MAX_FITTED)).round().astype(int):
             try:
                 labels = self.labels(moving[index])
             except DheadsError as error:
                 log.warning("%s; left out of the lip code's fit", error)
                 continue
+            measures = labels[code_label(CODES["lips"])]
             for speech in (labels["speech"], *labels["speech_at_tempos"]):
-                talks.append(Talk(moving[index].speaker, speech, labels["centred_lips"]))
-        return talks
+                found.append(LipClip(moving[index].speaker, speech, measures))
+        return found
 
     def read(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
         """As `pictures`, from the disk, and nothing is kept."""
@@ -138,7 +138,7 @@ def dataset_info(config: Config) -> dict[str, object]:
     """What dataset.toml says about how clips were made; a model must have been trained on the same."""
     return {
         "format": FORMAT,
-        "size": config.model.image_size,
+        "size": config.network.image_size,
         "fps": FPS,
         "speech_encoder": config.conditioning.speech_encoder,
         "lip_measures": list(MEASURES),
@@ -213,14 +213,21 @@ def _read_labels(path: Path, frames: int, size: int) -> dict[str, Tensor]:
     low, high = labels["mouth_box"][:, :2], labels["mouth_box"][:, 2:]
     if not ((low >= 0) & (low < high) & (high <= size)).all():
         raise _damaged(path, "mouth_box lies outside the picture")
-    boxes = torch.from_numpy(eye_box(labels["landmarks"].numpy(), size)).float()
-    return {
-        **labels,
-        "speech_at_tempos": tempos,
-        "centred_lips": centred(labels["lips"]),
-        "eye_code": eye_code(labels["eyes"]),
-        "eye_box": boxes,
-    }
+    landmarks = labels["landmarks"].numpy()
+    codes = {code_label(code): code.measured(labels) for code in CODES.values()}
+    regions = {box_label(code): region_box(landmarks, code.points, size) for code in CODES.values()}
+    boxes = {name: torch.from_numpy(box).float() for name, box in regions.items()}
+    return {**labels, "speech_at_tempos": tempos, **codes, **boxes}
+
+
+def code_label(code: Code) -> str:
+    """The label that holds a code."""
+    return f"{code.name}_code"
+
+
+def box_label(code: Code) -> str:
+    """The label that holds the box of a code's region."""
+    return f"{code.name}_box"
 
 
 def _damaged(path: Path, what: str) -> DheadsError:

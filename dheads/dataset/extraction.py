@@ -95,7 +95,7 @@ class Detector:
         else:
             found, waveform = self._video(pictures, raw / (source.sound or source.name))
         landmarks = screen(found, self.config.preparation)
-        size = self.config.model.image_size
+        size = self.config.network.image_size
         matrices = align_transforms(landmarks, self.config.alignment, size)
 
         def images() -> Iterator[np.ndarray]:
@@ -146,7 +146,7 @@ class Importer:
         lengths |= {"landmarks": len(landmarks), "embeddings": len(speech)}
         count = _common_length(lengths, limits.max_skew_seconds)
         # Pixel i reaches from i - 0.5 to i + 0.5. What is not square is stretched, as the released code does.
-        size, (height, width, _) = self.config.model.image_size, shapes[0]
+        size, (height, width, _) = self.config.network.image_size, shapes[0]
         scaled = (screen(landmarks[:count], limits) + 0.5) * np.array([size / width, size / height]) - 0.5
 
         def resized() -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -25,7 +25,7 @@ from dheads.evaluation.report import ClipReport, Report, write_report
 from dheads.evaluation.watching import Watched, in_parallel
 from dheads.media.video import VIDEOS
 from dheads.sampling.engine import Engine
-from dheads.sampling.pipeline import PLACES, chosen
+from dheads.sampling.pipeline import PLACES, adjusted
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import file_sha256, load_model, resolve
 
@@ -102,8 +102,7 @@ def evaluate_weights(
     bench = _Bench(only, table, None, device, lip_reader, words and Path(words), workers, progress)
     place = resolve_device(device)
     unet, config, _ = load_model(weights, place, progress)
-    sampling = chosen(config.sampling, steps=steps, solver=solver)
-    replace(config, sampling=sampling)  # raises for steps that cannot be walked
+    config = adjusted(config, steps=steps, solver=solver)
     dataset = Dataset(data)
     dataset.check(config)
     clips = chosen_clips(dataset, split, limit)
@@ -113,12 +112,14 @@ def evaluate_weights(
         "seed": seed,
         "device": place.type,
         "dheads": __version__,
-        **asdict(sampling),
+        **asdict(config.sampling),
+        **asdict(config.extensions.noise),
+        "anchor": config.extensions.motion.anchor,
     }
     claim(out, settings)
     places = places or PLACES.get(place.type, _PLACES)
     speech = heard_speech(dataset, config, place, progress)
-    failed = remake(Engine(unet, sampling), dataset, clips, speech, out / "generated", seed, places, progress)
+    failed = remake(Engine(unet, config), dataset, clips, speech, out / "generated", seed, places, progress)
     lost = {clip for clip, _ in failed}
     names = sorted(clip.clip for clip in clips if clip.clip not in lost)
     pairs = [(name, out / "generated" / f"{name}.mp4", clip_path(data, name, "mp4")) for name in names]

@@ -19,7 +19,7 @@ from dheads.errors import DheadsError
 from dheads.media.sound import in_a_room, load_waveform
 from dheads.media.video import write_video
 from dheads.sampling.engine import Engine
-from dheads.sampling.lockstep import Talk, perform
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.speech.encoders import load_speech_encoder
 from dheads.system.files import complete_or_absent
 
@@ -31,7 +31,7 @@ def chosen_clips(dataset: Dataset, split: str, limit: int | None) -> list[Clip]:
 
     Raises DheadsError where there is none.
     """
-    clips = [clip for clip in dataset.split(split) if clip.frames > 1]
+    clips = [clip for clip in dataset.split(split) if clip.moves]
     if not clips:
         raise DheadsError(f"{dataset.root}: has no moving clip in the split {split!r}; choose train, val or test")
     turns: dict[str, int] = {}
@@ -44,7 +44,7 @@ def chosen_clips(dataset: Dataset, split: str, limit: int | None) -> list[Clip]:
 
 def heard_speech(dataset: Dataset, config: Config, device: torch.device, progress: bool) -> Callable[[Clip], Tensor]:
     """What a network hears of a clip, (F, D): as it was prepared, or with the noise that its weights want to hear."""
-    level = config.sampling.room_noise
+    level = config.extensions.sound.room_noise
     if not level:
         return lambda clip: dataset.labels(clip)["speech"]
     encoder = load_speech_encoder(config.conditioning.speech_encoder, device, progress)
@@ -76,20 +76,20 @@ def remake(
     taken: list[Clip] = []
     failed: list[tuple[str, str]] = []
 
-    def talks() -> Iterator[Talk]:
+    def videos() -> Iterator[VideoSpec]:
         for clip in todo:
             try:
-                talk = Talk(dataset.pictures(clip, [0])[0], speech(clip), seed)
+                video = VideoSpec(dataset.pictures(clip, [0])[0], speech(clip), seed)
             except DheadsError as error:
                 failed.append((clip.clip, str(error)))
                 continue
             taken.append(clip)
-            yield talk
+            yield video
 
     made: dict[int, list[np.ndarray]] = {}
     frames = sum(clip.frames for clip in todo)
     with tqdm(total=frames, desc="sample", unit="frame", disable=not progress or not todo) as bar:
-        for index, frame, last in perform(engine, talks(), max(1, min(places, len(todo)))):
+        for index, frame, last in in_lockstep(engine, videos(), max(1, min(places, len(todo)))):
             made.setdefault(index, []).append(frame)
             bar.update()
             if last:

@@ -175,15 +175,12 @@ def mouth_box(landmarks: np.ndarray, size: int, margin: float = 5 / 128) -> np.n
 
     Enlarged by `margin` times the size on each side (the paper: 5 px at 128), inside the crop, never empty.
     """
-    return _box(landmarks[..., MOUTH, :], size, margin)
+    return region_box(landmarks, MOUTH, size, margin)
 
 
-def eye_box(landmarks: np.ndarray, size: int, margin: float = 5 / 128) -> np.ndarray:
-    """As `mouth_box`, around both eyes."""
-    return _box(landmarks[..., np.concatenate(EYES), :], size, margin)
-
-
-def _box(points: np.ndarray, size: int, margin: float) -> np.ndarray:
+def region_box(landmarks: np.ndarray, chosen: range | np.ndarray, size: int, margin: float = 5 / 128) -> np.ndarray:
+    """As `mouth_box`, around those of the landmarks that are chosen by their numbers."""
+    points = landmarks[..., np.asarray(chosen), :]
     low = np.floor(points.min(axis=-2) - margin * size)
     high = np.ceil(points.max(axis=-2) + margin * size) + 1
     low = np.clip(low, 0, size - 1)

@@ -1,88 +1,90 @@
 """Many videos at once: their frames go through the network together, and each video keeps to itself.
 
-Speech may come in chunks while frames are made: no more of it is held than a frame is told of.
+Speech may come in chunks while frames are generated: only what a frame needs of it is held.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dheads.conditioning import MotionBuffer, window
+from dheads.conditioning import Cues, window
 from dheads.errors import DheadsError
-from dheads.extensions.blinks import Blinks
+from dheads.extensions.lips import LipTrack
+from dheads.extensions.motion import AnchoredBuffer
 from dheads.extensions.pauses import CONTEXT, hushed, pause_degree
 from dheads.media.video import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
 
 
 @dataclass(frozen=True, eq=False)
-class Talk:
-    """What one video is made from."""
+class VideoSpec:
+    """What one video is generated from."""
 
     photo: np.ndarray  # (H, W, 3) uint8, aligned
     speech: Tensor | Iterable[Tensor]  # (F, D) one embedding a frame, or chunks (f, D) of them
     seed: int = 0
-    lips: Tensor | None = None  # (F, L) normalised lip codes in place of those predicted from the speech
-    eyes: Tensor | None = None  # (F, 1) eye codes in place of blinks by chance
+    codes: Mapping[str, Tensor] = field(default_factory=dict)  # (F, C) normalised, instead of those predicted
 
 
-def perform(
-    engine: Engine, talks: Iterable[Talk], places: int = 1, stopped: Container[int] = ()
+def in_lockstep(
+    engine: Engine, videos: Iterable[VideoSpec], slots: int = 1, stopped: Container[int] = ()
 ) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """Yield (index of the talk, its next frame (H, W, 3) uint8, whether it is the last one), `places` talks in
-    lock-step (paper section 3.5).
+    """Yield (index of the video, its next frame (H, W, 3) uint8, whether it is the last one), `slots` videos at once
+    (paper section 3.5).
 
-    A talk is taken from the iterable when a place is free; a talk's frames come in order. Each has its own random
-    numbers: what shares its batch changes its pixels by no more than the device's rounding does.
-    stopped: indices to which the caller may add; such a talk gets no further frame, and its place is free.
+    A video is taken from the iterable when a slot is free; a video's frames come in order. Each has random numbers of
+    its own: other videos of its batch change its pixels by no more than the device's rounding does.
+    stopped: indices to which the caller may add; such a video gets no further frame, and its slot is free.
     """
-    waiting = enumerate(talks)
-    stage: list[_Place] = []
+    waiting = enumerate(videos)
+    active: list[_Slot] = []
     arriving: list[_Arrival] = []
     while True:
-        while len(stage) < places and (talk := next(waiting, None)) is not None:
-            place = _Place(engine, *talk)
-            stage += [place] if place.goes_on else []
-        if not stage and not arriving:
+        while len(active) < slots and (video := next(waiting, None)) is not None:
+            slot = _Slot(engine, *video)
+            active += [slot] if slot.goes_on else []
+        if not active and not arriving:
             return
-        begun = [_draw(engine, group, places) for group in _groups(engine, stage)]
+        begun = [_generate(engine, group, slots) for group in _groups(engine, active)]
         # The last frames are copied and encoded while these are computed.
         if engine.records:
             begun, arriving = arriving, begun
         for arrival in begun:
-            yield from (told for told in arrival.frames() if told[0] not in stopped)
-        stage = [place for place in stage if place.goes_on and place.index not in stopped]
+            yield from (frame for frame in arrival.frames() if frame[0] not in stopped)
+        active = [slot for slot in active if slot.goes_on and slot.index not in stopped]
 
 
-class _Place:
-    """One talk in the making."""
+class _Slot:
+    """One video while it is generated."""
 
-    def __init__(self, engine: Engine, index: int, talk: Talk) -> None:
-        config, device = engine.config, engine.device
-        told = config.conditioning
-        self.index, self._engine, self._frame = index, engine, 0
-        self._eyes = talk.eyes
-        self._blinks = Blinks(talk.seed, engine.sampling.blink_rate) if told.eye_dims else None
-        self._lips, self._predictor, reach = talk.lips, None, told.audio_context
-        if engine.unet.lips is not None:
-            self._predictor = copy.deepcopy(engine.unet.lips).cpu()  # a trifle to compute, beside the speech
-            reach = max(reach, max(told.lip_context, CONTEXT) + self._predictor.context)
-        self._speech = _Passing(talk.speech, reach)
+    def __init__(self, engine: Engine, index: int, video: VideoSpec) -> None:
+        config, unet, device = engine.config, engine.unet, engine.device
+        self.index, self._engine, self._frame, self._given = index, engine, 0, video.codes
+        codes = config.extensions.codes
+        self._tracks = {
+            code.name: code.track(unet.fitted(code), video.seed, codes[code.name].event_rate) for code in unet.codes
+        }
+        reach = max([0, *(codes[name].context + track.reach for name, track in self._tracks.items() if track.reach)])
+        if isinstance(lips := self._tracks.get("lips"), LipTrack):
+            reach = max(reach, CONTEXT + lips.reach)
+        self._lips = lips if isinstance(lips, LipTrack) else None
+        self._speech = _SpeechWindow(video.speech, max(config.conditioning.audio_context, reach))
         # The generator lives on the CPU, so that a seed means the same noise on every device.
-        self._generator = torch.Generator().manual_seed(talk.seed)
-        self._identity = to_unit(talk.photo)[None].to(device)  # (1, 3, H, W)
+        self._generator = torch.Generator().manual_seed(video.seed)
+        self._identity = to_unit(video.photo)[None].to(device)  # (1, 3, H, W)
         self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
-        self._rest = 0.0  # how far the frame at hand is in a pause
-        self._buffer = MotionBuffer(self._identity, told.motion_frames, engine.sampling.identity_anchor)
+        self._rest = 0.0  # how far the current frame is in a pause
+        motion_frames = config.conditioning.motion_frames
+        self._buffer = AnchoredBuffer(self._identity, motion_frames, config.extensions.motion.anchor)
 
     @property
-    def fresh(self) -> bool:
+    def is_new(self) -> bool:
+        """Whether it has no frame yet."""
         return self._frame == 0
 
     @property
@@ -91,52 +93,45 @@ class _Place:
 
     def inputs(self) -> Inputs:
         """Of the next frame, B = 1."""
-        told, motion_frames = self._engine.config.conditioning, self._buffer.stacked()
-        noisy = told.motion_noise > 0
+        motion_frames = self._buffer.stacked()
         speech, at = self._speech.around(self._frame)
-        codes = None if self._predictor is None else self._predictor.predict(speech)
-        self._rest = pause = self._pause(codes, at)
-        if pause:
-            speech = hushed(speech, pause)
-            codes = self._predictor.predict(speech)
+        self._rest = self._pause(speech, at)
+        if self._rest:
+            speech = hushed(speech, self._rest)
+        noisy = self._engine.extensions.motion.noise > 0
+        audio_window = window(speech, at, self._engine.config.conditioning.audio_context)
         return Inputs(
             self._identity,
             motion_frames,
-            self._sent(window(speech, at, told.audio_context)[None]),
-            self._lip_window(codes, at),
+            Cues(audio_window, self._codes(speech, at)).map(lambda value: self._sent(value[None])),
             self._random(motion_frames.shape) if noisy else None,
-            self._noise(pause),
-            self._eye_window(),
+            self._noise(),
         )
 
-    def _pause(self, codes: Tensor | None, at: int) -> float:
-        """How far it is a pause around the frame, where pauses are told apart."""
-        if codes is None or not self._engine.sampling.pause_shared_noise:
+    def _pause(self, speech: Tensor, at: int) -> float:
+        """How far it is a pause around the frame, if pauses are treated differently."""
+        if self._lips is None or not self._engine.extensions.noise.pause_shared:
             return 0.0
-        return pause_degree(codes[max(0, at - CONTEXT) : at + CONTEXT + 1])
+        return pause_degree(self._lips.codes(speech)[max(0, at - CONTEXT) : at + CONTEXT + 1])
 
-    def _noise(self, pause: float) -> Tensor:
+    def _codes(self, speech: Tensor, at: int) -> dict[str, Tensor]:
+        """The window (2 context + 1, C) of each code: as given, or by its track."""
+        tables = self._engine.config.extensions.codes
+        return {
+            name: window(self._given[name], self._frame, tables[name].context)
+            if name in self._given
+            else track.window(self._frame, speech, at, tables[name].context)
+            for name, track in self._tracks.items()
+        }
+
+    def _noise(self) -> Tensor:
         """(1, N, 3, H, W): x_T, which a frame shares with the one before, and what the solver adds."""
-        fresh = self._random((1, self._engine.draws, *self._identity.shape[1:]))
-        noise, self._x_T = self._engine.frame_noise(fresh, self._x_T, pause)
+        fresh = self._random((1, self._engine.noises, *self._identity.shape[1:]))
+        noise, self._x_T = self._engine.frame_noise(fresh, self._x_T, self._rest)
         return noise
 
-    def _eye_window(self) -> Tensor | None:
-        context = self._engine.config.conditioning.eye_context
-        if self._blinks is None:
-            return None
-        if self._eyes is not None:
-            return self._sent(window(self._eyes, self._frame, context)[None])
-        return self._sent(self._blinks.window(self._frame, context)[None])
-
-    def _lip_window(self, codes: Tensor | None, at: int) -> Tensor | None:
-        """(1, A', L), as given or of the codes (n, L) that are predicted from the speech around the frame."""
-        context = self._engine.config.conditioning.lip_context
-        if self._lips is not None:
-            return self._sent(window(self._lips, self._frame, context)[None])
-        return None if codes is None else self._sent(window(codes, at, context)[None])
-
     def push(self, x_0: Tensor) -> None:
+        """Take in the finished frame (1, 3, H, W)."""
         self._buffer.push(x_0, self._rest)
         self._frame += 1
 
@@ -150,8 +145,8 @@ class _Place:
         return value.to(self._engine.device)
 
 
-class _Passing:
-    """Embeddings as they pass: only those around one frame are held, and what is read with them."""
+class _SpeechWindow:
+    """Embeddings around one frame after the other: only those are held, and what is read with them."""
 
     def __init__(self, speech: Tensor | Iterable[Tensor], reach: int) -> None:
         """speech: (F, D), or chunks (f, D) of it. reach: frames held on either side."""
@@ -175,7 +170,7 @@ class _Passing:
         return self._held[: end - begin], frame - begin
 
     def _read(self, frame: int) -> int:
-        """Read on until that frame or the end; returns how far we are."""
+        """Read on until that frame or the end; returns the number of frames read."""
         while (end := self._begin + (0 if self._held is None else len(self._held))) <= frame:
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -188,7 +183,7 @@ class _Arrival:
     """Frames on their way from the device."""
 
     def __init__(self, x_0: Tensor, labels: list[tuple[int, bool]]) -> None:
-        """x_0 (B, 3, H, W); labels: (index of the talk, whether this is its last frame) of those that count."""
+        """x_0 (B, 3, H, W); labels: (index of the video, whether this is its last frame) of those that count."""
         on_cuda = x_0.device.type == "cuda"
         self._labels = labels
         # In the same direction and as little waited for as the pixels, which would hide it.
@@ -197,7 +192,7 @@ class _Arrival:
         self._there = torch.cuda.current_stream().record_event() if on_cuda else None
 
     def frames(self) -> Iterator[tuple[int, np.ndarray, bool]]:
-        """(index of the talk, (H, W, 3) uint8, whether it is the last one)."""
+        """(index of the video, (H, W, 3) uint8, whether it is the last one)."""
         if self._there is not None:
             self._there.synchronize()
         if self._broken:
@@ -209,25 +204,20 @@ class _Arrival:
             yield index, picture, last
 
 
-def _groups(engine: Engine, stage: list[_Place]) -> list[list[_Place]]:
-    """Places that take a step together: first frames are made in more steps where the others start warm."""
+def _groups(engine: Engine, slots: list[_Slot]) -> list[list[_Slot]]:
+    """Slots that go through the network together: first frames take more steps where the others start warm."""
     if not engine.warms:
-        return [stage] if stage else []
-    groups = [[p for p in stage if p.fresh], [p for p in stage if not p.fresh]]
+        return [slots] if slots else []
+    groups = [[slot for slot in slots if slot.is_new], [slot for slot in slots if not slot.is_new]]
     return [group for group in groups if group]
 
 
 @torch.inference_mode()
-def _draw(engine: Engine, group: list[_Place], places: int) -> _Arrival:
-    # A CUDA graph has one batch size: places that are free repeat the first.
-    spare = places - len(group) if engine.records else 0
-    each = [place.inputs() for place in group]
-    x_0 = engine.draw(_stacked(each + each[:1] * spare), first=group[0].fresh)
-    for place, frame in zip(group, x_0.split(1), strict=False):
-        place.push(frame)
-    return _Arrival(x_0, [(place.index, not place.goes_on) for place in group])
-
-
-def _stacked(each: list[Inputs]) -> Inputs:
-    columns = ([getattr(inputs, field.name) for inputs in each] for field in fields(Inputs))
-    return Inputs(*(None if values[0] is None else torch.cat(values) for values in columns))
+def _generate(engine: Engine, group: list[_Slot], count: int) -> _Arrival:
+    # A CUDA graph has one batch size: free slots repeat the first.
+    spare = count - len(group) if engine.records else 0
+    each = [slot.inputs() for slot in group]
+    x_0 = engine.generate(Inputs.cat(each + each[:1] * spare), first=group[0].is_new)
+    for slot, frame in zip(group, x_0.split(1), strict=False):
+        slot.push(frame)
+    return _Arrival(x_0, [(slot.index, not slot.goes_on) for slot in group])

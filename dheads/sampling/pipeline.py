@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.config import FPS, Config, SamplingConfig
+from dheads.config import FPS, Config, override
 from dheads.errors import DheadsError
 from dheads.faces.alignment import align_transforms, beyond_edge, framed
 from dheads.faces.landmarks import LandmarkBackend, find_face, in_view, load_backend
@@ -33,7 +33,7 @@ from dheads.media.sound import claimed_seconds, in_a_room, waveform_pieces
 from dheads.media.video import check_even, container_of, frame_at, read_frames, video_writer
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job, check_inputs
-from dheads.sampling.lockstep import Talk, perform
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.speech.encoders import SpeechEncoder, load_speech_encoder
 from dheads.system.devices import own_device, resolve_device
 from dheads.system.distributed import world
@@ -197,7 +197,7 @@ def _together(studio: Studio, engine: Engine, jobs: list[Job], tick: Callable[[]
     over: set[int] = set()  # numbers of talks, made or failed
     begun = 0
 
-    def talks() -> Iterator[Talk]:
+    def videos() -> Iterator[VideoSpec]:
         nonlocal begun
         for job in jobs:
             try:
@@ -211,7 +211,7 @@ def _together(studio: Studio, engine: Engine, jobs: list[Job], tick: Callable[[]
 
     places = min(PLACES.get(engine.device.type, _PLACES), len(jobs))
     try:
-        for number, frame, last in perform(engine, talks(), places, over):
+        for number, frame, last in in_lockstep(engine, videos(), places, over):
             while refused:
                 yield refused.popleft()
             tick()
@@ -236,7 +236,7 @@ class _Take:
         self._unheard: str | None = None  # what is wrong with the rest of the sound
         self.writer = video_writer(job.output, job.audio, audio_codec=job.audio_codec)
 
-    def talk(self) -> Talk:
+    def talk(self) -> VideoSpec:
         return dataclasses.replace(self._scene.talk, speech=self._speech())
 
     def _speech(self) -> Iterator[Tensor]:
@@ -273,7 +273,7 @@ def _reason(error: Exception) -> str:
 class Scene:
     """What one video is made from, and what is done to its frames."""
 
-    talk: Talk  # its speech comes in chunks, once
+    talk: VideoSpec  # its speech comes in chunks, once
     frames: int | None  # about how many, if the sound's container says so
     finish: Callable[[np.ndarray], np.ndarray]
     notes: list[str]
@@ -306,22 +306,21 @@ class Studio:
 
     def engine(self, job: Job, compiled: bool = False) -> Engine:
         """Raises DheadsError for settings that these weights do not take."""
-        sampling = chosen(self.config.sampling, steps=job.steps, solver=job.solver, guidance=job.guidance)
-        if job.still:
-            sampling = chosen(sampling, identity_anchor=max(_STILL, sampling.identity_anchor))
-        if sampling.steps > self.config.diffusion.num_steps:
+        if job.steps is not None and job.steps > self.config.diffusion.num_steps:
             raise DheadsError(
-                f"{self._weights}: was trained with {self.config.diffusion.num_steps} timesteps, which cannot be "
-                f"walked in {sampling.steps} steps"
+                f"{self._weights}: was trained with {self.config.diffusion.num_steps} timesteps, so it cannot take "
+                f"{job.steps} steps"
             )
-        if sampling.guidance != 1 and self.config.training.audio_dropout == 0:
+        anchor = max(_STILL, self.config.extensions.motion.anchor) if job.still else None
+        config = adjusted(self.config, steps=job.steps, solver=job.solver, guidance=job.guidance, anchor=anchor)
+        if config.extensions.sound.guidance != 1 and self.config.extensions.sound.dropout == 0:
             raise DheadsError(f"{self._weights}: was trained with sound only, so it takes no guidance; leave it at 1")
-        return Engine(self.unet, sampling, compiled=compiled)
+        return Engine(self.unet, config, compiled=compiled)
 
     def scene(self, job: Job) -> Scene:
         """The photo of a job, read, and its sound, begun. Raises DheadsError for what cannot be used."""
         portrait = find_portrait(job.face, self.config, self.backend, at=job.at, which=job.which)
-        size = self.config.model.image_size
+        size = self.config.network.image_size
         finish = partial(enlarge, size=job.size)
         if job.paste:
             finish = Paster(portrait.picture, portrait.matrix, size, self.config.alignment)
@@ -329,7 +328,7 @@ class Studio:
         hearing = hear(job.audio)
         seconds = claimed_seconds(job.audio, hearing)
         frames = None if seconds is None else round(seconds * FPS)
-        talk = Talk(photo, self._speech(job.audio, hearing, seconds), job.seed)
+        talk = VideoSpec(photo, self._speech(job.audio, hearing, seconds), job.seed)
         notes = portrait.notes if job.paste else [*portrait.notes, *_beyond(portrait, size, job.face)]
         return Scene(talk, frames, finish, [*notes, *hearing.notes])
 
@@ -343,7 +342,7 @@ class Studio:
 
     def hear(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """16 kHz sound in pieces (n,) -> embeddings in chunks (f, D) on the CPU, as these weights want to hear it."""
-        heard = in_a_room(pieces, self.config.sampling.room_noise)
+        heard = in_a_room(pieces, self.config.extensions.sound.room_noise)
         return (chunk.cpu() for chunk in self.encoder.encode_pieces(heard))
 
 
@@ -368,7 +367,7 @@ def find_portrait(
     face, count = find_face(picture, backend, name, which or 1)
     if which is None and count > 1:
         notes.append(f"{name} shows {count} faces; taking the largest")
-    matrix = align_transforms(face.landmarks[None], config.alignment, config.model.image_size)[0]
+    matrix = align_transforms(face.landmarks[None], config.alignment, config.network.image_size)[0]
     return Portrait(picture, matrix, notes)
 
 
@@ -418,9 +417,20 @@ def spooled(stream: BinaryIO) -> Iterator[BinaryIO]:
         yield file
 
 
-def chosen(sampling: SamplingConfig, **wanted: Any) -> SamplingConfig:
-    """The weights' own settings, but for those that are given."""
-    return dataclasses.replace(sampling, **{name: value for name, value in wanted.items() if value is not None})
+def adjusted(
+    config: Config,
+    *,
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance: float | None = None,
+    anchor: float | None = None,
+) -> Config:
+    """The weights' own configuration, with those ways of sampling that are given."""
+    sampling = {"steps": steps, "solver": solver}
+    changes = {name: value for name, value in sampling.items() if value is not None}
+    sound = {} if guidance is None else {"guidance": guidance}
+    motion = {} if anchor is None else {"anchor": anchor}
+    return override(config, {"sampling": changes, "extensions": {"sound": sound, "motion": motion}})
 
 
 def _check(job: Job) -> None:
@@ -472,14 +482,19 @@ def _sweep(jobs: list[Job]) -> None:
 
 
 def generate(
-    engine: Engine, photo: np.ndarray, speech: Tensor | Iterable[Tensor], *, seed: int = 0, lips: Tensor | None = None
+    engine: Engine,
+    photo: np.ndarray,
+    speech: Tensor | Iterable[Tensor],
+    *,
+    seed: int = 0,
+    codes: Mapping[str, Tensor] | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the frames, (H, W, 3) uint8, of the aligned `photo` (H, W, 3) speaking `speech` (paper section 3.5).
 
-    `speech`: embeddings (F, D), or chunks (f, D) of them. `lips`: normalised lip codes (F, L) in place of those
-    predicted from the speech.
+    speech: embeddings (F, D), or chunks (f, D) of them. codes: normalised codes (F, C) by name, instead of those that
+    are predicted.
     """
-    for _, frame, _ in perform(engine, [Talk(photo, speech, seed, lips)]):
+    for _, frame, _ in in_lockstep(engine, [VideoSpec(photo, speech, seed, codes or {})]):
         yield frame
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dheads.conditioning import motion_indices
+from dheads.conditioning import Cues, motion_indices
 from dheads.config import Config
-from dheads.dataset.clips import ClipReader, Clips, Kind
+from dheads.dataset.clips import PICTURES, SPEECH, ClipReader, Clips, Facts
 from dheads.dataset.dataset import Clip, Dataset
 from dheads.errors import DheadsError
+from dheads.extensions.codes import codes_of
 from dheads.media.video import to_unit
 from dheads.system.prefetch import prefetch
 from dheads.training.augment import augment
@@ -29,13 +30,11 @@ _MAX_FAILURES = 20  # in a row: then it is not the clips, but the folder
 
 @dataclass(frozen=True)
 class Lead:
-    """What the network draws some examples' motion frames from by itself, R = M frames one after the other."""
+    """What the network needs to generate the motion frames of some examples: R = M frames, one after the other."""
 
     index: Tensor  # (n,) which examples of the batch
     motion_frames: Tensor  # (n, M, 3, H, W) before the first of them
-    audio_windows: Tensor  # (n, R, A, D)
-    lip_windows: Tensor  # (n, R, A', 3) centred measures
-    eye_windows: Tensor  # (n, R, A'', 1)
+    cues: Cues  # (n, R, ...), codes as measured
 
 
 @dataclass(frozen=True)
@@ -45,26 +44,23 @@ class Batch:
     target: Tensor  # (B, 3, H, W)
     identity: Tensor  # (B, 3, H, W)
     motion_frames: Tensor  # (B, M, 3, H, W)
-    audio_window: Tensor  # (B, A, D)
-    lip_window: Tensor  # (B, A', 3) centred measures
+    cues: Cues  # (B, ...), codes as measured
     mouth_box: Tensor  # (B, 4) half-open px, of the target
-    eye_window: Tensor  # (B, A'', 1)
-    eye_box: Tensor  # (B, 4) as mouth_box
+    code_boxes: dict[str, Tensor]  # by code, (B, 4) as mouth_box
     clips: list[str]
-    lead: Lead | None = None  # late in a run with training.rollout_share
+    lead: Lead | None = None  # late in a run with roll-outs
 
 
 @dataclass(frozen=True)
 class _Example:
-    """Which pictures and labels an example is made of, in the words of their source."""
+    """Which pictures and labels an example is made of, as their source refers to them."""
 
     clip: str
     pictures: Tensor  # (2 + M, ...): target, identity, motion frames; then M before these for roll-outs
-    speech: Tensor  # (1, A, ...) around the target; or (M + 1, A, ...) around the motion frames and the target
-    lips: Tensor  # (1 or M + 1, A', ...)
-    eyes: Tensor  # (1 or M + 1, A'', ...)
-    boxes: Tensor  # (2, 4): mouth, eyes
-    leads: bool  # whether the network is to draw its motion frames
+    # Speech (1, A, ...) around the target, or (M + 1, A, ...) around the motion frames and the target; so of each code.
+    windows: dict[str, Tensor]
+    boxes: Tensor  # (1 + codes, 4): of the mouth, of each code
+    leads: bool  # whether the network generates its motion frames
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,10 @@ class Chosen:
     examples: list[_Example]
 
 
-class Draws:
-    """Draws batches from clips; a step's batches together are `parts`, numbered from 0, each a process's or a turn's.
+class Batches:
+    """Makes batches from clips. A step has several, its `parts`, numbered from 0: one a process and accumulation.
 
-    Example n of the run has random numbers of its own, so that a resumed run draws what the unbroken one would, and
+    Example n of the run has random numbers of its own, so that a resumed run has the batches of an unbroken one, and
     the same examples make up a step however it is split into parts.
     """
 
@@ -88,20 +84,21 @@ class Draws:
     def __init__(
         self, dataset: Dataset, clips: list[Clip], config: Config, parts: int = 1, source: Clips | None = None
     ) -> None:
-        """source: where the clips are; None: read as they are asked for."""
-        training = config.training
+        """source: where the clips are; None: read on demand."""
+        examples, rollouts = config.extensions.examples, config.extensions.rollouts
+        self._codes = codes_of(config)
         self._clips, self._config, self._parts = clips, config, parts
         self._root = dataset.root
         self._source = source or ClipReader(dataset, config.conditioning.speech_dim)
         self._cumulative = None  # by clip: the probability of drawing it or one before it
-        if training.balance == "speakers":
-            shares = _shares(clips, training.still_share, training.speaker_cap, training.source_cap)
+        if examples.balance == "speakers":
+            shares = _shares(clips, examples.still_share, examples.speaker_cap, examples.source_cap)
             self._cumulative = np.cumsum(shares)
             self._cumulative /= self._cumulative[-1]
         self._of_speaker: dict[str, list[Clip]] = defaultdict(list)
         for clip in clips:
             self._of_speaker[clip.speaker].append(clip)
-        self.rollout_step: float = training.rollout_from * training.steps  # the first one with roll-outs
+        self.rollout_step: float = rollouts.start * config.optimisation.steps  # the first one with roll-outs
         self._order = lru_cache(maxsize=4)(self._permutation)
         self.broken = {}
         self._failures = 0  # in a row
@@ -109,78 +106,79 @@ class Draws:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps until every clip was drawn once."""
-        return len(self._clips) / (self._parts * self._config.training.batch_size)
+        """Steps until every clip was used once."""
+        return len(self._clips) / (self._parts * self._config.optimisation.batch_size)
 
     def clips_of(self, step: int, part: int) -> list[Clip]:
-        """The clips that a batch is drawn from, before those that cannot be read are replaced."""
+        """The clips of a batch, before those that cannot be read are replaced."""
         return [self._choice(n, self._rng(_EXAMPLE, n)) for n in self._numbers(step, part)]
 
-    def draw(self, step: int, part: int) -> Batch:
+    def batch(self, step: int, part: int) -> Batch:
         """A pure function of the seed, the step, the part, and of which clips can be read.
 
-        A clip that cannot be read is replaced by another and noted in `broken`, for the caller to tell.
+        A clip that cannot be read is replaced by another and noted in `broken`, for the caller to report.
         Raises DheadsError when none can be read any more.
         """
         return self.made(self.choose(step, part))
 
     def choose(self, step: int, part: int) -> Chosen:
-        """What `draw` does on the CPU."""
+        """The part of `batch` that runs on the CPU."""
         return Chosen(step, part, [self._example(n) for n in self._numbers(step, part)])
 
     def made(self, chosen: Chosen) -> Batch:
-        """What `draw` does where the clips are."""
+        """The part of `batch` that runs on the device of the clips."""
         examples, source = chosen.examples, self._source
-
-        def gathered(kind: Kind) -> Tensor:
-            return source.gathered(kind, torch.stack([getattr(example, kind) for example in examples]))
-
-        frames = to_unit(gathered("pictures"))  # (B, 2 + M, 3, H, W)
-        boxes = torch.stack([example.boxes for example in examples])  # (B, 2, 4)
-        if self._config.training.augment:
+        frames = to_unit(source.gathered(PICTURES, torch.stack([example.pictures for example in examples])))
+        boxes = torch.stack([example.boxes for example in examples])  # (B, 1 + codes, 4)
+        if self._config.extensions.examples.augment:
             seed = int(self._rng(_AUGMENT, chosen.step * self._parts + chosen.part).integers(2**62))
             frames, boxes = augment(frames, boxes, torch.Generator().manual_seed(seed))
         count = self._config.conditioning.motion_frames
-        windows = [gathered("speech"), gathered("lips"), gathered("eyes")]  # (B, 1 or M + 1, A, D) each
+        cues = self._cues(examples)  # (B, 1 or M + 1, ...)
         boxes = boxes.to(source.device)
-        index = torch.tensor([place for place, example in enumerate(examples) if example.leads])
+        index = torch.tensor([number for number, example in enumerate(examples) if example.leads])
         lead = None
         if len(index):
             index = index.to(source.device)
-            lead = Lead(index, frames[index, 2 + count :], *(values[index, :-1] for values in windows))
-        audio, lips, eyes = (values[:, -1] for values in windows)
+            lead = Lead(index, frames[index, 2 + count :], cues[index].map(lambda windows: windows[:, :-1]))
         return Batch(
             target=frames[:, 0],
             identity=frames[:, 1],
             motion_frames=frames[:, 2 : 2 + count],
-            audio_window=audio,
-            lip_window=lips,
+            cues=cues.map(lambda windows: windows[:, -1]),
             mouth_box=boxes[:, 0],
-            eye_window=eyes,
-            eye_box=boxes[:, 1],
+            code_boxes={code.name: boxes[:, number] for number, code in enumerate(self._codes, 1)},
             clips=[example.clip for example in examples],
             lead=lead,
         )
 
+    def _cues(self, examples: list[_Example]) -> Cues:
+        """Of a batch, (B, 1 or M + 1, ...)."""
+
+        def gathered(kind: str) -> Tensor:
+            return self._source.gathered(kind, torch.stack([example.windows[kind] for example in examples]))
+
+        return Cues(gathered(SPEECH), {code.name: gathered(code.name) for code in self._codes})
+
     def ahead(self, keys: Iterable[tuple[int, int]], threads: int) -> Iterator[Batch]:
         """The batches of those (step, part), in order, made ahead by that many threads.
 
-        `keys` may be endless. What a draw raises is raised in its turn. Closing the iterator ends the threads.
+        `keys` may be endless. What making a batch raises is raised in its turn. Closing the iterator ends the threads.
         """
         if self._source.device.type == "cpu":
-            yield from prefetch(self.draw, keys, threads)
+            yield from prefetch(self.batch, keys, threads)
             return
         # All work on a GPU is issued by the caller's thread. Choosing is Python code: more threads would take turns.
         with closing(prefetch(self.choose, keys, 1)) as chosen:
             yield from map(self.made, chosen)
 
     def _numbers(self, step: int, part: int) -> range:
-        size = self._config.training.batch_size
+        size = self._config.optimisation.batch_size
         first = (step * self._parts + part) * size
         return range(first, first + size)
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
-        return np.random.default_rng([self._config.training.seed, purpose, number])
+        return np.random.default_rng([self._config.optimisation.seed, purpose, number])
 
     def _choice(self, n: int, rng: np.random.Generator) -> Clip:
         """The clip of example n."""
@@ -212,12 +210,11 @@ class Draws:
                 return example
 
     def _late(self, n: int) -> bool:
-        """Whether example n is of the part of the run in which the network draws motion frames."""
-        training = self._config.training
+        """Whether example n belongs to the part of the run in which the network generates motion frames."""
         if not self._config.conditioning.motion_frames:
             return False
-        step = n // (self._parts * training.batch_size)
-        return training.rollout_share > 0 and step >= self.rollout_step
+        step = n // (self._parts * self._config.optimisation.batch_size)
+        return self._config.extensions.rollouts.share > 0 and step >= self.rollout_step
 
     def _note_failure(self, clip: Clip, error: DheadsError) -> None:
         with self._lock:
@@ -231,38 +228,44 @@ class Draws:
                 ) from error
 
     def _read(self, clip: Clip, rng: np.random.Generator, n: int) -> _Example:
-        told, training, source = self._config.conditioning, self._config.training, self._source
-        target, identity = _frames(clip.frames, told.identity_frame == "first", rng)
+        cond, source = self._config.conditioning, self._source
+        target, identity = _frames(clip.frames, cond.identity_frame == "first", rng)
         facts = source.facts(clip)
-        shut = [frame for frame in facts.shut if frame != identity]
-        if training.blink_share and shut and rng.random() < training.blink_share:
-            target = shut[rng.integers(len(shut))]
+        target = self._eventful(facts, target, identity, rng)
         # As at the start of a video, at any frame.
-        starts = training.start_share > 0 and rng.random() < training.start_share
-        late, count = self._late(n), told.motion_frames
+        start_share = self._config.extensions.motion.start_share
+        starts = start_share > 0 and rng.random() < start_share
+        late, count = self._late(n), cond.motion_frames
         before = motion_indices(0 if starts else target, 2 * count if late else count)
         wanted = [target, None, *before[-count:], *before[:-count]]  # None: the identity
         pictures = source.pictures(clip, [identity if k is None else k for k in wanted])
         if (other := self._other(clip, n)) is not None:
-            pictures[[place for place, k in enumerate(wanted) if k is None]] = other
-        leads = late and before[-count] is not None and self._rng(_ROLLOUT, n).random() < training.rollout_share
-        asked = torch.arange(target - count if late else target, target + 1)
-        voices = facts.voices if training.augment else 1
+            pictures[[number for number, k in enumerate(wanted) if k is None]] = other
+        share = self._config.extensions.rollouts.share
+        leads = late and before[-count] is not None and self._rng(_ROLLOUT, n).random() < share
+        frames = torch.arange(target - count if late else target, target + 1)
+        voices = facts.voices if self._config.extensions.examples.augment else 1
         voice = int(self._rng(_VOICE, n).integers(voices)) if voices > 1 else 0
-        return _Example(
-            clip.clip,
-            pictures,
-            source.window("speech", clip, asked, told.audio_context, voice),
-            source.window("lips", clip, asked, told.lip_context),
-            source.window("eyes", clip, asked, told.eye_context),
-            torch.stack([facts.mouth_box[target], facts.eye_box[target]]),
-            leads,
-        )
+        tables = self._config.extensions.codes
+        windows = {SPEECH: source.window(SPEECH, clip, frames, cond.audio_context, voice)}
+        for code in self._codes:
+            windows[code.name] = source.window(code.name, clip, frames, tables[code.name].context)
+        boxes = [facts.mouth_box[target], *(facts.code_boxes[code.name][target] for code in self._codes)]
+        return _Example(clip.clip, pictures, windows, torch.stack(boxes), leads)
+
+    def _eventful(self, facts: Facts, target: int, identity: int, rng: np.random.Generator) -> int:
+        """The target, or in a share of the examples another one, which shows an event of a code."""
+        for code in self._codes:
+            share = self._config.extensions.codes[code.name].event_share
+            events = [frame for frame in facts.events[code.name] if frame != identity]
+            if share and events and rng.random() < share:
+                target = events[rng.integers(len(events))]
+        return target
 
     def _other(self, clip: Clip, n: int) -> Tensor | None:
         """In some examples a picture of the speaker in another clip: a photo smiles where its video does not."""
-        share = self._config.training.other_clip_share
-        if clip.frames == 1 or share == 0:
+        share = self._config.extensions.examples.other_clip_share
+        if not clip.moves or share == 0:
             return None
         rng = self._rng(_OTHER, n)
         if rng.random() >= share:
@@ -303,9 +306,9 @@ def _frames(count: int, from_first: bool, rng: np.random.Generator) -> tuple[int
 
 
 def _shares(clips: list[Clip], still_share: float, speaker_cap: float, source_cap: float = 1.0) -> np.ndarray:
-    """The probability of drawing each clip: speakers by the root of their clips' number, none above the cap, and no
+    """The probability of each clip: speakers by the root of their clips' number, none above the cap, and no
     folder of the raw data above its own."""
-    still = np.array([clip.frames == 1 for clip in clips])
+    still = np.array([not clip.moves for clip in clips])
     speakers, index = np.unique([clip.speaker for clip in clips], return_inverse=True)
     counts = np.bincount(index[~still], minlength=len(speakers))  # of clips that move
     by_speaker = np.sqrt(counts)

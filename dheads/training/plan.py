@@ -12,16 +12,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dheads.conditioning import Condition, build
-from dheads.config import Config, TrainingConfig, override
-from dheads.model import Layer, UNet
+from dheads.conditioning import Cues
+from dheads.config import Config, override
+from dheads.extensions.codes import codes_of
+from dheads.extensions.motion import MotionCondition, condition_with
+from dheads.extensions.network import ExtendedUNet
+from dheads.model import Layer
 
 
 @dataclass(frozen=True)
 class Plan:
     """The size of a training run. One multiply-add is two FLOPs; a backward pass costs two forward passes."""
 
-    training: TrainingConfig
+    config: Config
     clips: int | None  # to train on; None: not known
     processes: int
     parameters: int
@@ -32,12 +35,12 @@ class Plan:
     @property
     def effective_batch(self) -> int:
         """Examples behind one step of the optimiser."""
-        return self.training.batch_size * self.training.accumulate * self.processes
+        return self.config.optimisation.batch_size * self.config.run.accumulate * self.processes
 
     @property
     def step_flops(self) -> int:
         """Of one step of the optimiser, over all processes."""
-        passes = 4 if self.training.checkpoint_activations else 3
+        passes = 4 if self.config.run.checkpoint_activations else 3
         return passes * self.effective_batch * self.forward_flops
 
     @property
@@ -47,19 +50,19 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """Steps until as many examples were drawn as there are clips."""
+        """Steps until as many examples were used as there are clips."""
         return None if self.clips is None else self.clips / self.effective_batch
 
     @property
     def epochs(self) -> float | None:
-        return self.training.steps / self.steps_per_epoch if self.steps_per_epoch else None
+        return self.config.optimisation.steps / self.steps_per_epoch if self.steps_per_epoch else None
 
     def lines(self) -> list[str]:
         """For the screen."""
-        training = self.training
-        batch = f"{self.effective_batch:,} examples a step: {training.batch_size} at once"
-        if training.accumulate > 1:
-            batch += f" x {training.accumulate} accumulated"
+        optimisation, accumulate = self.config.optimisation, self.config.run.accumulate
+        batch = f"{self.effective_batch:,} examples a step: {optimisation.batch_size} at once"
+        if accumulate > 1:
+            batch += f" x {accumulate} accumulated"
         if self.processes > 1:
             batch += f" x {self.processes} processes"
         rows = {
@@ -69,8 +72,8 @@ class Plan:
             "memory": f"about {_memory(self.memory_bytes)} a process: {_memory(self.activation_bytes)} activations, "
             f"{_memory(self.state_bytes)} weights, gradients, Adam, EMA",
             "batch": batch,
-            "learning rate": f"{training.learning_rate:g} ({training.lr_schedule} schedule)",
-            "steps": f"{training.steps:,}, {_short(training.steps * self.effective_batch, '')} examples",
+            "learning rate": f"{optimisation.learning_rate:g} ({optimisation.lr_schedule} schedule)",
+            "steps": f"{optimisation.steps:,}, {_short(optimisation.steps * self.effective_batch, '')} examples",
         }
         if self.clips and self.steps_per_epoch and self.epochs:
             rows["epochs"] = f"{self.epochs:,.4g} of {self.clips:,} clips, {self.steps_per_epoch:,.4g} steps each"
@@ -86,13 +89,13 @@ def plan(config: Config, clips: int | None, processes: int = 1) -> Plan:
     """
     with FakeTensorMode():
         # Checkpointing is reckoned here: what is kept, and by which layer, shows without it.
-        unet = UNet(override(config, {"training": {"checkpoint_activations": False}})).train()
+        unet = ExtendedUNet(override(config, {"run": {"checkpoint_activations": False}})).train()
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             unet(*_inputs(config, 1))
         activations = _activation_bytes(unet, config)
     return Plan(
-        training=config.training,
+        config=config,
         clips=clips,
         processes=processes,
         parameters=parameters,
@@ -102,21 +105,20 @@ def plan(config: Config, clips: int | None, processes: int = 1) -> Plan:
     )
 
 
-def _inputs(config: Config, count: int) -> tuple[Tensor, Tensor, Condition]:
+def _inputs(config: Config, count: int) -> tuple[Tensor, Tensor, MotionCondition]:
     """x_t, t and the conditioning of that many examples."""
-    told, size = config.conditioning, config.model.image_size
-    lips = torch.zeros(count, 2 * told.lip_context + 1, told.lip_dims) if told.lip_dims else None
-    condition = build(
-        config,
-        identity=torch.zeros(count, 3, size, size),
-        motion_frames=torch.zeros(count, told.motion_frames, 3, size, size),
-        audio_window=torch.zeros(count, 2 * told.audio_context + 1, told.speech_dim),
-        lip_window=lips,
+    cond, size = config.conditioning, config.network.image_size
+    contexts = {code.name: config.extensions.codes[code.name].context for code in codes_of(config)}
+    cues = Cues(
+        torch.zeros(count, 2 * cond.audio_context + 1, cond.speech_dim),
+        {code.name: torch.zeros(count, 2 * contexts[code.name] + 1, code.dims) for code in codes_of(config)},
     )
+    identity, motion_frames = torch.zeros(count, 3, size, size), torch.zeros(count, cond.motion_frames, 3, size, size)
+    condition = condition_with(config, identity, motion_frames, cues)
     return torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.int64), condition
 
 
-def _activation_bytes(unet: UNet, config: Config) -> int:
+def _activation_bytes(unet: ExtendedUNet, config: Config) -> int:
     """What the forward pass of one batch leaves in memory for the backward pass."""
     weights = {_storage(parameter) for parameter in unet.parameters()}
     outside: dict[int, Tensor] = {}  # by storage, as many operations keep the same one
@@ -142,11 +144,11 @@ def _activation_bytes(unet: UNet, config: Config) -> int:
         if isinstance(module, Layer):
             module.register_forward_pre_hook(enter)
             module.register_forward_hook(leave)
-    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=config.training.precision == "bf16")
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=config.optimisation.precision == "bf16")
     with bf16, _LikeCuda(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        unet(*_inputs(config, config.training.batch_size))
-    if config.training.checkpoint_activations:
-        # A layer keeps its inputs alone, and the rest while it is computed anew: one layer at a time.
+        unet(*_inputs(config, config.optimisation.batch_size))
+    if config.run.checkpoint_activations:
+        # A layer keeps its inputs alone, and the rest while it is computed again: one layer at a time.
         return _size(outside | given) + max(map(_size, inside))
     return _size(outside | {key: tensor for layer in inside for key, tensor in layer.items()})
 

@@ -16,34 +16,17 @@ from torch import Tensor
 
 from dheads.config import Config, from_dict, to_dict
 from dheads.errors import DheadsError
-from dheads.model import UNet
+from dheads.extensions.codes import CODES
+from dheads.extensions.network import ExtendedUNet
 from dheads.system.files import complete_or_absent
 from dheads.training.parts import load_parts, save_parts
 
-# What may change when a run goes on, as it does not change what is learnt.
-_FREE = frozenset(
-    f"training.{key}"
-    for key in (
-        "log_every",
-        "checkpoint_every",
-        "keep",
-        "sample_every",
-        "sample_clips",
-        "compile",
-        "checkpoint_activations",
-        "bad_steps",
-        "accumulate",  # but not its product with the processes
-        "minutes",
-    )
-)
-# What weights to start from may differ in: it leaves their shapes as they are, or adds what begins at zero.
-_START_FREE = (
-    "model.dropout",
-    "model.detail_channels",
-    "conditioning.identity_frame",
-    "conditioning.eye_dims",
-    "conditioning.eye_context",
-)
+# What weights to start from must have in common: it decides about their shapes, or what they have learnt to read.
+_START = ("network.", "diffusion.", "conditioning.", "alignment.", "extensions.patches.", "extensions.copying.")
+_START += ("extensions.motion.noise", "extensions.motion.hide_mouth")
+_START += tuple(f"extensions.codes.{name}.context" for name, code in CODES.items() if not code.begins_at_zero)
+# But these leave the shapes as they are, or add what begins at zero.
+_START_FREE = ("network.dropout", "extensions.patches.detail_channels", "conditioning.identity_frame")
 # What reading a damaged file raises.
 _DAMAGE = (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError)
 _CALM_STEPS = 100  # after which a gradient can explode: the first ones have no usual size
@@ -57,42 +40,42 @@ _FILE_BYTES = 15 * 2**20  # what mail, chats and repositories let through
 class TrainingState:
     """The network, its average, its optimiser and the counts, so that they can be saved and resumed."""
 
-    def __init__(self, unet: UNet, config: Config, parts: int = 1) -> None:
+    def __init__(self, unet: ExtendedUNet, config: Config, parts: int = 1) -> None:
         """parts: batches a step, over all processes."""
-        training = config.training
+        optimisation = config.optimisation
         self.unet, self.config, self.parts = unet, config, parts
         self.step = 0  # steps taken, bad ones too
         self.seconds = 0.0  # what they took, with all that is done beside them
-        self.rollout_step: float = training.rollout_from * training.steps  # the first one with roll-outs
+        self.rollout_step: float = config.extensions.rollouts.start * optimisation.steps  # the first one with roll-outs
         self.bad_steps = self.bad_in_a_row = 0
         self.usual_norm: float | None = None  # running average of the gradient's norm
         self.best = math.inf  # lowest validation loss
         self.row: dict[str, list[float]] = {}  # sum and count of every value of the log row under way
         device = next(unet.parameters()).device
-        self.ema = UNet(config).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.ema = ExtendedUNet(config).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.ema.load_state_dict(unet.state_dict())
         # With no weight decay AdamW is the paper's Adam. Fused: one pass over all weights.
         self.optimizer = torch.optim.AdamW(
-            unet.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+            unet.parameters(), lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay, fused=True
         )
 
     @property
     def progress(self) -> float:
         """How far the run is, 0 .. 1: by its steps, or by its time where that is farther."""
-        training = self.config.training
-        by_time = 0.0 if training.minutes is None else self.seconds / (60 * training.minutes)
-        return min(1.0, max(self.step / training.steps, by_time))
+        minutes = self.config.run.minutes
+        by_time = 0.0 if minutes is None else self.seconds / (60 * minutes)
+        return min(1.0, max(self.step / self.config.optimisation.steps, by_time))
 
     @property
     def is_done(self) -> bool:
         return self.progress >= 1
 
     def clip_gradient(self) -> Tensor:
-        """Scale the gradient down where it is longer than training.grad_clip; returns its norm before that, ()."""
+        """Scale the gradient down where it is longer than optimisation.grad_clip; returns its norm before that, ()."""
         parameters = list(self.unet.parameters())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.config.training.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.training.grad_clip, norm)
+        if self.config.optimisation.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optimisation.grad_clip, norm)
         return norm
 
     def advance(self, loss: float, norm: float, learning_rate: float, seconds: float = 0.0) -> str | None:
@@ -103,7 +86,7 @@ class TrainingState:
         """
         self.step += 1
         self.seconds += seconds
-        if self.progress >= self.config.training.rollout_from:
+        if self.progress >= self.config.extensions.rollouts.start:
             self.rollout_step = min(self.rollout_step, self.step + _AHEAD)
         trouble, usual = None, self.usual_norm
         if not math.isfinite(loss + norm):
@@ -119,7 +102,7 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        update_ema(self.ema, self.unet, self.step, self.config.training.ema_decay)
+        update_ema(self.ema, self.unet, self.step, self.config.optimisation.ema_decay)
         return None
 
     def note(self, name: str, total: float, count: float = 1) -> None:
@@ -173,7 +156,7 @@ class TrainingState:
             theirs = from_dict(json.loads(state["config"]))
         except (*_DAMAGE, DheadsError) as error:
             raise DheadsError(f"{damaged} ({error})") from error
-        self._check(path, theirs, state.get("parts", theirs.training.accumulate))
+        self._check(path, theirs, state.get("parts", theirs.run.accumulate))
         try:
             self.unet.load_state_dict(state["unet"])
             self.ema.load_state_dict(state["ema"])
@@ -192,7 +175,7 @@ class TrainingState:
     def _check(self, path: Path, theirs: Config, parts: int) -> None:
         for key, (ours, other) in differences(self.config, theirs).items():
             # The clips are as they are, however others would be prepared.
-            if key not in _FREE and not key.startswith("preparation."):
+            if not key.startswith(("run.", "preparation.")):
                 raise DheadsError(
                     f"{path}: belongs to a run with {key} = {other!r}, but now it is {ours!r}; choose another --out, "
                     "or that value"
@@ -200,12 +183,12 @@ class TrainingState:
         if parts != self.parts:
             raise DheadsError(
                 f"{path}: belongs to a run of {parts} batches a step, but now there are {self.parts}; choose "
-                f"training.accumulate and the number of processes so that their product is {parts}"
+                f"run.accumulate and the number of processes so that their product is {parts}"
             )
 
 
 @torch.no_grad()
-def update_ema(ema: UNet, unet: UNet, step: int, decay: float) -> None:
+def update_ema(ema: ExtendedUNet, unet: ExtendedUNet, step: int, decay: float) -> None:
     """Move the average of a network's weights, in place; step: how long it has been trained for."""
     # A short memory at first: the average of a young network is worse than the network.
     decay = min(decay, (1 + step) / (10 + step))
@@ -217,18 +200,18 @@ def learning_rate(config: Config, step: int, progress: float) -> float:
 
     progress: how far the run is, 0 .. 1.
     """
-    training = config.training
-    if training.lr_schedule == "paper":
+    optimisation = config.optimisation
+    if optimisation.lr_schedule == "paper":
         factor = 0.8 ** math.floor(18 * progress)
     else:
         factor = min(1.0, max(0.02, (1 - progress) / 0.3))
-    return training.learning_rate * factor * min(1.0, (step + 1) / max(1, training.warmup_steps))
+    return optimisation.learning_rate * factor * min(1.0, (step + 1) / max(1, optimisation.warmup_steps))
 
 
 def check_start(ours: Config, theirs: Config, name: str) -> None:
     """Raises DheadsError unless weights of the configuration `theirs` can be trained on by that of `ours`."""
     for key, (value, other) in differences(ours, theirs).items():
-        if key.startswith(("model.", "diffusion.", "conditioning.", "alignment.")) and key not in _START_FREE:
+        if key.startswith(_START) and key not in _START_FREE:
             raise DheadsError(
                 f"{name}: was trained with {key} = {other!r}, but the configuration has {value!r}; choose the preset "
                 f"it was trained with, or set {key}"
@@ -236,9 +219,10 @@ def check_start(ours: Config, theirs: Config, name: str) -> None:
 
 
 def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
-    """The keys, such as model.dropout, whose values differ, with both."""
+    """The keys, such as network.dropout, whose values differ, with both; None: absent, as of a code that is off."""
     mine, others = _flat(to_dict(ours)), _flat(to_dict(theirs))
-    return {key: (value, others[key]) for key, value in mine.items() if value != others[key]}
+    pairs = {key: (mine.get(key), others.get(key)) for key in mine | others}
+    return {key: (value, other) for key, (value, other) in pairs.items() if value != other}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from dheads import config as configuration
 from dheads.config import Config
 from dheads.errors import DheadsError
-from dheads.model import UNet
+from dheads.extensions.network import ExtendedUNet
 from dheads.system.files import complete_or_absent
 from dheads.weights.download import download, file_sha256, own_turn, receive, size_of
 from dheads.weights.released import read_network, unpack
@@ -120,12 +120,12 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     return Checkpoint(config, tensors, info, path)
 
 
-def build_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> UNet:
+def build_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> ExtendedUNet:
     """The checkpoint's network in eval mode, float32. Raises DheadsError where tensors and configuration disagree."""
     try:
         # On "meta" nothing is allocated: a hostile configuration meets the tensors' true shapes first.
         with torch.device("meta"):
-            unet = UNet(checkpoint.config)
+            unet = ExtendedUNet(checkpoint.config)
         unet.load_state_dict(checkpoint.tensors, assign=True)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[:2][-1].strip()  # the second line names the first tensor at fault
@@ -135,7 +135,7 @@ def build_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> U
 
 def load_model(
     name_or_path: str, device: torch.device | str = "cpu", progress: bool = True
-) -> tuple[UNet, Config, dict[str, Any]]:
+) -> tuple[ExtendedUNet, Config, dict[str, Any]]:
     """The network of a known name or a checkpoint file, with its configuration and its training summary."""
     checkpoint = load(name_or_path, progress)
     return build_model(checkpoint, device), checkpoint.config, checkpoint.info

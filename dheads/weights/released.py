@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dheads.config import ConditioningConfig, Config, DiffusionConfig, ModelConfig, preset
+from dheads.config import ConditioningConfig, Config, DiffusionConfig, NetworkConfig, preset
 from dheads.errors import DheadsError
 from dheads.system.files import complete_or_absent
 
@@ -169,7 +169,7 @@ def config_from_released(args: dict[str, Any]) -> Config:
     """The configuration of a network given by the released code's argument names."""
     return Config(
         name="released",
-        model=ModelConfig(
+        network=NetworkConfig(
             image_size=args["image_size"],
             model_channels=args["model_channels"],
             channel_mult=tuple(args["channel_mult"]),

@@ -70,7 +70,7 @@ def test_both_ways_train_the_same(train_speed: ModuleType, dataset: Dataset, con
 
 
 def test_both_have_the_same_gradient(train_speed: ModuleType, dataset: Dataset, config: Config) -> None:
-    draws = train_speed.Draws(dataset, dataset.clips, config)
+    draws = train_speed.Batches(dataset, dataset.clips, config)
     ours = train_speed.OurTrainer(draws, config, torch.device("cpu"))
     plain = train_speed.PlainTrainer(draws, config, torch.device("cpu"))
     ours.run(1)

@@ -23,8 +23,8 @@ from dheads.dataset.layouts import find_sources
 from dheads.errors import DheadsError
 from dheads.evaluation import evaluate
 from dheads.evaluation.turing import tally
+from dheads.extensions.network import ExtendedUNet
 from dheads.media.video import write_clip, write_video
-from dheads.model import UNet
 from dheads.sampling.jobs import Job, read_jobs
 from dheads.training import loop as train
 from dheads.weights import checkpoints as weights
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: Path) -> P
     shutil.copy(photo, tmp_path / f"face{photo.suffix}")
     write_wav(tmp_path / "speech.wav", samples=3200)
     tiny = configuration.preset("tiny")
-    weights.save_checkpoint(tmp_path / "weights.safetensors", UNet(tiny).state_dict(), tiny, {})
+    weights.save_checkpoint(tmp_path / "weights.safetensors", ExtendedUNet(tiny).state_dict(), tiny, {})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -274,7 +274,7 @@ def test_prepare_reports_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     (args, options), config = verb.calls[0], verb.calls[0][0][2]
     assert args[:2] == (Path("raw"), Path("data"))
-    assert config.model.image_size == 64
+    assert config.network.image_size == 64
     assert options.pop("device") in {"cpu", "cuda", "mps"}
     assert options == {"layout": None, "split_file": None, "shard": None, "workers": 1, "progress": True}
 
@@ -302,10 +302,10 @@ def test_train_lays_file_over_preset_and_flags_over_both(training: Verb, tmp_pat
     done = run("train", "--data", "data", "--out", "run", "--preset", "tiny", "--config", recipe, *changes)
     assert (done.exit_code, done.stdout) == (0, "run/weights.safetensors\n")
     config = training.calls[0][0][0]
-    assert (config.training.steps, config.training.batch_size) == (9, 2)
-    assert (config.diffusion.prediction, config.model.copy_gates) == ("eps", False)
-    assert config.model.channel_mult == (1, 2, 2)
-    assert config.training.learning_rate == configuration.preset("tiny").training.learning_rate
+    assert (config.optimisation.steps, config.optimisation.batch_size) == (9, 2)
+    assert (config.diffusion.prediction, config.extensions.copying.gates) == ("eps", False)
+    assert config.network.channel_mult == (1, 2, 2)
+    assert config.optimisation.learning_rate == configuration.preset("tiny").optimisation.learning_rate
     assert training.calls[0][1]["device"] in {"cpu", "cuda", "mps"}  # what auto found
     # What is printed is what is trained, and a file for --config.
     assert configuration.to_toml(config) in done.stderr

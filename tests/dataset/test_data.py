@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dheads.extensions.blinks import eye_code
 from real_data import Prepared
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,9 +22,7 @@ from dheads.config import override, preset
 from dheads.dataset import dataset as data
 from dheads.dataset.dataset import Clip, Dataset
 from dheads.errors import DheadsError
-from dheads.extensions.blinks import eye_code
 from dheads.extensions.lips import centred
-from dheads.faces.alignment import eye_box
 from dheads.media.video import read_frames, write_clip
 
 pytest_plugins = "real_data"
@@ -81,7 +80,7 @@ def test_clips_and_splits(dataset: Dataset) -> None:
         }
         assert torch.equal(labels["centred_lips"], centred(labels["lips"]))
         assert torch.equal(labels["eye_code"], eye_code(labels["eyes"]))
-        assert torch.equal(labels["eye_box"], torch.from_numpy(eye_box(labels["landmarks"].numpy(), 32)).float())
+        assert torch.equal(labels["eye_box"], torch.from_numpy(region_box(labels["landmarks"].numpy(), 32)).float())
 
 
 def test_frames_are_those_of_the_video(dataset: Dataset, large: Dataset) -> None:
@@ -131,7 +130,7 @@ def test_threads_may_read_together(dataset: Dataset, large: Dataset) -> None:
 
 
 def test_talks_are_of_clips_that_move(dataset: Dataset) -> None:
-    talks = dataset.talks("train")
+    talks = dataset.lip_clips("train")
     assert [talk.speaker for talk in talks] == ["en", "en", "s1", "s1", "s1", "s1"], "each at two tempos"
     assert [tuple(talk.speech.shape) for talk in talks[::2]] == [(31, 384), (25, 384), (25, 384)]
     assert [tuple(talk.measures.shape) for talk in talks[::2]] == [(31, 3), (25, 3), (25, 3)]
@@ -139,19 +138,19 @@ def test_talks_are_of_clips_that_move(dataset: Dataset) -> None:
         assert torch.equal(other.measures, talk.measures)
         assert 0.2 < float((other.speech - talk.speech).std()) < 1, "the same words in another voice"
         assert talk.measures[:, 1:].median(dim=0).values.abs().max() < 1e-6
-    assert dataset.talks("test") == []
+    assert dataset.lip_clips("test") == []
 
 
 def test_talks_of_many_clips_are_some_of_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "_MAX_TALKS", 2)
-    first, _, last, _ = dataset.talks("train")
+    first, _, last, _ = dataset.lip_clips("train")
     assert torch.equal(first.speech, dataset.labels(named(dataset, "en/talkvid_en"))["speech"])
     assert torch.equal(last.speech, dataset.labels(named(dataset, "s1/grid_two"))["speech"])
 
 
 def test_talks_leave_out_what_cannot_be_read(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     (copy / "clips" / f"{DAMAGED}.safetensors").unlink()
-    assert [talk.speaker for talk in Dataset(copy).talks("train")[::2]] == ["en", "s1"]
+    assert [talk.speaker for talk in Dataset(copy).lip_clips("train")[::2]] == ["en", "s1"]
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("dheads", logging.WARNING)
     assert "grid_one.safetensors: cannot be read" in record.getMessage()

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from dheads.conditioning import window
-from dheads.config import ConditioningConfig
-from dheads.extensions.lips import MEASURES, LipPredictor, Talk, centred
+from dheads.extensions.lips import MEASURES, LipClip, LipPredictor, centred
 
-TOLD = ConditioningConfig(speech_dim=6, lip_dims=3)
+SPEECH_DIM = 6
 SCALE, SHIFT = torch.tensor([0.05, 0.02, 0.01]), torch.tensor([0.1, 0.0, 0.0])
 
 
@@ -21,17 +20,17 @@ def relation() -> Tensor:
     return relation / relation.norm(dim=0)
 
 
-def talk(relation: Tensor, speaker: int, noise: float = 0.0, habit: float = 0.0, frames: int = 400) -> Talk:
+def talk(relation: Tensor, speaker: int, noise: float = 0.0, habit: float = 0.0, frames: int = 400) -> LipClip:
     """Measures of real sizes that follow the speech linearly, a frame late, with noise and a speaker's own mean."""
     generator = torch.Generator().manual_seed(speaker)
     speech = torch.randn(frames, 6, generator=generator)
     late = window(speech, torch.arange(frames) - 1, 0)[:, 0]  # (F, 6): the frame before
     measures = late @ relation + noise * torch.randn(frames, 3, generator=generator)
-    return Talk(f"speaker{speaker}", speech, SCALE * (measures + habit) + SHIFT)
+    return LipClip(f"speaker{speaker}", speech, SCALE * (measures + habit) + SHIFT)
 
 
 def test_fit_recovers_a_linear_relation(relation: Tensor) -> None:
-    lips = LipPredictor(TOLD)
+    lips = LipPredictor(SPEECH_DIM)
     fit = lips.fit([talk(relation, speaker) for speaker in range(6)])
     assert (fit > 0.98).all()
     new = talk(relation, 99)
@@ -46,7 +45,7 @@ def test_fit_recovers_a_linear_relation(relation: Tensor) -> None:
 
 def test_predictions_vary_as_much_as_true_codes(relation: Tensor) -> None:
     """Ridge regression from noisy measures predicts too little; for speakers never seen, the gain mends that."""
-    lips = LipPredictor(TOLD)
+    lips = LipPredictor(SPEECH_DIM)
     fit = lips.fit([talk(relation, speaker, noise=1.0) for speaker in range(10)])
     unseen = [talk(relation, speaker, noise=1.0) for speaker in range(50, 60)]
     predicted = torch.stack([lips.predict(one.speech).std(0) for one in unseen]).mean(0)
@@ -58,7 +57,7 @@ def test_predictions_vary_as_much_as_true_codes(relation: Tensor) -> None:
 
 def test_a_speakers_own_mean_is_not_heard(relation: Tensor) -> None:
     """Mouths that are wider throughout teach the same motion; the prediction has the average speaker's mean."""
-    plain, habits = LipPredictor(TOLD), LipPredictor(TOLD)
+    plain, habits = LipPredictor(SPEECH_DIM), LipPredictor(SPEECH_DIM)
     plain.fit([talk(relation, speaker) for speaker in range(4)])
     habits.fit([talk(relation, speaker, habit=speaker) for speaker in range(4)])
     torch.testing.assert_close(habits.weight * habits.std, plain.weight * plain.std, rtol=1e-3, atol=1e-5)
@@ -68,7 +67,7 @@ def test_a_speakers_own_mean_is_not_heard(relation: Tensor) -> None:
 
 
 def test_codes_of_the_training_clips_are_normal(relation: Tensor) -> None:
-    lips = LipPredictor(TOLD)
+    lips = LipPredictor(SPEECH_DIM)
     clips = [talk(relation, speaker, 0.5) for speaker in (1, 2)]
     lips.fit(clips)
     codes = lips.normalise(torch.cat([clip.measures for clip in clips]))
@@ -77,21 +76,21 @@ def test_codes_of_the_training_clips_are_normal(relation: Tensor) -> None:
 
 
 def test_one_speaker_suffices(relation: Tensor) -> None:
-    lips = LipPredictor(TOLD)
+    lips = LipPredictor(SPEECH_DIM)
     fit = lips.fit([talk(relation, 1)])
     assert (fit > 0.98).all()
     assert lips.predict(torch.randn(9, 6)).isfinite().all()
 
 
 def test_a_new_predictor_changes_nothing() -> None:
-    lips = LipPredictor(TOLD)
+    lips = LipPredictor(SPEECH_DIM)
     codes = torch.randn(4, 5, 3)
     assert torch.equal(lips.normalise(codes), codes)
     assert torch.equal(lips.predict(torch.randn(9, 6)), torch.zeros(9, 3))
 
 
 def test_the_fit_travels_with_the_weights(relation: Tensor) -> None:
-    lips, copy = LipPredictor(TOLD), LipPredictor(TOLD)
+    lips, copy = LipPredictor(SPEECH_DIM), LipPredictor(SPEECH_DIM)
     clip = talk(relation, 1, 0.5, frames=100)
     lips.fit([clip])
     copy.load_state_dict(lips.state_dict())

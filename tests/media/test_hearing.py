@@ -287,7 +287,7 @@ def test_a_stream_that_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:
 def lip_code() -> Callable[[Path], np.ndarray]:
     """The lip code (F,), its opening, that the packaged weights foretell from a file's sound."""
     studio = Studio("small", torch.device("cpu"), progress=False)
-    lips = studio.unet.lips
+    lips = studio.unet.lip_predictor
     assert lips is not None
     return lambda path: lips.predict(torch.cat(list(studio.hear([load_waveform(path)]))))[:, 0].numpy()
 

@@ -22,9 +22,9 @@ import torch
 from dheads.config import preset
 from dheads.dataset.manifest import read_clips
 from dheads.dataset.prepare import prepare
+from dheads.extensions.network import ExtendedUNet
 from dheads.media.sound import SAMPLES_PER_FRAME, frame_count
 from dheads.media.video import read_frames
-from dheads.model import UNet
 from dheads.sampling import pipeline as verb
 
 FRAME = 0.04  # seconds
@@ -235,7 +235,7 @@ def test_sampled_flashes_and_beeps_are_together(
 ) -> None:
     record(tmp_path / take.name, take, [np.full((64, 64, 3), 90, np.uint8)])
     tiny = preset("tiny")
-    monkeypatch.setattr(verb, "load_model", lambda *_: (UNet(tiny), tiny, {}))
+    monkeypatch.setattr(verb, "load_model", lambda *_: (ExtendedUNet(tiny), tiny, {}))
     monkeypatch.setattr(verb, "load_speech_encoder", lambda *_: Energy())
     monkeypatch.setattr(verb, "generate", bright_where_loud)
     made = verb.sample(examples / "face.jpg", tmp_path / take.name, tmp_path / "out.mp4", device="cpu", progress=False)

@@ -34,7 +34,7 @@ def test_the_student_draws_by_the_steps_of_the_engine(distill: ModuleType) -> No
     unet, given = lively(TINY), inputs(TINY, 2)
     pair = distill.Pair(unet, 6, 100, 1e-3, 0.9)
     own, path = pair.frame_of_student(given, 3)
-    expected = Engine(unet, replace(TINY.sampling, steps=3), torch.float32).draw(given)
+    expected = Engine(unet, replace(TINY.sampling, steps=3), torch.float32).generate(given)
     assert len(path) == 2
     torch.testing.assert_close(own, expected, atol=0.02 if pair.dtype == torch.bfloat16 else 1e-5, rtol=0)
 

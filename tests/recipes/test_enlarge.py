@@ -13,11 +13,11 @@ from conftest import ROOT
 
 from dheads.conditioning import build
 from dheads.config import Config, override, preset
-from dheads.model import UNet
+from dheads.extensions.network import ExtendedUNet
 from dheads.weights.checkpoints import build_model, load_checkpoint, save_checkpoint
 
 
-def say(unet: UNet, pictures: torch.Tensor) -> torch.Tensor:
+def say(unet: ExtendedUNet, pictures: torch.Tensor) -> torch.Tensor:
     """What the network predicts where all its pictures are these, (B, 3, H, W)."""
     told, count = unet.config.conditioning, len(pictures)
     condition = build(
@@ -46,7 +46,7 @@ def test_it_says_of_a_larger_picture_what_it_said_of_the_smaller(
     tmp_path: Path, old: int, new: int, detail: int
 ) -> None:
     torch.manual_seed(0)
-    unet = UNet(small(old, detail_channels=detail)).eval()
+    unet = ExtendedUNet(small(old, detail_channels=detail)).eval()
     for name, parameter in unet.named_parameters():
         if "out_conv" in name and parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -63,7 +63,7 @@ def test_it_says_of_a_larger_picture_what_it_said_of_the_smaller(
     )
     assert done.returncode == 0, done.stderr
     checkpoint = load_checkpoint(tmp_path / "large")
-    assert (checkpoint.config.model.image_size, checkpoint.config.model.patch_size) == (16 * new, new)
+    assert (checkpoint.config.network.image_size, checkpoint.config.extensions.patches.size) == (16 * new, new)
     assert checkpoint.info == {"license": "CC0"}
     smooth = F.interpolate(torch.rand(2, 3, 4, 4), size=192, mode="bicubic") * 2 - 1
     ours = say(build_model(checkpoint), F.interpolate(smooth, size=16 * new, mode="area"))
@@ -74,7 +74,7 @@ def test_it_says_of_a_larger_picture_what_it_said_of_the_smaller(
 
 @pytest.mark.parametrize("patch_size", [3, 5])
 def test_the_number_of_patches_stays(tmp_path: Path, patch_size: int) -> None:
-    unet = UNet(small(3))
+    unet = ExtendedUNet(small(3))
     save_checkpoint(tmp_path / "small.safetensors", unet.state_dict(), unet.config, {})
     done = run(
         "--weights", tmp_path / "small.safetensors", "--image-size", 64, "--patch-size", patch_size, "--out", tmp_path

@@ -14,7 +14,7 @@ from dheads.config import preset
 from dheads.dataset.dataset import Dataset
 from dheads.errors import DheadsError
 from dheads.extensions.lips import LipPredictor
-from dheads.model import UNet
+from dheads.extensions.network import ExtendedUNet
 from dheads.weights.checkpoints import load_checkpoint, save_checkpoint
 
 pytest_plugins = "real_data"
@@ -26,13 +26,13 @@ def fit(*arguments: object) -> None:
 
 def test_the_lip_code_alone_is_new(prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = preset("tiny")
-    unet = UNet(config)
+    unet = ExtendedUNet(config)
     save_checkpoint(tmp_path / "old.safetensors", unet.state_dict(), config, {"license": "theirs"})
     fit(prepared.data, tmp_path / "new.safetensors", str(tmp_path / "old.safetensors"))
     assert "correlation on speakers left out: " in capsys.readouterr().err
     made = load_checkpoint(tmp_path / "new.safetensors")
     wanted = LipPredictor(config.conditioning)
-    wanted.fit(Dataset(prepared.data).talks("train"))
+    wanted.fit(Dataset(prepared.data).lip_clips("train"))
     for name, tensor in made.tensors.items():
         own = wanted.state_dict().get(name.removeprefix("lips."), unet.state_dict()[name])
         torch.testing.assert_close(tensor, own)
@@ -44,6 +44,6 @@ def test_weights_without_one_are_refused(prepared: Prepared, tmp_path: Path) -> 
     config = preset("crema")
     small = {"model_channels": 32, "image_size": 32, "num_res_blocks": 1}
     config = type(config)(model=type(config.model)(**small), conditioning=config.conditioning)
-    save_checkpoint(tmp_path / "old.safetensors", UNet(config).state_dict(), config, {})
+    save_checkpoint(tmp_path / "old.safetensors", ExtendedUNet(config).state_dict(), config, {})
     with pytest.raises(DheadsError, match=r"old.safetensors has no lip code"):
         fit(prepared.data, tmp_path / "new.safetensors", str(tmp_path / "old.safetensors"))

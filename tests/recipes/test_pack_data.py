@@ -30,7 +30,7 @@ from dheads.errors import DheadsError
 from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform
 from dheads.media.video import write_clip
 from dheads.speech.encoders import load_speech_encoder
-from dheads.training.batches import Draws
+from dheads.training.batches import Batches
 
 pytest_plugins = "real_data"
 
@@ -139,8 +139,8 @@ def test_voices_that_stay_are_encoded_from_the_sound_that_travels(sent: Sent) ->
 def test_it_can_be_trained_on(sent: Sent) -> None:
     config = preset("tiny")
     sent.unpacked.check(config)
-    draws = Draws(sent.unpacked, sent.unpacked.split("train"), config)
-    batch = draws.draw(0, 0)
+    draws = Batches(sent.unpacked, sent.unpacked.split("train"), config)
+    batch = draws.batch(0, 0)
     assert batch.target.shape == (4, 3, 32, 32)
     assert batch.audio_window.isfinite().all()
     assert not draws.broken

@@ -18,7 +18,8 @@ from dheads.conditioning import Condition, build
 from dheads.config import Config, SamplingConfig, override, preset
 from dheads.denoiser import Denoiser, training_schedule
 from dheads.diffusion import SOLVERS, Denoise, Denoised, respaced
-from dheads.model import ResBlock, UNet
+from dheads.extensions.network import ExtendedUNet
+from dheads.model import ResBlock
 from dheads.sampling.engine import Engine, Inputs
 from dheads.system.devices import COMPILE_OPTIONS, best_dtype
 
@@ -36,9 +37,9 @@ DETAIL = override(PATCHES, {"model": {"patch_size": 4, "detail_channels": 8, "le
 CONFIGS = {"tiny": TINY, "paper": PAPER, "patches": PATCHES, "detail": DETAIL}
 
 
-def lively(config: Config, std: float = 0.05) -> UNet:
+def lively(config: Config, std: float = 0.05) -> ExtendedUNet:
     """A network that depends on all it is told, as no zero-initialised one does."""
-    unet = UNet(config).eval().requires_grad_(False)
+    unet = ExtendedUNet(config).eval().requires_grad_(False)
     for parameter in unet.parameters():
         nn.init.normal_(parameter, std=std)
     return unet
@@ -54,7 +55,7 @@ def compare(ours: Denoised, plain: Denoised, tolerance: float) -> None:
 
 
 def inputs(config: Config, batch: int, draws: int = 1) -> Inputs:
-    size, given = config.model.image_size, config.conditioning
+    size, given = config.network.image_size, config.conditioning
     motion = (batch, given.motion_frames, 3, size, size)
     return Inputs(
         torch.rand(batch, 3, size, size) * 2 - 1,
@@ -68,7 +69,7 @@ def inputs(config: Config, batch: int, draws: int = 1) -> Inputs:
 
 
 def condition_of(config: Config, given: Inputs, level: float) -> Condition:
-    told = given.identity.new_full((len(given.identity),), level) if config.conditioning.motion_noise else None
+    told = given.identity.new_full((len(given.identity),), level) if config.extensions.motion.noise else None
     return build(
         config,
         given.identity,
@@ -86,7 +87,7 @@ def sampling(config: Config, **changes: object) -> SamplingConfig:
 
 
 @torch.no_grad()
-def plain(unet: UNet, given: Inputs, told: SamplingConfig) -> Tensor:
+def plain(unet: ExtendedUNet, given: Inputs, told: SamplingConfig) -> Tensor:
     """One frame the plain way: everything anew at every step."""
     denoiser, condition = Denoiser(unet), condition_of(unet.config, given, told.motion_noise)
     x_T, *rest = given.noise.unbind(1)
@@ -120,9 +121,9 @@ def test_a_frame_is_what_the_plain_way_makes(name: str, solver: str) -> None:
     config = CONFIGS[name]
     unet, told = lively(config), sampling(config, steps=4, solver=solver, motion_noise=0.1)
     engine = Engine(unet, told, torch.float32)
-    assert engine.draws == (4 if solver == "ddpm" else 1)
-    given = inputs(config, 2, engine.draws)
-    ours = engine.draw(given)
+    assert engine.noises == (4 if solver == "ddpm" else 1)
+    given = inputs(config, 2, engine.noises)
+    ours = engine.generate(given)
     torch.testing.assert_close(ours, plain(unet, given, told), rtol=1e-3, atol=1e-3)
     assert ours.abs().max() <= 1
 
@@ -143,7 +144,7 @@ def test_time_is_computed_once_and_audio_once_a_frame() -> None:
         block.audio_affine.register_forward_hook(lambda *given: asked.append("audio"))
     engine = Engine(unet, sampling(TINY, steps=5), torch.float32)
     for _ in range(3):
-        engine.draw(inputs(TINY, 1))
+        engine.generate(inputs(TINY, 1))
     assert asked.count("time") == len(blocks)
     assert asked.count("audio") == 3 * len(blocks)
 
@@ -171,10 +172,10 @@ def test_guidance_goes_beyond_what_is_drawn_without_sound() -> None:
 def test_a_warm_frame_starts_from_the_last_one_noised() -> None:
     unet, given = lively(TINY), inputs(TINY, 2)
     engine = Recorder(unet, sampling(TINY, steps=6, warm_steps=2, solver="ddim"))
-    engine.draw(given, first=True)
+    engine.generate(given, first=True)
     assert [t for t, _ in engine.asked] == [999, 799, 599, 400, 200, 0]
     engine.asked.clear()
-    engine.draw(given, first=False)
+    engine.generate(given, first=False)
     assert [t for t, _ in engine.asked] == [200, 0]
     ab = training_schedule(TINY.diffusion).alpha_bar[200].float()
     start = ab.sqrt() * given.motion_frames[:, -1] + (1 - ab).sqrt() * given.noise[:, 0]
@@ -185,13 +186,13 @@ def test_a_warm_frame_starts_from_the_last_one_noised() -> None:
 def test_without_fewer_warm_steps_every_frame_starts_from_noise(steps: int, warm: int) -> None:
     engine = Engine(lively(TINY), sampling(TINY, steps=steps, warm_steps=warm), torch.float32)
     given = inputs(TINY, 1)
-    assert torch.equal(engine.draw(given, first=False), engine.draw(given, first=True))
+    assert torch.equal(engine.generate(given, first=False), engine.generate(given, first=True))
 
 
 class Recorder(Engine):
     """Remembers what it was asked."""
 
-    def __init__(self, unet: UNet, told: SamplingConfig) -> None:
+    def __init__(self, unet: ExtendedUNet, told: SamplingConfig) -> None:
         super().__init__(unet, told, torch.float32)
         self.asked: list[tuple[int, Tensor]] = []
 
@@ -229,9 +230,9 @@ def test_nothing_inside_a_frame_waits_for_the_device(name: str, solver: str) -> 
     for guidance, warm in ((1.0, 0), (2.0, 0), (1.0, 2)):
         told = sampling(config, steps=3, solver=solver, guidance=guidance, warm_steps=warm)
         engine = Engine(lively(config).to("meta"), told, torch.bfloat16)
-        given = on("meta", inputs(config, 2, engine.draws))
+        given = on("meta", inputs(config, 2, engine.noises))
         with Waits():
-            assert engine.draw(given, first=not warm).shape == (2, 3, 32, 32)
+            assert engine.generate(given, first=not warm).shape == (2, 3, 32, 32)
 
 
 def on(device: str | torch.device, given: Inputs) -> Inputs:
@@ -291,13 +292,13 @@ def test_a_recorded_frame_replays_with_new_inputs(name: str, tapes: list[Tape]) 
     unet, told = lively(config), sampling(config, steps=3, solver="ddpm")
     engine, eager = Engine(unet, told, torch.float32), Engine(unet, told, torch.float32)
     engine.records = True
-    frames = [inputs(config, 2, engine.draws) for _ in range(4)]
-    kept = [engine.draw(given) for given in frames]
+    frames = [inputs(config, 2, engine.noises) for _ in range(4)]
+    kept = [engine.generate(given) for given in frames]
     for given, ours in zip(frames, kept, strict=True):
         torch.testing.assert_close(ours, eager.draw(given), rtol=1e-5, atol=1e-5)
     assert len(tapes) == 1, "the first frame warms up, the second is recorded, all later ones are replayed"
     for _ in range(2):
-        engine.draw(inputs(config, 1, engine.draws))
+        engine.generate(inputs(config, 1, engine.noises))
     assert len(tapes) == 2, "another batch size is another graph"
 
 
@@ -306,12 +307,12 @@ def test_a_recorded_frame_replays_with_renewed_weights(dtype: torch.dtype, tapes
     unet, told = lively(DETAIL), sampling(DETAIL, steps=3)
     engine, given = Engine(unet, told, dtype), inputs(DETAIL, 2)
     engine.records = True
-    before = [engine.draw(given) for _ in range(3)][-1]
+    before = [engine.generate(given) for _ in range(3)][-1]
     for parameter in unet.parameters():
         parameter.mul_(1.2)
     engine.renew()
-    wanted = Engine(unet, told, dtype).draw(given)
-    torch.testing.assert_close(engine.draw(given), wanted, rtol=1e-5, atol=1e-5)
+    wanted = Engine(unet, told, dtype).generate(given)
+    torch.testing.assert_close(engine.generate(given), wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(before, wanted, atol=1e-3)
     assert len(tapes) == 1
 
@@ -320,9 +321,9 @@ def test_the_network_compiles_as_one_whole() -> None:
     """No part of it falls back to Python, which would cost what compiling saves."""
     unet, given = lively(TINY), inputs(TINY, 1)
     engine = Engine(unet, sampling(TINY, steps=2), torch.float32)
-    wanted = engine.draw(given)
+    wanted = engine.generate(given)
     engine._denoise = torch.compile(engine._denoise, backend="eager", fullgraph=True, dynamic=False)
-    torch.testing.assert_close(engine.draw(given), wanted)
+    torch.testing.assert_close(engine.generate(given), wanted)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="builds machine code")
@@ -341,7 +342,7 @@ def test_compiled_bfloat16_survives_a_change_of_layout() -> None:
 def test_the_given_network_stays_as_it_is() -> None:
     unet = lively(TINY)
     before: dict[str, Tensor] = {name: value.clone() for name, value in unet.state_dict().items()}
-    Engine(unet, SamplingConfig(2), torch.bfloat16).draw(inputs(TINY, 1, 2))
+    Engine(unet, SamplingConfig(2), torch.bfloat16).generate(inputs(TINY, 1, 2))
     after = unet.state_dict()
     assert all(after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items())
 

@@ -29,15 +29,15 @@ from dheads.config import SAMPLE_RATE, Config, SamplingConfig, override, preset
 from dheads.dataset.clips import ResidentClips
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
+from dheads.extensions.network import ExtendedUNet
 from dheads.media.sound import load_waveform, wav_file
-from dheads.model import UNet
 from dheads.sampling import engine as engines
 from dheads.sampling.engine import Engine
-from dheads.sampling.lockstep import Talk, perform
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.distributed import World
 from dheads.training import loop as verb
 from dheads.training import objective, rollout
-from dheads.training.batches import Batch, Draws, noise_on
+from dheads.training.batches import Batch, Batches, noise_on
 from dheads.training.objective import training_loss
 from dheads.training.rollout import RollOuts
 from dheads.weights.checkpoints import load_model, save_checkpoint
@@ -64,10 +64,10 @@ def exact() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def networks(device: torch.device) -> Callable[[str], UNet]:
+def networks(device: torch.device) -> Callable[[str], ExtendedUNet]:
     """The packaged network, and one of the paper's size that depends on all it is told; on a CPU small ones of each."""
 
-    def network(name: str) -> UNet:
+    def network(name: str) -> ExtendedUNet:
         if device.type == "cpu":
             return lively({"packaged": TINY, "paper": PAPER}[name])
         torch.manual_seed(0)
@@ -89,16 +89,16 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "best_dtype", lambda device: torch.float32)
 
 
-def spoken(config: Config, frames: int, seed: int) -> Talk:
-    size = config.model.image_size
+def spoken(config: Config, frames: int, seed: int) -> VideoSpec:
+    size = config.network.image_size
     photo = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     generator = torch.Generator().manual_seed(seed)
-    return Talk(photo, torch.randn(frames, config.conditioning.speech_dim, generator=generator), seed)
+    return VideoSpec(photo, torch.randn(frames, config.conditioning.speech_dim, generator=generator), seed)
 
 
-def made(engine: Engine, talks: list[Talk], places: int) -> list[np.ndarray]:
+def made(engine: Engine, talks: list[VideoSpec], places: int) -> list[np.ndarray]:
     frames: dict[int, list[np.ndarray]] = {}
-    for index, frame, last in perform(engine, talks, places):
+    for index, frame, last in in_lockstep(engine, talks, places):
         frames.setdefault(index, []).append(frame)
         assert last is (len(frames[index]) == len(talks[index].speech))
     return [np.stack(frames[index]) for index in range(len(talks))]
@@ -110,7 +110,7 @@ def made(engine: Engine, talks: list[Talk], places: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("batch", [1, 3, 16])
 @pytest.mark.parametrize("name", ["packaged", "paper"])
 def test_frames_are_those_of_the_plain_way(
-    networks: Callable[[str], UNet], device: torch.device, name: str, batch: int
+    networks: Callable[[str], ExtendedUNet], device: torch.device, name: str, batch: int
 ) -> None:
     """The first frame, the second, which is recorded, and the third, which is replayed."""
     unet = networks(name)
@@ -118,14 +118,14 @@ def test_frames_are_those_of_the_plain_way(
     engine = Engine(unet, told, torch.float32)
     assert engine.records is (device.type == "cuda")
     for _ in range(3):
-        given = on(device, inputs(unet.config, batch, engine.draws))
-        torch.testing.assert_close(engine.draw(given), plain(unet, given, told), rtol=1e-3, atol=2e-3)
+        given = on(device, inputs(unet.config, batch, engine.noises))
+        torch.testing.assert_close(engine.generate(given), plain(unet, given, told), rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "dpm++2m"])
 @pytest.mark.parametrize("name", ["packaged", "paper"])
 def test_replayed_frames_are_those_of_the_same_precision(
-    networks: Callable[[str], UNet], device: torch.device, name: str, solver: str
+    networks: Callable[[str], ExtendedUNet], device: torch.device, name: str, solver: str
 ) -> None:
     """In bf16, with guidance, and where frames start from the last one; near float32, too."""
     unet = networks(name)
@@ -137,11 +137,11 @@ def test_replayed_frames_are_those_of_the_same_precision(
             given = on(device, inputs(unet.config, 2, recorded.draws))
             ours = recorded.draw(given, first=number == 0)
             torch.testing.assert_close(ours, eager.draw(given, first=number == 0), rtol=0.02, atol=0.02)
-        exact = Engine(unet, told, torch.float32).draw(given, first=False)
+        exact = Engine(unet, told, torch.float32).generate(given, first=False)
         assert (ours - exact).abs().mean() < 0.05
 
 
-def test_guidance_is_that_of_the_plain_network(networks: Callable[[str], UNet], device: torch.device) -> None:
+def test_guidance_is_that_of_the_plain_network(networks: Callable[[str], ExtendedUNet], device: torch.device) -> None:
     unet = networks("packaged")
     told = sampling(unet.config, steps=1, solver="ddim")
     given = on(device, inputs(unet.config, 3))
@@ -152,10 +152,10 @@ def test_guidance_is_that_of_the_plain_network(networks: Callable[[str], UNet], 
     wanted = deaf + 1.5 * (hearing - deaf)
     inside = (hearing.abs() < 1) & (deaf.abs() < 1) & (wanted.abs() < 1)  # before what is clamped last
     for _ in range(3):
-        torch.testing.assert_close(engine.draw(given)[inside], wanted[inside], rtol=1e-3, atol=3e-3)
+        torch.testing.assert_close(engine.generate(given)[inside], wanted[inside], rtol=1e-3, atol=3e-3)
 
 
-def test_a_compiled_network_draws_the_same(networks: Callable[[str], UNet], device: torch.device) -> None:
+def test_a_compiled_network_draws_the_same(networks: Callable[[str], ExtendedUNet], device: torch.device) -> None:
     unet = networks("packaged")
     told = sampling(unet.config, steps=2)
     compiled, eager = (Engine(unet, told, torch.bfloat16, compiled=way) for way in (True, False))
@@ -169,7 +169,7 @@ def test_a_compiled_network_draws_the_same(networks: Callable[[str], UNet], devi
 
 
 def test_lock_step_fills_the_places_of_those_who_have_finished(
-    networks: Callable[[str], UNet], device: torch.device
+    networks: Callable[[str], ExtendedUNet], device: torch.device
 ) -> None:
     """Each video is what it would be alone, to the rounding of another batch size."""
     unet = networks("packaged")
@@ -204,8 +204,8 @@ def test_batches_made_on_the_device_are_the_readers(data: Path, device: torch.de
     dataset = Dataset(data)
     clips = dataset.split("train")
     tables = ResidentClips(dataset, clips, config.conditioning.speech_dim, device, threads=2)
-    reader, resident = Draws(dataset, clips, config), Draws(dataset, clips, config, 1, tables)
-    step = config.training.steps - 1  # where there are leads
+    reader, resident = Batches(dataset, clips, config), Batches(dataset, clips, config, 1, tables)
+    step = config.optimisation.steps - 1  # where there are leads
     wanted, (batch,) = reader.draw(step, 0), resident.ahead([(step, 0)], 1)
     assert batch.clips == wanted.clips
     for mine, other in ((batch, wanted), (batch.lead, wanted.lead)):
@@ -222,7 +222,7 @@ def test_batches_made_on_the_device_are_the_readers(data: Path, device: torch.de
 def test_a_training_step_is_the_cpus(data: Path, device: torch.device, same_noise: None, config: Config) -> None:
     dataset = Dataset(data)
     config = override(config, {"model": {"dropout": 0.0}})
-    batch = Draws(dataset, dataset.split("train"), config).draw(0, 0)
+    batch = Batches(dataset, dataset.split("train"), config).batch(0, 0)
     gradients, losses = [], []
     for place in (CPU, device):
         torch.manual_seed(0)
@@ -239,7 +239,7 @@ def test_a_training_step_is_the_cpus(data: Path, device: torch.device, same_nois
 
 def test_a_compiled_step_in_bf16_is_near_the_plain_one(data: Path, device: torch.device) -> None:
     dataset = Dataset(data)
-    batch = Draws(dataset, dataset.split("train"), TINY).draw(0, 0)
+    batch = Batches(dataset, dataset.split("train"), TINY).batch(0, 0)
     losses = []
     for precision, compiled in (("fp32", False), ("bf16", True)):
         torch.manual_seed(0)
@@ -257,8 +257,8 @@ def test_roll_outs_are_the_cpus(data: Path, device: torch.device, same_noise: No
     """Also after the network has changed."""
     config = override(TINY, {"training": {"batch_size": 16}})
     dataset = Dataset(data)
-    step = config.training.steps - 1
-    batch = Draws(dataset, dataset.split("train"), config).draw(step, 0)
+    step = config.optimisation.steps - 1
+    batch = Batches(dataset, dataset.split("train"), config).batch(step, 0)
     unet = lively(config)
     theirs = lively(config).to(device)
     here, there = RollOuts(unet, config), RollOuts(theirs, config)
@@ -305,7 +305,7 @@ def test_two_processes_share_a_card(device: torch.device, examples: Path, tmp_pa
     """Each makes the video that it makes alone."""
     torch.manual_seed(0)
     weights = tmp_path / "weights.safetensors"
-    save_checkpoint(weights, UNet(TINY).state_dict(), TINY, {})
+    save_checkpoint(weights, ExtendedUNet(TINY).state_dict(), TINY, {})
     sound = tmp_path / "second.wav"
     sound.write_bytes(wav_file(load_waveform(examples / "speech.wav")[:SAMPLE_RATE]).getvalue())
 

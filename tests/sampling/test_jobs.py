@@ -486,7 +486,7 @@ def test_a_still_head_is_told_of_the_photo_more_than_of_the_last_frames(media: P
     job = Job(media / "face.jpg", media / "s2.wav", tmp_path / "x.mp4", weights=str(media / "weights.safetensors"))
     studio = verb.Studio(job.weights, torch.device("cpu"), progress=False)
     anchors = [studio.engine(replace(job, still=still)).sampling.identity_anchor for still in (False, True)]
-    assert anchors == [studio.config.sampling.identity_anchor, 0.8]
+    assert anchors == [studio.config.extensions.motion.anchor, 0.8]
     moving, still = (decoded(tmp_path / f"{name}.mp4").astype(int) for name in ("no", "yes"))
     assert np.abs(moving[0] - still[0]).max() <= 3, "the first frame has no other before it"
     assert np.abs(moving[1] - still[1]).max() > 3

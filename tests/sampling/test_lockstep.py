@@ -9,17 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from dheads.extensions.blinks import Blinks
 from test_engine import Tape, lively, tapes  # noqa: F401  (a fixture)
 from torch import Tensor
 
 from dheads.conditioning import mouth_mask
 from dheads.config import SamplingConfig, preset
 from dheads.errors import DheadsError
-from dheads.extensions.blinks import Blinks
 from dheads.extensions.lips import LipPredictor
 from dheads.extensions.pauses import CONTEXT
 from dheads.sampling.engine import Engine, Inputs
-from dheads.sampling.lockstep import Talk, perform
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
 
 TINY = preset("tiny")
 
@@ -37,15 +37,15 @@ class Watched(Engine):
         return super().draw(inputs, first)
 
 
-def talk(seed: int, frames: int) -> Talk:
+def talk(seed: int, frames: int) -> VideoSpec:
     random = np.random.default_rng(seed)
     photo = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    return Talk(photo, torch.randn(frames, 384, generator=torch.Generator().manual_seed(seed)), seed)
+    return VideoSpec(photo, torch.randn(frames, 384, generator=torch.Generator().manual_seed(seed)), seed)
 
 
-def by_talk(engine: Engine, talks: list[Talk], places: int) -> list[np.ndarray]:
+def by_talk(engine: Engine, talks: list[VideoSpec], places: int) -> list[np.ndarray]:
     videos: list[list[np.ndarray]] = [[] for _ in talks]
-    for index, frame, last in perform(engine, talks, places):
+    for index, frame, last in in_lockstep(engine, talks, places):
         assert (frame.shape, frame.dtype) == ((32, 32, 3), np.uint8)
         videos[index].append(frame)
         assert last == (len(videos[index]) == len(talks[index].speech))
@@ -75,7 +75,7 @@ def test_a_video_does_not_depend_on_what_shares_its_batch(
 def test_free_places_are_filled_as_videos_end() -> None:
     engine = Watched(DDPM)
     talks = [talk(seed, frames) for seed, frames in enumerate([2, 4, 1, 3])]
-    told = [index for index, _, _ in perform(engine, talks, 2)]
+    told = [index for index, _, _ in in_lockstep(engine, talks, 2)]
     assert engine.batches == [2, 2, 2, 2, 1, 1]
     assert told == [0, 1, 0, 1, 1, 2, 1, 3, 3, 3]
 
@@ -83,7 +83,7 @@ def test_free_places_are_filled_as_videos_end() -> None:
 def test_first_frames_take_their_own_steps_where_the_others_start_warm() -> None:
     engine = Watched(WARM)
     talks = [talk(seed, frames) for seed, frames in enumerate([2, 3, 2])]
-    told = [index for index, _, _ in perform(engine, talks, 2)]
+    told = [index for index, _, _ in in_lockstep(engine, talks, 2)]
     assert sorted(told) == [0, 0, 1, 1, 1, 2, 2]
     assert engine.batches == [2, 2, 1, 1, 1], "both begin, both go on, the third begins while the second ends"
 
@@ -95,7 +95,7 @@ def test_speech_in_chunks_gives_the_frames_of_the_whole(frames: int, sizes: int)
     (wanted,) = by_talk(Watched(DDPM), [whole], 1)
     assert len(wanted) == frames
     chunks = replace(whole, speech=iter(whole.speech.split(sizes)))
-    told = list(perform(Watched(DDPM), [chunks]))
+    told = list(in_lockstep(Watched(DDPM), [chunks]))
     assert np.array_equal(np.stack([frame for _, frame, _ in told]), wanted)
     assert [last for _, _, last in told] == [False] * (frames - 1) + [True]
 
@@ -112,8 +112,8 @@ def test_no_more_speech_is_held_than_frames_are_told_of() -> None:
             del array
 
     reach = CONTEXT + LipPredictor.context
-    assert reach > TINY.conditioning.audio_context + TINY.conditioning.lip_context > 0
-    frames = perform(Watched(DDPM), [replace(talk(0, 0), speech=endless())])
+    assert reach > TINY.conditioning.audio_context + TINY.extensions.codes["lips"].context > 0
+    frames = in_lockstep(Watched(DDPM), [replace(talk(0, 0), speech=endless())])
     assert arrays == []
     for k in range(40):
         next(frames)
@@ -124,7 +124,7 @@ def test_no_more_speech_is_held_than_frames_are_told_of() -> None:
 def test_a_talk_that_is_stopped_leaves_its_place() -> None:
     engine, stopped, told = Watched(DDPM), set(), []
     talks = [talk(seed, frames) for seed, frames in enumerate([100, 3, 2])]
-    for index, _, last in perform(engine, talks, 2, stopped):
+    for index, _, last in in_lockstep(engine, talks, 2, stopped):
         told.append((index, last))
         if told.count((0, False)) == 2:
             stopped.add(0)
@@ -136,7 +136,7 @@ def test_a_recorded_frame_of_a_talk_that_is_stopped_is_not_told(tapes: list[Tape
     engine, stopped = Watched(DDPM), set()
     engine.records = True
     told = []
-    for index, _, _ in perform(engine, [talk(0, 100), talk(1, 4)], 2, stopped):
+    for index, _, _ in in_lockstep(engine, [talk(0, 100), talk(1, 4)], 2, stopped):
         told.append(index)
         stopped.add(0)
     assert told == [0, 1, 1, 1, 1]
@@ -145,12 +145,12 @@ def test_a_recorded_frame_of_a_talk_that_is_stopped_is_not_told(tapes: list[Tape
 def test_talks_are_taken_when_there_is_room() -> None:
     taken: list[int] = []
 
-    def talks() -> Iterator[Talk]:
+    def talks() -> Iterator[VideoSpec]:
         for seed in range(3):
             taken.append(seed)
             yield talk(seed, 2)
 
-    frames = perform(Watched(DDPM), talks(), 2)
+    frames = in_lockstep(Watched(DDPM), talks(), 2)
     assert taken == []
     next(frames)
     assert taken == [0, 1]
@@ -165,13 +165,13 @@ def test_numbers_that_are_not_finite_are_no_frame() -> None:
     with torch.no_grad():
         engine._stems[0][0].bias[3] = torch.nan
     with pytest.raises(DheadsError, match=r"numbers that are not finite; leave out --compile, choose other weights"):
-        next(perform(engine, [talk(0, 3)]))
+        next(in_lockstep(engine, [talk(0, 3)]))
 
 
 def test_a_talk_without_sound_has_no_frames() -> None:
     talks = [talk(0, 0), talk(1, 2), talk(2, 0)]
-    assert [index for index, _, _ in perform(Watched(DDPM), talks, 2)] == [1, 1]
-    assert list(perform(Watched(DDPM), [], 2)) == []
+    assert [index for index, _, _ in in_lockstep(Watched(DDPM), talks, 2)] == [1, 1]
+    assert list(in_lockstep(Watched(DDPM), [], 2)) == []
 
 
 def test_recorded_frames_are_the_same_and_come_one_turn_later(tapes: list[Tape]) -> None:  # noqa: F811
@@ -180,7 +180,7 @@ def test_recorded_frames_are_the_same_and_come_one_turn_later(tapes: list[Tape])
     wanted = by_talk(Watched(DDPM), talks, 3)
     engine = Watched(DDPM)
     engine.records = True
-    frames = perform(engine, talks, 3)
+    frames = in_lockstep(engine, talks, 3)
     next(frames)
     assert len(engine.batches) == 2
     ours = by_talk(engine, talks, 3)
@@ -245,7 +245,7 @@ def test_the_temperature_is_that_of_x_T_elsewhere_than_around_the_mouth() -> Non
 def test_in_pauses_noise_is_shared_everywhere_and_the_sound_is_its_mean(share: float) -> None:
     engine = Noted(SamplingConfig(3, shared_noise=0.5, pause_shared_noise=share))
     # One lip code is the first number of the embedding: it changes by 0.01 a frame, and by 1 in speech.
-    engine.unet.lips.weight[LipPredictor.context * TINY.conditioning.speech_dim, 0] = 1
+    engine.unet.lip_predictor.weight[LipPredictor.context * TINY.conditioning.speech_dim, 0] = 1
     speech = torch.zeros(60, 384)
     speech[:, 0] = torch.arange(60) * 0.01
     speech[30::2, 0] += 3

@@ -25,13 +25,13 @@ from dheads.conditioning import Condition
 from dheads.config import Config, SamplingConfig, override, preset
 from dheads.diffusion import Denoise, Denoised
 from dheads.errors import DheadsError
+from dheads.extensions.network import ExtendedUNet
 from dheads.faces import alignment as faces
 from dheads.faces.landmarks import find_face, load_backend
 from dheads.media import containers as media
 from dheads.media.hearing import Hearing
 from dheads.media.sound import load_waveform
 from dheads.media.video import to_uint8, to_unit, write_video
-from dheads.model import UNet
 from dheads.sampling import pipeline as verb
 from dheads.sampling.engine import Engine
 from dheads.speech import encoders as audio
@@ -44,13 +44,13 @@ SAMPLES = 8480  # 0.53 s of sound: 13.25 frames
 FRAMES = 13
 
 
-def untrained(config: Config, seed: int = 0) -> UNet:
+def untrained(config: Config, seed: int = 0) -> ExtendedUNet:
     """A network that depends on all it is told, as no zero-initialised one does."""
     torch.manual_seed(seed)
-    unet = UNet(config).eval()
+    unet = ExtendedUNet(config).eval()
     torch.nn.init.normal_(unet.out_conv.weight, std=0.05)
-    if unet.lips is not None:
-        torch.nn.init.normal_(unet.lips.weight, std=0.02)
+    if unet.lip_predictor is not None:
+        torch.nn.init.normal_(unet.lip_predictor.weight, std=0.02)
     return unet
 
 
@@ -286,7 +286,7 @@ def test_a_sound_in_memory_is_read_twice_at_once(folder: Path, face: Path, tmp_p
 class Recorder(Engine):
     """Remembers what it was told."""
 
-    def __init__(self, unet: UNet, steps: int, solver: str = "ddim", **more: float) -> None:
+    def __init__(self, unet: ExtendedUNet, steps: int, solver: str = "ddim", **more: float) -> None:
         super().__init__(unet, SamplingConfig(steps, solver, **more))
         self.told: list[tuple[int, Condition]] = []
 
@@ -325,7 +325,7 @@ def test_each_frame_is_told_of_those_before_and_of_its_sound(photo: np.ndarray, 
     frames = list(verb.generate(engine, photo, speech))
     assert len(frames) == 5
     identity = to_unit(photo)[None]
-    lips = unet.lips.predict(speech)
+    lips = unet.lip_predictor.predict(speech)
     shown: list[np.ndarray] = [photo, photo, *frames]
     for k, (_, condition) in enumerate(engine.told[::2]):
         assert torch.equal(condition.identity, identity)

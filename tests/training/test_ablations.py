@@ -52,7 +52,7 @@ def test_ablation(prepared: Prepared, tmp_path: Path, name: str) -> None:
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
-        total = row["simple"] + 1e-4 * row["vlb"] + config.training.lambda_lip * row["lip"]
+        total = row["simple"] + 1e-4 * row["vlb"] + config.optimisation.lambda_lip * row["lip"]
         assert row["loss"] == pytest.approx(total, rel=1e-4)
         assert row["vlb"] > 0
     unet, read, _ = load_model(str(tmp_path / "weights.safetensors"))

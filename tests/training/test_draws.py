@@ -29,7 +29,7 @@ from dheads.errors import DheadsError
 from dheads.media.video import to_uint8, write_clip
 from dheads.system.prefetch import prefetch
 from dheads.training import batches as draws
-from dheads.training.batches import Batch, Chosen, Draws, Lead
+from dheads.training.batches import Batch, Batches, Chosen, Lead
 
 SIZE = 32
 FRAMES = {"a/0": 9, "a/1": 12, "a/2": 7, "a/3": 2, "b/0": 12, "b/1": 10, "c/0": 12, "photo": 1}
@@ -108,10 +108,10 @@ def copy(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "data")
 
 
-def opened(root: Path, config: Config = PLAIN, parts: int = 1) -> Draws:
+def opened(root: Path, config: Config = PLAIN, parts: int = 1) -> Batches:
     dataset = Dataset(root)
     dataset.check(config)
-    return Draws(dataset, dataset.clips, config, parts)
+    return Batches(dataset, dataset.clips, config, parts)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -126,7 +126,7 @@ def same(a: Batch, b: Batch) -> bool:
 def test_a_batch_holds_what_the_clips_hold(dataset: Dataset, identity_frame: str) -> None:
     """Each example is a frame, those before it (the identity where there is none), and that frame's sound and mouth."""
     config = config_of({"batch_size": 64}, identity_frame=identity_frame)
-    batch = Draws(dataset, dataset.clips, config).draw(0, 0)
+    batch = Batches(dataset, dataset.clips, config).batch(0, 0)
     names = list(FRAMES)
     targets, identities = seen(batch.target), seen(batch.identity)
     for i, name in enumerate(batch.clips):
@@ -153,7 +153,7 @@ def test_some_examples_blink_and_some_are_told_nothing_of_what_was_before(datase
 
     def drawn(**training: float) -> Iterator[tuple[int, int, list[int]]]:
         clips = [clip for clip in dataset.clips if clip.frames > 6]  # two blinks or more
-        batch = Draws(dataset, clips, config_of({"batch_size": 400, **training})).draw(0, 0)
+        batch = Batches(dataset, clips, config_of({"batch_size": 400, **training})).batch(0, 0)
         for (_, target), (_, identity), motion in zip(
             seen(batch.target), seen(batch.identity), map(seen, batch.motion_frames), strict=True
         ):
@@ -180,7 +180,7 @@ def test_every_pair_of_two_frames_is_drawn_as_often() -> None:
 def test_the_shapes_of_the_ablations(dataset: Dataset, motion: int, audio: int, lip: int) -> None:
     for augmented in (False, True):
         config = config_of({"augment": augmented}, motion_frames=motion, audio_context=audio, lip_context=lip)
-        batch = Draws(dataset, dataset.clips, config).draw(0, 0)
+        batch = Batches(dataset, dataset.clips, config).batch(0, 0)
         assert batch.target.shape == batch.identity.shape == (4, 3, SIZE, SIZE)
         assert batch.motion_frames.shape == (4, motion, 3, SIZE, SIZE)
         assert batch.audio_window.shape == (4, 2 * audio + 1, 8)
@@ -195,7 +195,7 @@ def test_the_shapes_of_the_ablations(dataset: Dataset, motion: int, audio: int, 
 
 
 def test_an_epoch_holds_every_clip_once_in_an_order_of_its_own(dataset: Dataset) -> None:
-    drawn = Draws(dataset, dataset.clips, config_of({"batch_size": 2}), parts=2)
+    drawn = Batches(dataset, dataset.clips, config_of({"batch_size": 2}), parts=2)
     assert drawn.steps_per_epoch == 2
     epochs = []
     for epoch in range(3):
@@ -207,7 +207,7 @@ def test_an_epoch_holds_every_clip_once_in_an_order_of_its_own(dataset: Dataset)
 
 
 def test_epochs_may_end_within_a_batch(dataset: Dataset) -> None:
-    drawn = Draws(dataset, dataset.clips, config_of({"batch_size": 3}))
+    drawn = Batches(dataset, dataset.clips, config_of({"batch_size": 3}))
     names = [clip.clip for step in range(8) for clip in drawn.clips_of(step, 0)]
     assert drawn.steps_per_epoch == pytest.approx(8 / 3)
     assert [sorted(names[i : i + 8]) for i in (0, 8, 16)] == [sorted(FRAMES)] * 3
@@ -217,8 +217,8 @@ def test_epochs_may_end_within_a_batch(dataset: Dataset) -> None:
 @pytest.mark.parametrize("balance", ["clips", "speakers"])
 def test_a_step_is_the_same_however_it_is_split(dataset: Dataset, balance: str) -> None:
     """Two processes, or one that accumulates, draw what one large batch holds."""
-    whole = Draws(dataset, dataset.clips, config_of({"batch_size": 6, "balance": balance}))
-    halves = [Draws(dataset, dataset.clips, config_of({"batch_size": 3, "balance": balance}), 2) for _ in range(2)]
+    whole = Batches(dataset, dataset.clips, config_of({"batch_size": 6, "balance": balance}))
+    halves = [Batches(dataset, dataset.clips, config_of({"batch_size": 3, "balance": balance}), 2) for _ in range(2)]
     for step in (0, 5):
         batch, (first, second) = whole.draw(step, 0), (draw.draw(step, part) for part, draw in enumerate(halves))
         assert batch.clips == first.clips + second.clips
@@ -249,14 +249,14 @@ def test_a_draw_is_a_function_of_seed_step_and_part(made: Path, balance: str, au
 
 
 def test_a_clip_is_drawn_with_other_frames_in_another_epoch(dataset: Dataset) -> None:
-    drawn = Draws(dataset, [dataset.clips[1]], config_of({"batch_size": 64}))
+    drawn = Batches(dataset, [dataset.clips[1]], config_of({"batch_size": 64}))
     assert {frame for _, frame in seen(drawn.draw(0, 0).target)} == set(range(12))
 
 
 def test_balanced_draws_follow_the_shares(dataset: Dataset) -> None:
     clips, count = dataset.clips, 4000
     training = {"batch_size": count, "balance": "speakers", "still_share": 0.1, "speaker_cap": 0.4}
-    drawn = Counter(clip.clip for clip in Draws(dataset, clips, config_of(training)).clips_of(0, 0))
+    drawn = Counter(clip.clip for clip in Batches(dataset, clips, config_of(training)).clips_of(0, 0))
     for clip, share in zip(clips, draws._shares(clips, 0.1, 0.4), strict=True):
         assert drawn[clip.clip] / count == pytest.approx(share, abs=4 * (share * (1 - share) / count) ** 0.5)
 
@@ -337,7 +337,7 @@ def test_batches_made_ahead_are_those_asked_for_in_order(made: Path, threads: in
     assert not drawing_threads()
 
 
-class Scripted(Draws):
+class Scripted(Batches):
     """Keeps which keys were drawn, with how many threads each computes; one key may fail."""
 
     def __init__(self, fails: tuple[int, int] | None = None) -> None:
@@ -394,10 +394,10 @@ def test_nothing_asked_for_is_nothing_made() -> None:
 # --- All clips in the memory of a device
 
 
-def resident(root: Path, config: Config, parts: int = 1, device: str = "cpu") -> Draws:
+def resident(root: Path, config: Config, parts: int = 1, device: str = "cpu") -> Batches:
     dataset = Dataset(root)
     tables = ResidentClips(dataset, dataset.clips, config.conditioning.speech_dim, torch.device(device), threads=2)
-    return Draws(dataset, dataset.clips, config, parts, tables)
+    return Batches(dataset, dataset.clips, config, parts, tables)
 
 
 def everything(**training: object) -> Config:
@@ -457,13 +457,13 @@ def test_batches_of_resident_clips_never_leave_their_device(made: Path) -> None:
 def test_a_device_is_told_its_work_by_the_callers_thread_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And in the order of the batches, so that all of it may be one stream of a GPU."""
     told: list[tuple[str, int]] = []
-    drawn, plain = resident(made, everything(), device="meta"), Draws.made
+    drawn, plain = resident(made, everything(), device="meta"), Batches.made
 
-    def noted(self: Draws, chosen: Chosen) -> Batch:
+    def noted(self: Batches, chosen: Chosen) -> Batch:
         told.append((threading.current_thread().name, chosen.step))
         return plain(self, chosen)
 
-    monkeypatch.setattr(Draws, "made", noted)
+    monkeypatch.setattr(Batches, "made", noted)
     assert len(list(drawn.ahead([(step, 0) for step in range(6)], 3))) == 6
     assert told == [(threading.current_thread().name, step) for step in range(6)]
     assert not drawing_threads()
@@ -548,7 +548,7 @@ def test_no_folder_of_the_raw_data_gets_more_than_its_cap() -> None:
 
 def test_some_identities_are_of_another_clip_of_the_speaker(dataset: Dataset) -> None:
     clips = [clip for clip in dataset.clips if clip.speaker in {"a", "c"}]
-    batch = Draws(dataset, clips, config_of({"batch_size": 400, "other_clip_share": 0.5})).draw(0, 0)
+    batch = Batches(dataset, clips, config_of({"batch_size": 400, "other_clip_share": 0.5})).batch(0, 0)
     names, others = list(FRAMES), Counter()
     for name, identity, motion, target in zip(
         batch.clips, seen(batch.identity), map(seen, batch.motion_frames), seen(batch.target), strict=True

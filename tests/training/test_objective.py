@@ -14,9 +14,10 @@ from dheads.config import Config, override, preset
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import Denoised, v_target
-from dheads.model import Output, UNet
+from dheads.extensions.network import ExtendedUNet
+from dheads.model import Output
 from dheads.training.augment import drift, drop_patches
-from dheads.training.batches import Batch, Draws
+from dheads.training.batches import Batch, Batches
 from dheads.training.objective import TALLIED, tally, training_condition, training_loss
 
 pytest_plugins = "real_data"
@@ -27,12 +28,12 @@ TINY = preset("tiny")
 @pytest.fixture(scope="module")
 def batch(prepared: Prepared) -> Batch:
     dataset = Dataset(prepared.data)
-    return Draws(dataset, dataset.split("train"), override(TINY, {"training": {"batch_size": 16}})).draw(0, 0)
+    return Batches(dataset, dataset.split("train"), override(TINY, {"training": {"batch_size": 16}})).batch(0, 0)
 
 
-def lively(config: Config) -> UNet:
+def lively(config: Config) -> ExtendedUNet:
     """A network whose output depends on everything: a fresh one says zero."""
-    unet = UNet(config)
+    unet = ExtendedUNet(config)
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     return unet
@@ -61,7 +62,7 @@ def test_a_network_that_says_zero_has_the_loss_of_zero(batch: Batch, prediction:
     config = dataclasses.replace(
         config, training=dataclasses.replace(config.training, snr_clip=None, lambda_lip=0.2, lambda_eye=0.5)
     )
-    denoiser = Spy(UNet(config).eval())
+    denoiser = Spy(ExtendedUNet(config).eval())
     terms = training_loss(denoiser, batch, config, 3)
     eps = denoiser.eps(batch.target)
     targets = {"eps": eps, "v": v_target(denoiser.schedule, batch.target, eps, denoiser.t), "x_0": batch.target}
@@ -78,7 +79,7 @@ def test_a_network_that_says_zero_has_the_loss_of_zero(batch: Batch, prediction:
 
 
 def test_the_noise_is_standard_normal_and_the_times_are_spread(batch: Batch) -> None:
-    denoiser = Spy(UNet(TINY).eval())
+    denoiser = Spy(ExtendedUNet(TINY).eval())
     training_loss(denoiser, batch, TINY, 3)
     late = denoiser.t > 100  # before, rounding hides the noise
     eps = denoiser.eps(batch.target)[late]
@@ -91,7 +92,7 @@ def test_the_noise_is_standard_normal_and_the_times_are_spread(batch: Batch) -> 
 def test_the_x_0_loss_without_its_clip_is_the_v_loss(batch: Batch) -> None:
     """|v - v'|^2 = (snr + 1) |x_0 - x_0'|^2."""
     base = override(TINY, {"model": {"copy_gates": False}, "diffusion": {"prediction": "v"}})
-    unet = UNet(base).eval()
+    unet = ExtendedUNet(base).eval()
     torch.nn.init.normal_(unet.out_conv.weight, std=0.1)
     losses = []
     for clip in (None, 1e12):
@@ -105,7 +106,7 @@ def test_the_hybrid_loss_has_its_three_terms(batch: Batch) -> None:
         TINY,
         {"model": {"learned_variance": True}, "training": {"lambda_vlb": 0.25, "lambda_lip": 0.5, "lambda_eye": 0.0}},
     )
-    terms = training_loss(Denoiser(UNet(config).eval()), batch, config, 3)
+    terms = training_loss(Denoiser(ExtendedUNet(config).eval()), batch, config, 3)
     assert (terms["vlb"] > 0).all()
     torch.testing.assert_close(terms["loss"], terms["simple"] + 0.25 * terms["vlb"] + 0.5 * terms["lip"])
 
@@ -142,7 +143,7 @@ def test_checkpointed_activations_give_the_same_gradient(batch: Batch) -> None:
     gradients, kept = [], []
     for checkpointed in (False, True):
         config = override(base, {"training": {"checkpoint_activations": checkpointed}})
-        unet = UNet(config).train()
+        unet = ExtendedUNet(config).train()
         unet.load_state_dict(start)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.nbytes) or x, lambda x: x):
@@ -158,7 +159,7 @@ def test_checkpointed_activations_give_the_same_gradient(batch: Batch) -> None:
 
 
 def test_the_tally_sums_and_counts(batch: Batch) -> None:
-    terms = training_loss(Denoiser(UNet(TINY).eval()), batch, TINY, 3)
+    terms = training_loss(Denoiser(ExtendedUNet(TINY).eval()), batch, TINY, 3)
     table = tally(terms, TINY.diffusion.num_steps)
     assert not table.requires_grad
     assert table.shape == (len(TALLIED), 2)
@@ -175,13 +176,13 @@ def test_the_tally_sums_and_counts(batch: Batch) -> None:
 # --- The conditioning of training
 
 
-def condition(batch: Batch, **changes: dict[str, object]) -> tuple[UNet, Condition]:
+def condition(batch: Batch, **changes: dict[str, object]) -> tuple[ExtendedUNet, Condition]:
     true = {"motion_drift": 0.0, "patch_drop": 0.0}
     config = override(TINY, {"conditioning": {"hide_motion_mouth": False}, "training": true}, changes)
-    unet = UNet(config)
-    if unet.lips is not None:
-        unet.lips.mean.fill_(0.1)
-        unet.lips.std.fill_(0.05)
+    unet = ExtendedUNet(config)
+    if unet.lip_predictor is not None:
+        unet.lip_predictor.mean.fill_(0.1)
+        unet.lip_predictor.std.fill_(0.05)
     return unet, training_condition(unet, batch, config, torch.Generator().manual_seed(0))
 
 
@@ -249,4 +250,4 @@ def test_lip_codes_are_normalised_then_noised(batch: Batch) -> None:
     noise = noised.lip_window - exact.lip_window
     assert float(noise.std()) == pytest.approx(0.2, rel=0.15)
     unet, without = condition(batch, conditioning={"lip_dims": 0})
-    assert unet.lips is without.lip_window is None
+    assert unet.lip_predictor is without.lip_window is None

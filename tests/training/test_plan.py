@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dheads.conditioning import Condition
 from dheads.config import override, preset
-from dheads.model import UNet
+from dheads.extensions.network import ExtendedUNet
 from dheads.training.plan import Plan, plan
 
 
@@ -62,7 +62,7 @@ def test_without_data_epochs_are_unknown() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_activations_are_those_of_a_network_that_runs(dropout: float) -> None:
     config = override(preset("tiny"), {"model": {"dropout": dropout}})
-    unet = UNet(config).train()
+    unet = ExtendedUNet(config).train()
     own = {parameter.data_ptr() for parameter in unet.parameters()}
     kept: dict[int, Tensor] = {}
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from dheads.conditioning import mouth_mask
 from dheads.config import Config, override, preset
 from dheads.dataset.dataset import Dataset
-from dheads.model import UNet
-from dheads.training.batches import Batch, Draws
+from dheads.extensions.network import ExtendedUNet
+from dheads.training.batches import Batch, Batches
 from dheads.training.rollout import RollOuts
 
 pytest_plugins = "real_data"
@@ -29,7 +29,7 @@ def config_of(anchor: float) -> Config:
 @pytest.fixture(scope="module")
 def batch(prepared: Prepared) -> Batch:
     dataset = Dataset(prepared.data)
-    return Draws(dataset, dataset.split("train"), config_of(0)).draw(LATE, 0)
+    return Batches(dataset, dataset.split("train"), config_of(0)).batch(LATE, 0)
 
 
 def led(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +44,7 @@ def led(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 def test_frames_follow_one_from_the_other(batch: Batch, anchor: float) -> None:
     """A fresh network's x_0 is a third of its own, which is 0, of the last motion frame and of the identity."""
     index, identity, last = led(batch)
-    made = RollOuts(UNet(config_of(anchor)).eval(), config_of(anchor))(batch, LATE)
+    made = RollOuts(ExtendedUNet(config_of(anchor)).eval(), config_of(anchor))(batch, LATE)
     outside = (mouth_mask(preset("tiny").alignment, 32) == 0).expand_as(identity)
     for k in range(2):
         told = last if k else torch.lerp(last, identity, anchor)
@@ -56,19 +56,19 @@ def test_frames_follow_one_from_the_other(batch: Batch, anchor: float) -> None:
 
 def test_other_examples_stay_as_they_are(batch: Batch) -> None:
     config = config_of(0)
-    made = RollOuts(UNet(config).eval(), config)(batch, LATE)
+    made = RollOuts(ExtendedUNet(config).eval(), config)(batch, LATE)
     others = [k for k in range(16) if k not in led(batch)[0].tolist()]
     assert torch.equal(made.motion_frames[others], batch.motion_frames[others])
     for field in dataclasses.fields(Batch):
         if field.name not in {"motion_frames", "lead"}:
             assert getattr(made, field.name) is getattr(batch, field.name)
-    assert RollOuts(UNet(config), config)(made, LATE) is made, "nothing is left to draw"
+    assert RollOuts(ExtendedUNet(config), config)(made, LATE) is made, "nothing is left to draw"
 
 
 def test_it_is_a_function_of_the_seed_and_the_step(batch: Batch) -> None:
     config = config_of(0.5)
     torch.manual_seed(0)
-    unet = UNet(config).eval()
+    unet = ExtendedUNet(config).eval()
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     rolled_out = RollOuts(unet, config)
@@ -81,7 +81,7 @@ def test_it_follows_the_network_without_copying_it_again(batch: Batch, monkeypat
     """After a step of training the frames are those of the weights as they are now, by the same copy of them."""
     config = config_of(0.5)
     torch.manual_seed(0)
-    unet = UNet(config).eval().requires_grad_(False)
+    unet = ExtendedUNet(config).eval().requires_grad_(False)
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     rolled_out = RollOuts(unet, config)

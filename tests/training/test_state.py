@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dheads.config import Config, override, preset, to_dict
 from dheads.errors import DheadsError
-from dheads.model import UNet
+from dheads.extensions.network import ExtendedUNet
 from dheads.training import state as files
 from dheads.training.state import TrainingState, check_start, differences, learning_rate, numbered, prune, publish
 
@@ -24,7 +24,7 @@ TINY = preset("tiny")
 
 def fresh(config: Config = TINY, parts: int = 1) -> TrainingState:
     torch.manual_seed(0)
-    return TrainingState(UNet(config).to(memory_format=torch.channels_last), config, parts)
+    return TrainingState(ExtendedUNet(config).to(memory_format=torch.channels_last), config, parts)
 
 
 def take(state: TrainingState, scale: float = 7.0, lr: float = 1e-2, loss: float = 1.0) -> str | None:
@@ -138,7 +138,7 @@ def test_rows_of_means() -> None:
 
 
 def rate(config: Config, step: int) -> float:
-    return learning_rate(config, step, step / config.training.steps)
+    return learning_rate(config, step, step / config.optimisation.steps)
 
 
 def test_the_papers_learning_rate() -> None:
@@ -313,7 +313,7 @@ def test_a_state_reads_no_files_but_its_own(saved: tuple[Path, TrainingState], t
 def test_small_keeps_its_state_in_files_under_16_mib(tmp_path: Path) -> None:
     """So that they pass where larger files do not."""
     config = preset("small")
-    state = TrainingState(UNet(config), config)
+    state = TrainingState(ExtendedUNet(config), config)
     for parameter in state.unet.parameters():
         parameter.grad = torch.zeros_like(parameter)
     state.advance(1.0, 1.0, 0.0)

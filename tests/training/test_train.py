@@ -34,7 +34,7 @@ from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.errors import DheadsError
 from dheads.extensions import lips
-from dheads.model import UNet
+from dheads.extensions.network import ExtendedUNet
 from dheads.sampling.engine import Engine
 from dheads.sampling.pipeline import generate
 from dheads.system.locks import alone
@@ -168,7 +168,7 @@ def test_metrics(short: Run) -> None:
         assert all(math.isfinite(value) for value in row.values())
         for held_out in ("", "val_"):
             simple, lip, eye = (row[held_out + name] for name in ("simple", "lip", "eye"))
-            total = simple + TINY.training.lambda_lip * lip + TINY.training.lambda_eye * eye
+            total = simple + TINY.optimisation.lambda_lip * lip + TINY.extensions.codes["eyes"].weight * eye
             assert row[f"{held_out}loss"] == pytest.approx(total, rel=1e-4)
         assert row["vlb"] == 0, "the tiny network has no learned variance"
         means = [row[name] for name in quarters & set(row)]
@@ -176,7 +176,7 @@ def test_metrics(short: Run) -> None:
         assert 0 <= row["waiting"] < 1
         assert row["examples_per_second"] > 0
     config = override(TINY, SHORT)
-    expected = [learning_rate(config, step, step / config.training.steps) for step in (2, 4, 6)]
+    expected = [learning_rate(config, step, step / config.optimisation.steps) for step in (2, 4, 6)]
     assert [row["lr"] for row in rows(short.path)] == pytest.approx(expected, rel=1e-5)
 
 
@@ -196,7 +196,7 @@ def test_the_checkpoint_is_complete(short: Run, dataset: Dataset) -> None:
     assert config == override(TINY, SHORT)
     assert from_dict(tomllib.loads((short.path / "config.toml").read_text(encoding="utf-8"))) == config
     assert info["training"] == {"steps": 6, "examples": 24, "clips": 5}
-    codes = unet.lips.predict(dataset.talks("train")[0].speech)
+    codes = unet.lip_predictor.predict(dataset.lip_clips("train")[0].speech)
     assert codes.std(0).min() > 0.1, "the lip predictor was fitted and travels with the weights"
 
 
@@ -444,7 +444,7 @@ def test_a_bad_step_is_reported_and_skipped(prepared: Prepared, tmp_path: Path, 
     assert [(event["step"], event["kind"]) for event in events] == [(2, "bad_step"), (3, "bad_step")]
     assert events[0]["message"] == "step 2: the loss or its gradient is not finite"
     dataset = Dataset(prepared.data)
-    assert len(events[0]["clips"]) == 2 * TINY.training.batch_size
+    assert len(events[0]["clips"]) == 2 * TINY.optimisation.batch_size
     assert set(events[0]["clips"]) <= {clip.clip for clip in dataset.split("train")}
     first, second, third, fourth = (
         load_checkpoint(tmp_path / f"weights-000000{step}.safetensors").tensors for step in (1, 2, 3, 4)
@@ -634,7 +634,7 @@ def test_bfloat16_is_for_machines_that_have_it(
     asked: list[str] = []
 
     class Noted(Denoiser):
-        def __init__(self, unet: UNet, precision: str, *network: object) -> None:
+        def __init__(self, unet: ExtendedUNet, precision: str, *network: object) -> None:
             asked.append(precision)
             super().__init__(unet, "fp32", *network)
 

@@ -25,10 +25,10 @@ from dheads import cli
 from dheads import config as configuration
 from dheads.conditioning import Condition
 from dheads.errors import DheadsError
+from dheads.extensions.network import ExtendedUNet
 from dheads.faces import landmarks
 from dheads.faces.alignment import mean_face
 from dheads.media.video import read_frames
-from dheads.model import UNet
 from dheads.sampling import pipeline as sample
 from dheads.speech.encoders import load_speech_encoder
 from dheads.weights import checkpoints as weights
@@ -437,7 +437,7 @@ def test_a_damaged_file_is_fetched_anew_and_a_good_one_left_alone(
 def test_the_listed_network_has_as_many_bytes_as_its_file() -> None:
     entry = weights.known()["crema"]
     with torch.device("meta"):
-        unet = UNet(config_from_released(entry["network"]))
+        unet = ExtendedUNet(config_from_released(entry["network"]))
     tensors = 4 * sum(parameter.numel() for parameter in unet.parameters())
     assert 0 < entry["bytes"] - tensors < 1_000_000  # the rest is code and names
 

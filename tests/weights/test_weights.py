@@ -26,7 +26,7 @@ from dheads import config as configuration
 from dheads.conditioning import build
 from dheads.config import Config
 from dheads.errors import DheadsError
-from dheads.model import UNet
+from dheads.extensions.network import ExtendedUNet
 from dheads.weights import checkpoints as weights
 from dheads.weights import download as downloads
 
@@ -40,7 +40,7 @@ def tiny() -> Config:
 
 @pytest.fixture
 def state(tiny: Config) -> dict[str, Tensor]:
-    return {name: torch.randn_like(tensor) for name, tensor in UNet(tiny).state_dict().items()}
+    return {name: torch.randn_like(tensor) for name, tensor in ExtendedUNet(tiny).state_dict().items()}
 
 
 @pytest.fixture
@@ -80,13 +80,13 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path: Path, tin
 
 
 def test_loaded_network_computes_what_the_saved_one_did(saved: Path, tiny: Config, state: dict[str, Tensor]) -> None:
-    original = UNet(tiny)
+    original = ExtendedUNet(tiny)
     original.load_state_dict(state)
     loaded, config, info = weights.load_model(str(saved))
     assert (config, info) == (tiny, INFO)
     assert not loaded.training
     assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in loaded.parameters())
-    told, side = tiny.conditioning, tiny.model.image_size
+    told, side = tiny.conditioning, tiny.network.image_size
     condition = build(
         tiny,
         torch.rand(1, 3, side, side),
@@ -308,7 +308,7 @@ def test_cache_folder(
 def test_weights_that_are_not_finite_are_neither_written_nor_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Config, number: float
 ) -> None:
-    path, tensors = tmp_path / "weights.safetensors", UNet(tiny).state_dict()
+    path, tensors = tmp_path / "weights.safetensors", ExtendedUNet(tiny).state_dict()
     tensors["stem.weight"][1, 2] = number
     with pytest.raises(DheadsError, match=r"cannot write .*: stem\.weight holds numbers that are not finite as torch"):
         weights.save_checkpoint(path, tensors, tiny, {})
@@ -323,7 +323,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(
 
 
 def test_what_is_too_large_for_half_precision_is_not_written_as_infinite(tmp_path: Path, tiny: Config) -> None:
-    path, tensors = tmp_path / "weights.safetensors", UNet(tiny).state_dict()
+    path, tensors = tmp_path / "weights.safetensors", ExtendedUNet(tiny).state_dict()
     tensors["stem.weight"][1, 2] = 70_000.0
     weights.save_checkpoint(path, tensors, tiny, {})
     with pytest.raises(DheadsError, match=r"not finite as torch\.float16"):

@@ -1,22 +1,25 @@
-"""The eye code (beyond the paper): how far the eyes are open, and when somebody blinks.
+"""The eye code: how far the eyes are open, and when somebody blinks.
 
-What is said does not tell when eyes blink, so in training the network is told how far open they are, and in sampling
-blinks come by chance.
+Speech does not tell when eyes blink, so in training the network is given how far open they are, and in sampling blinks
+come by chance.
+Why: without it a video never blinks, or half-closes its eyes all the time. Off: no table extensions.codes.eyes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dheads.conditioning import window
-from dheads.config import FPS
+from dheads.config import FPS, Config
 
 SHUT = -0.25  # an eye code below this is part of a blink, as measures.blinks counts them
 _PAUSE_SECONDS = 0.8  # the least from one blink to the next
 # The eye code throughout a blink: the median of 605 in real clips (GRID, TalkVid, HDTF), over twice as deep.
-# Networks close lids less than they are told.
+# Networks close lids less than the code asks for.
 _BLINK = (-0.05, -0.76, -1.4, -1.07, -0.51, -0.3, -0.2, -0.14)
 
 
@@ -28,14 +31,16 @@ def eye_code(openness: Tensor) -> Tensor:
 class Blinks:
     """The eye code of a video of any length, by chance; the same seed blinks at the same times."""
 
+    reach = 0
+
     def __init__(self, seed: int, rate: float) -> None:
         """rate: blinks a second."""
         self._rng = np.random.default_rng([seed, FPS])
         self._mean_wait = np.inf if rate == 0 else max(0.0, 1 / rate - _PAUSE_SECONDS - len(_BLINK) / FPS)
         self._code: list[float] = []
 
-    def window(self, frame: int, context: int) -> Tensor:
-        """The code of a frame and of those around it, (2 context + 1, 1)."""
+    def window(self, frame: int, speech: Tensor, at: int, context: int) -> Tensor:
+        """The code of a frame and of those around it, (2 context + 1, 1); the speech does not matter."""
         while len(self._code) <= frame + context:
             if self._mean_wait == np.inf:
                 self._code += [0.0] * FPS
@@ -44,3 +49,27 @@ class Blinks:
             self._code += [0.0] * round(wait * FPS) + list(_BLINK)
         first = max(0, frame - context)
         return window(torch.tensor(self._code[first : frame + context + 1])[:, None], frame - first, context)
+
+
+class EyeCode:
+    """See the module's docstring."""
+
+    name, embedding, dims = "eyes", "eye_embed", 1
+    is_heard, begins_at_zero = False, True
+    points = range(36, 48)  # landmarks of both eyes
+
+    def measured(self, labels: Mapping[str, Tensor]) -> Tensor:
+        return eye_code(labels["eyes"])
+
+    def events(self, code: Tensor) -> list[int]:
+        """Frames of a blink."""
+        return [int(frame) for frame in (code[:, 0] < SHUT).nonzero()[:, 0]]
+
+    def fitted(self, config: Config) -> None:
+        return None
+
+    def normalised(self, code: Tensor, fitted: nn.Module | None) -> Tensor:
+        return code
+
+    def track(self, fitted: nn.Module | None, seed: int, event_rate: float) -> Blinks:
+        return Blinks(seed, event_rate)

@@ -1,4 +1,4 @@
-"""The eye code: what the network is told of eyes, and when it is told that they blink."""
+"""The eye code: how open the eyes are, and when they blink by chance."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import torch
 
 from dheads.config import FPS
 from dheads.evaluation.measures import blink_seconds, blinks, blinks_per_second
-from dheads.extensions.blinks import SHUT, Blinks, eye_code
+from dheads.extensions.eyes import SHUT, Blinks, eye_code
+
+SPEECH = torch.zeros(1, 4)  # does not matter
 
 
 def drawn(seed: int, seconds: int, rate: float = 0.3) -> np.ndarray:
     """(F,): the code of every frame."""
     chance = Blinks(seed, rate)
-    return torch.cat([chance.window(frame, 0) for frame in range(seconds * FPS)])[:, 0].numpy()
+    return torch.cat([chance.window(frame, SPEECH, 0, 0) for frame in range(seconds * FPS)])[:, 0].numpy()
 
 
 def test_the_code_is_relative_to_the_persons_own_eyes() -> None:
@@ -44,4 +46,4 @@ def test_a_seed_blinks_at_the_same_times_and_windows_are_of_one_track() -> None:
     assert (code < SHUT).any()
     for frame in (0, 1, 2, 100, 500):
         around = np.clip(np.arange(frame - 2, frame + 3), 0, None)
-        assert np.array_equal(chance.window(frame, 2)[:, 0].numpy(), code[around])
+        assert np.array_equal(chance.window(frame, SPEECH, 0, 2)[:, 0].numpy(), code[around])

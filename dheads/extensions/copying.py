@@ -1,0 +1,44 @@
+"""Copy gates and the mouth mask: pixels outside the mouth come from the last motion frame and the identity.
+
+Why: a network trained for hours cannot draw hair and skin as sharp as the photo, but it need not where nothing moves.
+Off: extensions.copying.gates = false.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dheads.conditioning import Condition
+from dheads.config import AlignmentConfig, Config
+
+
+def uses_mouth_mask(config: Config) -> bool:
+    """Whether anything in the configuration depends on where the mouth is."""
+    return config.extensions.copying.gates or config.extensions.motion.hide_mouth
+
+
+@lru_cache(maxsize=32)
+def mouth_mask(alignment: AlignmentConfig, size: int, device: torch.device) -> Tensor:
+    """(1, 1, H, W) in [0, 1]: an ellipse around the mean face's mouth and chin, with a soft edge."""
+    d = alignment.eye_distance
+    with torch.inference_mode(False):  # the kept tensor is also used where gradients are computed
+        pixels = (torch.arange(size) + 0.5) / size
+        x, y = torch.meshgrid(pixels, pixels, indexing="xy")
+        centre_y, radius_x, radius_y, edge = alignment.eye_y + 1.28 * d, 0.72 * d, 0.60 * d, 0.2
+        radius = torch.hypot((x - 0.5) / radius_x, (y - centre_y) / radius_y)  # 1 on the ellipse
+        return ((1 + edge / 2 - radius) / edge).clamp(0, 1)[None, None].to(device)
+
+
+def blend_copies(x_0: Tensor, gates: Tensor, condition: Condition, mask: Tensor) -> Tensor:
+    """x_0 = g_0 x_0 + g_1 x^(k-1) + g_2 x_Id with g = softmax(0, a, b), outside the mouth mask.
+
+    x_0 (B, 3, H, W) is the network's own; gates (B, 2, H, W) are its logits a and b; mask (1, 1, H, W).
+    """
+    weights = F.softmax(F.pad(gates, (0, 0, 0, 0, 1, 0)), dim=1)  # (B, 3, H, W)
+    copies = weights[:, 1:2] * condition.motion_frames[:, -1] + weights[:, 2:3] * condition.identity
+    blended = weights[:, :1] * x_0 + copies
+    return torch.lerp(blended, x_0, mask)

@@ -1,0 +1,125 @@
+"""Motion frames altered on purpose, in training and in sampling, so that errors of generated frames do not accumulate.
+
+In training they drift, have holes and noise; in sampling they may have noise, and each is anchored to the identity;
+in both the mouth may be blanked.
+Why: without it faces break up within 60 frames, and lips follow the frames before and not the sound.
+Off: all of extensions.motion at its defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dheads.conditioning import Condition, Cues, MotionBuffer
+from dheads.config import Config
+from dheads.extensions.copying import mouth_mask
+
+
+@dataclass(frozen=True, eq=False)
+class MotionCondition(Condition):
+    """A condition with motion frames as altered, and the noise level that the network is given."""
+
+    motion_noise: Tensor | None = None  # (B,) standard deviation of the noise on the motion frames
+
+
+def condition_with(
+    config: Config,
+    identity: Tensor,
+    motion_frames: Tensor,
+    cues: Cues,
+    level: Tensor | None = None,
+    eps: Tensor | None = None,
+) -> MotionCondition:
+    """The condition of clean frames in [-1, 1]: noise is added to the motion frames, then their mouths are blanked.
+
+    identity (B, 3, H, W), motion_frames (B, M, 3, H, W). level (B,): standard deviation of the noise; eps: standard
+    normal, like motion_frames. Networks that are given a noise level get 0 where there is none.
+    """
+    motion = config.extensions.motion
+    if level is not None and eps is not None:
+        motion_frames = motion_frames + level[:, None, None, None, None] * eps
+    if motion.hide_mouth:
+        motion_frames = motion_frames * (1 - mouth_mask(config.alignment, identity.shape[-1], identity.device))
+    if motion.noise > 0 and level is None:
+        level = identity.new_zeros(identity.shape[0])
+    return MotionCondition(identity, motion_frames, cues, level)
+
+
+class AnchoredBuffer(MotionBuffer):
+    """Motion frames while sampling, each with a share of the identity blended in."""
+
+    def __init__(self, identity: Tensor, count: int, anchor: float) -> None:
+        """identity (B, 3, H, W); anchor: its share in every pushed frame."""
+        super().__init__(identity, count)
+        self._identity, self._anchor = identity, anchor
+
+    def push(self, frame: Tensor, rest: float = 0.0) -> None:
+        """rest: how far it is a pause, 0 .. 1. Then half of the last frame is blended in: in a pause frames that
+        respond to one another would oscillate."""
+        anchored = torch.lerp(frame, self._identity, self._anchor)
+        if rest and self._frames.shape[1]:
+            anchored = torch.lerp(anchored, self._frames[:, -1], rest / 2)
+        super().push(anchored)
+
+
+def spoiled(config: Config, motion_frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Motion frames (B, M, 3, H, W) of training examples, with drift and holes."""
+    motion = config.extensions.motion
+    if motion.drift > 0:
+        motion_frames = drift(motion_frames, motion.drift, generator)
+    if motion.holes > 0:
+        motion_frames = punch_holes(motion_frames, motion.holes, generator)
+    return motion_frames
+
+
+def drift(frames: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    """Change frames as errors change a network's own over time: contrast, tint, shading, too soft or too sharp.
+
+    frames (B, M, 3, H, W), the same for all M of an example; size 0 .. 1.
+    """
+    batch, count, _, height, width = frames.shape
+    if count == 0:  # a network without motion frames
+        return frames
+    strength = size * uniform(batch, 0, 1, generator).square()[:, None, None, None]  # many hardly, some badly
+    gain = torch.exp(strength * normal((batch, 1, 1, 1), 0.4, generator)).to(frames)
+    tint = normal((batch, 3, 1, 1), 0.2, generator) + normal((batch, 3, 6, 6), 0.3, generator)
+    softness = (strength * uniform(batch, -1.5, 1.5, generator)[:, None, None, None]).to(frames)
+    shading = F.interpolate((strength * tint).to(frames), (height, width), mode="bilinear").repeat(1, count, 1, 1)
+    flat = frames.flatten(1, 2)  # (B, M 3, H, W)
+    flat = torch.lerp(flat, box_blur(flat, 5), softness)
+    return (flat * gain + shading).clamp(-1, 1).view_as(frames)
+
+
+def punch_holes(frames: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Set holes to zero in that share of the examples: up to half of a grid of 8 x 8 patches, the same in all frames.
+
+    frames (B, M, 3, H, W).
+    """
+    batch, _, _, height, width = frames.shape
+    density = 0.5 * uniform(batch, 0, 1, generator) * chance(batch, share, generator)
+    holes = torch.rand((batch, 1, 8, 8), generator=generator) < density[:, None, None, None]
+    return frames * (1 - F.interpolate(holes.to(frames), (height, width)))[:, None]
+
+
+def box_blur(pictures: Tensor, width: int) -> Tensor:
+    """The mean of the odd `width` px square around every pixel, (B, C, H, W); edges are repeated."""
+    return F.avg_pool2d(F.pad(pictures, [width // 2] * 4, mode="replicate"), width, stride=1)
+
+
+def normal(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> Tensor:
+    """Normal numbers of that standard deviation."""
+    return scale * torch.randn(shape, generator=generator)
+
+
+def uniform(batch: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Numbers between low and high, (B,)."""
+    return low + (high - low) * torch.rand(batch, generator=generator)
+
+
+def chance(batch: int, probability: float, generator: torch.Generator) -> Tensor:
+    """True with that probability, (B,)."""
+    return torch.rand(batch, generator=generator) < probability
