@@ -25,11 +25,11 @@ from dheads.evaluation.report import ClipReport, Report, write_report
 from dheads.evaluation.watching import Watched, in_parallel
 from dheads.media.video import VIDEOS
 from dheads.sampling.engine import Engine
-from dheads.sampling.pipeline import PLACES, adjusted
+from dheads.sampling.lists import SLOTS
+from dheads.sampling.talker import adjusted
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import file_sha256, load_model, resolve
 
-_PLACES = 8  # clips made at once on a device that `sample` names no number for
 _NAMED = 5  # clips that a warning names
 Names = list[tuple[str, Path, Path]]  # (clip, generated, real)
 Failures = list[tuple[str, str]]  # (clip, reason)
@@ -117,7 +117,7 @@ def evaluate_weights(
         "anchor": config.extensions.motion.anchor,
     }
     claim(out, settings)
-    places = places or PLACES.get(place.type, _PLACES)
+    places = places or SLOTS[place.type]
     speech = heard_speech(dataset, config, place, progress)
     failed = remake(Engine(unet, config), dataset, clips, speech, out / "generated", seed, places, progress)
     lost = {clip for clip, _ in failed}

@@ -3,8 +3,8 @@
 The measures, in eye distances: the opening of the inner lips, and the mouth's width and the lips' thickness relative to
 the clip's median. In training the network is given the true code, in sampling the one that ridge regression predicts
 from a window of speech embeddings.
-Why: an hour of training does not teach a network to lip-read embeddings, but three numbers it follows at once; the
-correlation of mouths with the sound rose from 0.3 to over 0.5. Off: no table extensions.codes.lips.
+Why: hours of training on some 40 people do not teach a network to read speech embeddings, but it follows three numbers:
+mouths that are given the true code correlate with the true opening by 0.87. Off: no table extensions.codes.lips.
 """
 
 from __future__ import annotations

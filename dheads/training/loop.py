@@ -23,7 +23,7 @@ from dheads.extensions.network import ExtendedUNet
 from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform, wav_file
 from dheads.media.video import write_video
 from dheads.sampling.engine import Engine
-from dheads.sampling.pipeline import generate
+from dheads.sampling.talker import generate
 from dheads.system.devices import COMPILE_OPTIONS, best_dtype
 from dheads.system.distributed import Ending, joined
 from dheads.system.files import complete_or_absent

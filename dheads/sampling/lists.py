@@ -1,0 +1,185 @@
+"""Many videos: jobs in lock-step, each network loaded once, and what became of every job."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dheads.config import FPS
+from dheads.errors import DheadsError
+from dheads.media.video import container_of, video_writer
+from dheads.sampling.engine import Engine
+from dheads.sampling.jobs import Job
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
+from dheads.sampling.outputs import check, sweep
+from dheads.sampling.talker import Talker, reporting_compile_errors
+from dheads.system.devices import own_device, resolve_device
+from dheads.system.distributed import world
+
+SLOTS = {"cuda": 16, "mps": 8, "cpu": 8}  # videos in lock-step; more make no more frames a second
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job of a list."""
+
+    output: Path
+    frames: int = 0
+    seconds: float = 0.0  # length of the video
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None  # why there is no video
+    skipped: bool = False  # it was there already
+
+
+def sample_all(
+    jobs: Sequence[Job],
+    *,
+    device: str = "auto",
+    compiled: bool = False,
+    overwrite: bool = False,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> Iterator[Outcome]:
+    """Make many videos in lock-step, and yield what became of each job as soon as that is known.
+
+    Photos and sounds are read when their turn comes. An output that is there already is kept, unless `overwrite`, so
+    that a run that was killed goes on where it stopped; what it left half-written is removed. A job that fails is no
+    error: its outcome says why. shard: (3, 16) makes the third of 16 parts; under torchrun each process its own part,
+    on its own GPU.
+    """
+    chosen = own_device(resolve_device(device))
+    todo = []
+    part, parts = world().own_shard(shard) or (1, 1)
+    for job in jobs[part - 1 :: parts]:
+        if outcome := _known_outcome(job, overwrite):
+            yield outcome
+        else:
+            todo.append(job)
+    sweep(todo)
+    with tqdm(desc="sample", unit="frame", disable=not progress or not todo) as bar:
+        for done, outcome in enumerate(_all(todo, chosen, compiled, progress, bar.update), 1):
+            bar.set_postfix_str(f"{done}/{len(todo)} videos")
+            yield outcome
+
+
+def _all(
+    jobs: list[Job], device: torch.device, compiled: bool, progress: bool, tick: Callable[[], object]
+) -> Iterator[Outcome]:
+    """One network after the other, each loaded once."""
+    for group in _grouped(jobs, lambda job: job.weights):
+        try:
+            talker = Talker(group[0].weights, device, progress)
+        except DheadsError as error:
+            yield from (Outcome(job.output, error=str(error)) for job in group)
+            continue
+        for alike in _grouped(group, lambda job: (job.steps, job.solver, job.guidance, job.still)):
+            try:
+                engine = talker.engine(alike[0], compiled)
+            except DheadsError as error:
+                yield from (Outcome(job.output, error=str(error)) for job in alike)
+                continue
+            with reporting_compile_errors(compiled):
+                yield from _together(talker, engine, alike, tick)
+
+
+def _grouped(jobs: Iterable[Job], key: Callable[[Job], Hashable]) -> list[list[Job]]:
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(key(job), []).append(job)
+    return list(groups.values())
+
+
+def _together(talker: Talker, engine: Engine, jobs: list[Job], tick: Callable[[], object]) -> Iterator[Outcome]:
+    """Jobs that the same engine makes, in lock-step."""
+    refused: deque[Outcome] = deque()  # jobs whose video could not be begun
+    videos_begun: dict[int, _Video] = {}  # under way, by the number of their video
+    over: set[int] = set()  # numbers of videos, made or failed
+    begun = 0
+
+    def videos() -> Iterator[VideoSpec]:
+        nonlocal begun
+        for job in jobs:
+            try:
+                begun_video = _Video(job, talker)
+            except Exception as error:  # whatever a hostile file provokes, the other jobs go on
+                refused.append(Outcome(job.output, error=_reason(error)))
+                continue
+            videos_begun[begun] = begun_video
+            begun += 1
+            yield begun_video.video()
+
+    slots = min(SLOTS[engine.device.type], len(jobs))
+    try:
+        for number, frame, last in in_lockstep(engine, videos(), slots, over):
+            while refused:
+                yield refused.popleft()
+            tick()
+            if outcome := videos_begun[number].add(frame, last):
+                del videos_begun[number]
+                over.add(number)
+                yield outcome
+        yield from refused
+    finally:
+        for begun_video in videos_begun.values():
+            begun_video.writer.discard()
+
+
+class _Video:
+    """A job under way."""
+
+    def __init__(self, job: Job, talker: Talker) -> None:
+        """Raises DheadsError for a job that cannot be done; then nothing is left of it."""
+        check(job)
+        self._output = job.output
+        self._scene = talker.scene(job)
+        self._fault: str | None = None  # what is wrong with the rest of the sound
+        self.writer = video_writer(job.output, job.audio, audio_codec=job.audio_codec)
+
+    def video(self) -> VideoSpec:
+        return dataclasses.replace(self._scene.video, speech=self._speech())
+
+    def _speech(self) -> Iterator[Tensor]:
+        try:
+            yield from self._scene.video.speech
+        except Exception as error:  # whatever a hostile file provokes midway, the other jobs go on
+            self._fault = _reason(error)
+
+    def add(self, frame: np.ndarray, last: bool) -> Outcome | None:
+        """Write the next frame; with the last one, or when something fails, what became of the job."""
+        if self._fault:
+            self.writer.discard()
+            return Outcome(self._output, error=self._fault)
+        try:
+            self.writer.add(self._scene.finish(frame))
+            if not last:
+                return None
+            self.writer.close()
+        except DheadsError as error:
+            return Outcome(self._output, error=str(error))
+        return Outcome(self._output, self.writer.count, self.writer.count / FPS, self._scene.notes + self.writer.notes)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DheadsError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (unexpected; please report it)"
+
+
+def _known_outcome(job: Job, overwrite: bool) -> Outcome | None:
+    """The outcome of a job that need not be tried."""
+    if job.fault is not None:
+        return Outcome(job.output, error=job.fault)
+    try:
+        container_of(job.output)
+    except DheadsError as error:
+        return Outcome(job.output, error=str(error))
+    return Outcome(job.output, skipped=True) if not overwrite and os.path.isfile(job.output) else None

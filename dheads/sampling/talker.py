@@ -1,0 +1,283 @@
+"""`dheads.load`: weights, speech encoder and landmark detector, loaded once, that make any number of videos."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dheads.config import FPS, AudioCodec, Config, override
+from dheads.errors import DheadsError
+from dheads.faces.alignment import framed
+from dheads.faces.landmarks import LandmarkBackend, load_backend
+from dheads.faces.paste import Paster
+from dheads.media.containers import MAX_SECONDS, name_of
+from dheads.media.hearing import Hearing, hear
+from dheads.media.sound import claimed_seconds, in_a_room, wav_file, waveform_pieces
+from dheads.media.video import video_writer
+from dheads.sampling.engine import Engine
+from dheads.sampling.jobs import Job, check_inputs
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
+from dheads.sampling.outputs import check
+from dheads.sampling.portrait import find_portrait, notes_on_edge
+from dheads.speech.encoders import SpeechEncoder, load_speech_encoder
+from dheads.system.devices import resolve_device
+from dheads.weights.checkpoints import load_model
+
+_STILL = 0.8  # share of the identity in the motion frames of a still head
+
+Face = Path | str | np.ndarray
+"""A photo, a video, or a picture (H, W, 3) uint8 RGB."""
+Sound = Path | str | BinaryIO | Tensor
+"""A recording, a video with sound, a stream of either, or a waveform (N,) at 16 kHz in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished video."""
+
+    path: Path
+    frames: int
+    seconds: float  # length of the video
+    sampling_seconds: float
+    notes: list[str] = field(default_factory=list)  # what the user should know, such as several faces in the photo
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What one video is generated from, and what is done to its frames."""
+
+    video: VideoSpec  # its speech comes in chunks, once
+    frames: int | None  # about how many, if the sound's container knows
+    finish: Callable[[np.ndarray], np.ndarray]
+    notes: list[str]
+
+
+class Talker:
+    """Makes videos with one set of weights. `dheads.load` returns one."""
+
+    def __init__(self, weights: str, device: torch.device, progress: bool = True) -> None:
+        """weights: a known name or a checkpoint file. Raises DheadsError for weights that cannot be used."""
+        self.unet, self.config, _ = load_model(weights, device, progress)
+        self._weights, self._device, self._progress = weights, device, progress
+
+    def sample(
+        self,
+        face: Face,
+        audio: Sound,
+        output: Path | str | BinaryIO,
+        *,
+        seed: int = 0,
+        size: int | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance: float | None = None,
+        at: float | None = None,
+        which: int | None = None,
+        paste: bool = False,
+        still: bool = False,
+        audio_codec: AudioCodec = "aac",
+        compiled: bool = False,
+    ) -> Result:
+        """Write to `output` a video in which the person of `face` speaks the recording `audio`.
+
+        It is an MP4, or an M4V or MOV if the name ends so. A stream, a pipe or a device as `output` gets fragments,
+        which can be played before the video ends. The same seed on the same device gives the same video. Sound is
+        read while frames are generated, so hours of it take no more memory than a minute.
+
+        size: side of the video in px; None: the network's own. steps, solver, guidance: how frames are sampled; None:
+        as the weights recommend. at: seconds into a video as face; None: its first frame with a face. which: of
+        several faces, from the largest: 1. paste: the face goes back into its picture. still: the head keeps to its
+        place in the photo. audio_codec: of the video's sound. compiled: torch.compile first, which takes a minute.
+        Raises DheadsError for input that cannot be used; then nothing is written.
+        """
+        job = Job(
+            _face(face), _sound(audio), output, seed=seed, size=size, steps=steps, solver=solver, guidance=guidance,
+            at=at, which=which, paste=paste, still=still, audio_codec=audio_codec,
+        )  # fmt: skip
+        return self.make(job, compiled)
+
+    def frames(
+        self,
+        face: Face,
+        audio: Sound,
+        *,
+        seed: int = 0,
+        size: int | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance: float | None = None,
+        at: float | None = None,
+        which: int | None = None,
+        paste: bool = False,
+        still: bool = False,
+        compiled: bool = False,
+    ) -> Iterator[np.ndarray]:
+        """Yield the frames, (H, W, 3) uint8 RGB, 25 a second, of the video that `sample` with the same options writes.
+
+        Raises DheadsError as `sample` does, with the first frame.
+        """
+        job = Job(
+            _face(face), _sound(audio), Path(os.devnull), seed=seed, size=size, steps=steps, solver=solver,
+            guidance=guidance, at=at, which=which, paste=paste, still=still,
+        )  # fmt: skip
+        check_inputs(job)
+        engine, scene = self.engine(job, compiled), self.scene(job)
+        with reporting_compile_errors(compiled):
+            yield from map(scene.finish, generate(engine, scene.video.photo, scene.video.speech, seed=job.seed))
+
+    def make(self, job: Job, compiled: bool = False) -> Result:
+        """Make the video of a job. Raises DheadsError as `sample` does."""
+        check(job)
+        engine, scene = self.engine(job, compiled), self.scene(job)
+        frames = generate(engine, scene.video.photo, scene.video.speech, seed=job.seed)
+        start = time.monotonic()
+        # Closed also when writing fails, so that the error begins a line of its own.
+        with (
+            tqdm(frames, total=scene.frames, desc="sample", unit="frame", disable=not self._progress) as bar,
+            reporting_compile_errors(compiled),
+            video_writer(job.output, job.audio, audio_codec=job.audio_codec) as writer,
+        ):
+            for frame in bar:
+                writer.add(scene.finish(frame))
+        spent, notes = time.monotonic() - start, scene.notes + writer.notes
+        return Result(Path(name_of(job.output)), writer.count, writer.count / FPS, spent, notes)
+
+    @cached_property
+    def backend(self) -> LandmarkBackend:
+        """The landmark detector that the weights were trained with."""
+        return load_backend(self.config.alignment.landmarks)
+
+    @cached_property
+    def encoder(self) -> SpeechEncoder:
+        """The speech encoder that the weights were trained with."""
+        return load_speech_encoder(self.config.conditioning.speech_encoder, self._device, self._progress)
+
+    def engine(self, job: Job, compiled: bool = False) -> Engine:
+        """Raises DheadsError for settings that these weights cannot take."""
+        if job.steps is not None and job.steps > self.config.diffusion.num_steps:
+            raise DheadsError(
+                f"{self._weights}: was trained with {self.config.diffusion.num_steps} timesteps, so it cannot take "
+                f"{job.steps} steps"
+            )
+        anchor = max(_STILL, self.config.extensions.motion.anchor) if job.still else None
+        config = adjusted(self.config, steps=job.steps, solver=job.solver, guidance=job.guidance, anchor=anchor)
+        if config.extensions.sound.guidance != 1 and self.config.extensions.sound.dropout == 0:
+            raise DheadsError(f"{self._weights}: was trained with sound only, so it takes no guidance; leave it at 1")
+        return Engine(self.unet, config, compiled=compiled)
+
+    def scene(self, job: Job) -> Scene:
+        """The photo of a job, read, and its sound, begun. Raises DheadsError for what cannot be used."""
+        portrait = find_portrait(job.face, self.config, self.backend, at=job.at, which=job.which)
+        size = self.config.network.image_size
+        finish: Callable[[np.ndarray], np.ndarray] = partial(enlarge, size=job.size)
+        if job.paste:
+            finish = Paster(portrait.picture, portrait.matrix, size, self.config.alignment)
+        photo = framed(portrait.picture, portrait.matrix, size)
+        hearing = hear(job.audio)
+        seconds = claimed_seconds(job.audio, hearing)
+        frames = None if seconds is None else round(seconds * FPS)
+        video = VideoSpec(photo, self._speech(job.audio, hearing, seconds), job.seed)
+        name = "the given picture" if isinstance(job.face, np.ndarray) else str(job.face)
+        notes = portrait.notes if job.paste else [*portrait.notes, *notes_on_edge(portrait, size, name)]
+        return Scene(video, frames, finish, [*notes, *hearing.notes])
+
+    def _speech(self, audio: Path | BinaryIO, hearing: Hearing, seconds: float | None) -> Iterator[Tensor]:
+        """Embeddings in chunks (f, D), begun, so that a fault of the sound shows before the video is begun."""
+        if seconds is not None and seconds > MAX_SECONDS:
+            # Nobody wants to hear of it after hours of work, but the claim may be wrong: read it all.
+            deque(waveform_pieces(audio, hearing), maxlen=0)
+        chunks = self.hear(waveform_pieces(audio, hearing))
+        return chain([next(chunks)], chunks)
+
+    def hear(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """16 kHz sound in pieces (n,) -> embeddings in chunks (f, D) on the CPU, as these weights need them."""
+        heard = in_a_room(pieces, self.config.extensions.sound.room_noise)
+        return (chunk.cpu() for chunk in self.encoder.encode_pieces(heard))
+
+
+def load(weights: str = "small", device: str = "auto", progress: bool = True) -> Talker:
+    """Weights of a known name or a checkpoint file, ready to make videos.
+
+    device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. progress: bars on stderr.
+    Raises DheadsError for weights that cannot be used, and for a device that is not there.
+    """
+    return Talker(weights, resolve_device(device), progress)
+
+
+def adjusted(
+    config: Config,
+    *,
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance: float | None = None,
+    anchor: float | None = None,
+) -> Config:
+    """The weights' own configuration, with those ways of sampling that are given."""
+    sampling = {"steps": steps, "solver": solver}
+    changes = {name: value for name, value in sampling.items() if value is not None}
+    sound = {} if guidance is None else {"guidance": guidance}
+    motion = {} if anchor is None else {"anchor": anchor}
+    return override(config, {"sampling": changes, "extensions": {"sound": sound, "motion": motion}})
+
+
+def generate(
+    engine: Engine,
+    photo: np.ndarray,
+    speech: Tensor | Iterable[Tensor],
+    *,
+    seed: int = 0,
+    codes: Mapping[str, Tensor] | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield the frames, (H, W, 3) uint8, of the aligned `photo` (H, W, 3) speaking `speech` (paper section 3.5).
+
+    speech: embeddings (F, D), or chunks (f, D) of them. codes: normalised codes (F, C) by name, instead of those that
+    are predicted.
+    """
+    for _, frame, _ in in_lockstep(engine, [VideoSpec(photo, speech, seed, codes or {})]):
+        yield frame
+
+
+def enlarge(frame: np.ndarray, size: int | None) -> np.ndarray:
+    """A square frame at `size` px; None keeps it."""
+    if size is None or size == len(frame):
+        return frame
+    return cv2.resize(frame, (size, size), interpolation=cv2.INTER_LANCZOS4)
+
+
+@contextmanager
+def reporting_compile_errors(compiled: bool) -> Iterator[None]:
+    """Turn errors of torch.compile into one sentence."""
+    if not compiled:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to load
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DheadsError(f"torch.compile fails here ({reason}); install a C++ compiler, or do not compile") from error
+
+
+def _face(face: Face) -> Path | np.ndarray:
+    return face if isinstance(face, np.ndarray) else Path(face)
+
+
+def _sound(audio: Sound) -> Path | BinaryIO:
+    if isinstance(audio, Tensor):
+        return wav_file(audio)
+    return Path(audio) if isinstance(audio, str) else audio
