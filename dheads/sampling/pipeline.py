@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -92,6 +92,11 @@ def sample(
     Raises DheadsError for input that cannot be used; then nothing is written.
     """
     job = Job(face, audio, output, **options)
+    return sample_job(job, device=device, compiled=compiled, progress=progress)
+
+
+def sample_job(job: Job, *, device: str = "auto", compiled: bool = False, progress: bool = True) -> Result:
+    """Generate the video of a job, as `sample` does."""
     _check(job)
     engine, scene = _ready(job, device, compiled, progress)
     frames = generate(engine, scene.talk.photo, scene.talk.speech, seed=job.seed)
@@ -138,7 +143,7 @@ def sample_all(
     overwrite: bool = False,
     shard: tuple[int, int] | None = None,
     progress: bool = True,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Make many videos in lock-step, and yield what became of each job as soon as that is known.
 
     Photos and sounds are read when their turn comes. An output that is there already is kept, unless `overwrite`, so
