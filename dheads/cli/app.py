@@ -49,7 +49,7 @@ class _Program(TyperGroup):
 app = typer.Typer(
     cls=_Program,
     help="Generate a video of a person speaking, from a photo and a speech recording.",
-    epilog="Videos carry a note that they are AI-generated. Show only people who agreed to it.",
+    epilog="Videos are marked as AI-generated in their metadata. Generate videos only of people who agreed to it.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -60,7 +60,7 @@ AcceptLicense = Annotated[
     typer.Option("--accept-license", help="Accept the licence of weights that require it; needed once."),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", callback=configure_log, help="Show no progress and no messages, only errors.")
+    bool, typer.Option("--quiet", callback=configure_log, help="Print no progress and no messages, only errors.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print each result as one line of JSON.")]
 

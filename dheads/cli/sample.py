@@ -87,7 +87,7 @@ def sample(
     which: Annotated[
         int | None,
         typer.Option(
-            "--face", min=1, help="Which face to use where there are several; 1: the largest.", show_default="1"
+            "--face", min=1, help="Which of several faces to use, counted from the largest.", show_default="1"
         ),
     ] = None,
     weights: Annotated[

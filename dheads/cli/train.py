@@ -75,9 +75,9 @@ def train(
     changes = read_changes(config, settings)
     chosen = configurations.override(_starting_point(preset, init, data), *changes)
     if is_main and dry_run:
-        typer.echo(_costs(chosen, data, world().size))
+        typer.echo(costs(chosen, data, world().size))
     elif is_main and not quiet:
-        typer.echo(f"{configurations.to_toml(chosen)}\n{_costs(chosen, data, world().size)}", err=True)
+        typer.echo(f"{configurations.to_toml(chosen)}\n{costs(chosen, data, world().size)}", err=True)
     if dry_run:
         return
     from dheads.system.devices import resolve_device
@@ -102,8 +102,8 @@ def _starting_point(preset: str | None, init: str | None, data: Path) -> Config:
     return configurations.preset(str(Dataset(data).info.get("preset", "small")))
 
 
-def _costs(config: Config, data: Path, processes: int) -> str:
-    """What training by that configuration takes, one figure a line."""
+def costs(config: Config, data: Path, processes: int) -> str:
+    """The size of a training run on the dataset, one figure per line."""
     from dheads.dataset.dataset import Dataset
     from dheads.training.plan import plan
 

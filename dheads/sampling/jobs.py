@@ -67,6 +67,12 @@ class Job:
         for name in ("face", "audio", "output"):
             object.__setattr__(self, name, as_path(getattr(self, name)))
 
+    @property
+    def output_path(self) -> Path:
+        """`output` of a job of a list, which is always a file."""
+        assert isinstance(self.output, Path), "only a single job writes to a stream"
+        return self.output
+
 
 def read_jobs(source: Path | str | BinaryIO, defaults: Job) -> list[Job]:
     """A job per row of a CSV file with the columns face, audio, output, and any of the other `COLUMNS`, in any order.
@@ -101,19 +107,19 @@ def jobs_of_sounds(defaults: Job, sounds: Iterable[Path | str], folder: Path | s
 
 
 def takes_of(jobs: Iterable[Job], takes: int) -> list[Job]:
-    """Each job repeated with seeds seed, seed + 1 ... and outputs NAME-1.mp4, NAME-2.mp4 ... (files only)."""
+    """Each job repeated with seeds seed, seed + 1 ... and outputs NAME-1.mp4, NAME-2.mp4 ..."""
     return [
-        replace(job, seed=(job.seed + k) % (MAX_SEED + 1), output=_numbered(job.output, k + 1))
+        replace(job, seed=(job.seed + k) % (MAX_SEED + 1), output=_numbered(job.output_path, k + 1))
         for job in jobs
         for k in range(takes)
     ]
 
 
 def check_distinct(jobs: Iterable[Job]) -> None:
-    """Raises DheadsError where two jobs would write the same file. All outputs are files."""
+    """Raises DheadsError where two jobs would write the same file."""
     seen: dict[str, Job] = {}
     for job in jobs:
-        other = seen.setdefault(os.path.normcase(os.path.realpath(_file_of(job.output))), job)
+        other = seen.setdefault(os.path.normcase(os.path.realpath(job.output_path)), job)
         if other is not job and job.fault is None and other.fault is None:
             raise DheadsError(
                 f"{job.output} would be written twice, with the sound of {other.audio} and of {job.audio}; give each "
@@ -136,14 +142,8 @@ def check_inputs(job: Job) -> None:
             raise DheadsError(f"{source} is a pipe or a device; save the {what} to a file and give that{piped}")
 
 
-def _numbered(output: Path | BinaryIO, number: int) -> Path:
-    path = _file_of(output)
+def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
-def _file_of(output: Path | BinaryIO) -> Path:
-    assert isinstance(output, Path), "several jobs write files, not streams"
-    return output
 
 
 # --- Rows of a CSV file ----------------------------------------------------------------------------------------------
