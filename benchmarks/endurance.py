@@ -19,6 +19,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from dheads.sampling.pipeline import Studio, find_portrait
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE
@@ -38,7 +39,6 @@ from dheads.media.sound import load_waveform
 from dheads.media.video import write_video
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
-from dheads.sampling.pipeline import Studio, find_portrait
 from dheads.system.devices import resolve_device
 
 SPEECH_SECONDS, PAUSE_SECONDS = 7.5, 2.5
@@ -75,7 +75,11 @@ def main(
     loop = heard(studio, speech)
     count = round(max(times) * FPS)
     told = loop[torch.arange(count) % len(loop)]
-    foretold = studio.unet.lip_predictor.predict(loop)[:, 0].cpu().numpy() if studio.unet.lip_predictor else np.zeros(len(loop))
+    foretold = (
+        studio.unet.lip_predictor.predict(loop)[:, 0].cpu().numpy()
+        if studio.unet.lip_predictor
+        else np.zeros(len(loop))
+    )
     faces = [crop(studio, photo) for photo in photos]
     made: list[list[np.ndarray]] = [[] for _ in photos]
     talks = (VideoSpec(face, told, seed) for face in faces)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dheads import diffusion
-from dheads.extensions.detail import UNDRAWN, keep_seen
 from dheads.diffusion import Denoised
+from dheads.extensions.detail import UNDRAWN, keep_seen
 
 SHAPE = (4, 3, 6, 6)
 MEAN, STD = 0.1, 0.1  # the Gaussian data of the solver tests: the clamp to [-1, 1] never acts

@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dheads.conditioning import window
-from dheads.dataset.dataset import Clip, Dataset, box_label, code_label
+from dheads.dataset.dataset import Dataset, box_label, code_label
+from dheads.dataset.manifest import Clip
 from dheads.errors import DheadsError
 from dheads.extensions.codes import CODES
 from dheads.system.prefetch import prefetch

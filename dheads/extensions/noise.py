@@ -1,7 +1,7 @@
 """x_T shared between consecutive frames, so that what the sound leaves open looks alike in each of them.
 
-Why: with noise of its own in every frame a pixel outside the mouth changes by 4.6 to 7.2 of 255 a frame; with shared and
-cooler noise by 0.8 to 1.7. Off: extensions.noise at its defaults.
+Why: with noise of its own in every frame a pixel outside the mouth changes by 4.6 to 7.2 of 255 a frame; with shared
+and cooler noise by 0.8 to 1.7. Off: extensions.noise at its defaults.
 """
 
 from __future__ import annotations

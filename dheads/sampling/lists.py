@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def sample_all(
     overwrite: bool = False,
     shard: tuple[int, int] | None = None,
     progress: bool = True,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Make many videos in lock-step, and yield what became of each job as soon as that is known.
 
     Photos and sounds are read when their turn comes. An output that is there already is kept, unless `overwrite`, so
@@ -79,13 +79,13 @@ def _all(
         try:
             talker = Talker(group[0].weights, device, progress)
         except DheadsError as error:
-            yield from (Outcome(job.output, error=str(error)) for job in group)
+            yield from (Outcome(job.output_path, error=str(error)) for job in group)
             continue
         for alike in _grouped(group, lambda job: (job.steps, job.solver, job.guidance, job.still)):
             try:
                 engine = talker.engine(alike[0], compiled)
             except DheadsError as error:
-                yield from (Outcome(job.output, error=str(error)) for job in alike)
+                yield from (Outcome(job.output_path, error=str(error)) for job in alike)
                 continue
             with reporting_compile_errors(compiled):
                 yield from _together(talker, engine, alike, tick)
@@ -111,7 +111,7 @@ def _together(talker: Talker, engine: Engine, jobs: list[Job], tick: Callable[[]
             try:
                 begun_video = _Video(job, talker)
             except Exception as error:  # whatever a hostile file provokes, the other jobs go on
-                refused.append(Outcome(job.output, error=_reason(error)))
+                refused.append(Outcome(job.output_path, error=_reason(error)))
                 continue
             videos_begun[begun] = begun_video
             begun += 1
@@ -139,7 +139,7 @@ class _Video:
     def __init__(self, job: Job, talker: Talker) -> None:
         """Raises DheadsError for a job that cannot be done; then nothing is left of it."""
         check(job)
-        self._output = job.output
+        self._output = job.output_path
         self._scene = talker.scene(job)
         self._fault: str | None = None  # what is wrong with the rest of the sound
         self.writer = video_writer(job.output, job.audio, audio_codec=job.audio_codec)
@@ -177,9 +177,9 @@ def _reason(error: Exception) -> str:
 def _known_outcome(job: Job, overwrite: bool) -> Outcome | None:
     """The outcome of a job that need not be tried."""
     if job.fault is not None:
-        return Outcome(job.output, error=job.fault)
+        return Outcome(job.output_path, error=job.fault)
     try:
-        container_of(job.output)
+        container_of(job.output_path)
     except DheadsError as error:
-        return Outcome(job.output, error=str(error))
-    return Outcome(job.output, skipped=True) if not overwrite and os.path.isfile(job.output) else None
+        return Outcome(job.output_path, error=str(error))
+    return Outcome(job.output_path, skipped=True) if not overwrite and os.path.isfile(job.output_path) else None

@@ -32,7 +32,7 @@ def spooled(stream: BinaryIO) -> Iterator[BinaryIO]:
             file.flush()
         except OSError as error:
             raise DheadsError(f"cannot keep the sound from {name}: {error.strerror}; free some disk space") from error
-        file.raw.name = name  # for messages
+        file.raw.name = name  # type: ignore[attr-defined]  # for messages
         yield file
 
 
@@ -60,7 +60,7 @@ def check(job: Job) -> None:
 
 def sweep(jobs: list[Job]) -> None:
     """Delete the incomplete outputs that a killed run left."""
-    targets = [Path(os.path.realpath(job.output)) for job in jobs]
+    targets = [Path(os.path.realpath(job.output_path)) for job in jobs]
     ours = {(target.parent, target.name[:200]) for target in targets}
     for folder in {folder for folder, _ in ours}:
         for path in folder.glob(".*.part"):

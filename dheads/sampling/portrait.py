@@ -12,7 +12,8 @@ import numpy as np
 from dheads.config import FPS, Config
 from dheads.errors import DheadsError
 from dheads.faces.alignment import align_transforms, beyond_edge
-from dheads.faces.landmarks import LandmarkBackend, find_face, in_view
+from dheads.faces.detection import LandmarkBackend
+from dheads.faces.landmarks import find_face, in_view
 from dheads.media.containers import opened
 from dheads.media.photos import NotAPhoto, load_photo
 from dheads.media.video import frame_at, read_frames

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from dheads.config import FPS, AudioCodec, Config, override
 from dheads.errors import DheadsError
 from dheads.faces.alignment import framed
-from dheads.faces.landmarks import LandmarkBackend, load_backend
+from dheads.faces.detection import LandmarkBackend
+from dheads.faces.landmarks import load_backend
 from dheads.faces.paste import Paster
 from dheads.media.containers import MAX_SECONDS, name_of
 from dheads.media.hearing import Hearing, hear
@@ -35,6 +36,7 @@ from dheads.sampling.outputs import check
 from dheads.sampling.portrait import find_portrait, notes_on_edge
 from dheads.speech.encoders import SpeechEncoder, load_speech_encoder
 from dheads.system.devices import resolve_device
+from dheads.system.files import as_path
 from dheads.weights.checkpoints import load_model
 
 _STILL = 0.8  # share of the identity in the motion frames of a still head
@@ -105,8 +107,8 @@ class Talker:
         Raises DheadsError for input that cannot be used; then nothing is written.
         """
         job = Job(
-            _face(face), _sound(audio), output, seed=seed, size=size, steps=steps, solver=solver, guidance=guidance,
-            at=at, which=which, paste=paste, still=still, audio_codec=audio_codec,
+            _face(face), _sound(audio), as_path(output), seed=seed, size=size, steps=steps, solver=solver,
+            guidance=guidance, at=at, which=which, paste=paste, still=still, audio_codec=audio_codec,
         )  # fmt: skip
         return self.make(job, compiled)
 
@@ -168,13 +170,11 @@ class Talker:
 
     def engine(self, job: Job, compiled: bool = False) -> Engine:
         """Raises DheadsError for settings that these weights cannot take."""
-        if job.steps is not None and job.steps > self.config.diffusion.num_steps:
-            raise DheadsError(
-                f"{self._weights}: was trained with {self.config.diffusion.num_steps} timesteps, so it cannot take "
-                f"{job.steps} steps"
-            )
         anchor = max(_STILL, self.config.extensions.motion.anchor) if job.still else None
-        config = adjusted(self.config, steps=job.steps, solver=job.solver, guidance=job.guidance, anchor=anchor)
+        try:
+            config = adjusted(self.config, steps=job.steps, solver=job.solver, guidance=job.guidance, anchor=anchor)
+        except DheadsError as error:
+            raise DheadsError(f"{self._weights}: {error}") from error
         if config.extensions.sound.guidance != 1 and self.config.extensions.sound.dropout == 0:
             raise DheadsError(f"{self._weights}: was trained with sound only, so it takes no guidance; leave it at 1")
         return Engine(self.unet, config, compiled=compiled)
@@ -216,6 +216,12 @@ def load(weights: str = "small", device: str = "auto", progress: bool = True) ->
     Raises DheadsError for weights that cannot be used, and for a device that is not there.
     """
     return Talker(weights, resolve_device(device), progress)
+
+
+def sample_job(job: Job, *, device: str = "auto", compiled: bool = False, progress: bool = True) -> Result:
+    """Make the video of one job. Raises DheadsError as `Talker.sample` does, before weights are loaded where it can."""
+    check(job)
+    return load(job.weights, device, progress).make(job, compiled)
 
 
 def adjusted(

@@ -1,4 +1,4 @@
-"""Bad input through the command line: one sentence that names the file, exit code 1, nothing written."""
+"""Bad input on the command line: an error of one line that names the file, exit code 1, no file written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OUTPUT = "out.mp4"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: Path) -> Path:
-    """A working folder with good input: a photo face.*, 0.2 s of sound and untrained weights."""
+    """A working folder with valid input: a photo face.*, 0.2 s of silence and untrained weights."""
     photo = next(examples.glob("face.*"))
     shutil.copy(photo, tmp_path / f"face{photo.suffix}")
     write_wav(tmp_path / "speech.wav", samples=3200)
@@ -62,12 +62,13 @@ def sample(
 
 
 def refused(done: Result, before: set[Path], *mentions: str) -> None:
+    """Asserts an error of one line, and no file beyond those of `before`."""
     assert done.exit_code == 1, done.output
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1, done.stderr
-    for words in mentions:
-        assert words in done.stderr
+    for mention in mentions:
+        assert mention in done.stderr
     assert set(Path().rglob("*")) == before
 
 
@@ -75,8 +76,8 @@ def here() -> set[Path]:
     return set(Path().rglob("*"))
 
 
-def test_the_good_input_is_good() -> None:
-    """Without this the tests below might be refused for another reason than theirs."""
+def test_valid_input() -> None:
+    """The input that the other tests change one thing of."""
     done = sample()
     assert (done.exit_code, done.stdout) == (0, f"{OUTPUT}\n"), done.output
     assert Path(OUTPUT).stat().st_size > 0
@@ -90,7 +91,7 @@ def test_missing_photo() -> None:
 
 
 def test_text_named_jpg() -> None:
-    Path("note.jpg").write_text("This is no photo.\n" * 50, encoding="utf-8")
+    Path("note.jpg").write_text("This is not a photo.\n" * 50, encoding="utf-8")
     refused(sample(face="note.jpg"), here(), "note.jpg")
 
 
@@ -121,7 +122,7 @@ def test_missing_sound() -> None:
 
 
 def test_text_named_wav() -> None:
-    Path("note.wav").write_text("This is no sound.\n" * 50, encoding="utf-8")
+    Path("note.wav").write_text("This is not sound.\n" * 50, encoding="utf-8")
     refused(sample(audio="note.wav"), here(), "note.wav")
 
 

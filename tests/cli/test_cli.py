@@ -1,4 +1,4 @@
-"""The command line itself: help, version, start-up time, completion, options, exit codes; the verbs are stand-ins."""
+"""The command line: help, version, start-up time, completion, options, exit codes. Stand-ins replace what it calls."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from typer.testing import CliRunner, Result
 
 from dheads import __version__, cli
 from dheads import config as configuration
+from dheads.cli import licences
 from dheads.diffusion import SOLVERS
 from dheads.errors import DheadsError
 from dheads.evaluation.report import ClipReport, Report
+from dheads.sampling.jobs import Job
 
 RUN = "from dheads.cli import app; app(prog_name='dheads')"
 
@@ -37,23 +39,22 @@ def process(*args: str, env: dict[str, str] | None = None) -> subprocess.Complet
 
 
 MODULES = {
-    "sample": "dheads.sampling.pipeline",
+    "sample_job": "dheads.sampling.talker",
     "prepare": "dheads.dataset.prepare",
     "train": "dheads.training.loop",
     "evaluate": "dheads.evaluation.evaluate",
+    "evaluate_weights": "dheads.evaluation.evaluate",
 }
 
 
-class Verb:
-    """Stands in for a module of the third level and remembers its calls."""
+class StandIn:
+    """Replaces the module of a function that a command calls, and records the calls."""
 
-    def __init__(
-        self, name: str, monkeypatch: pytest.MonkeyPatch, result: Any = None, function: str | None = None
-    ) -> None:
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, result: Any = None) -> None:
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.result = result
         module = ModuleType(MODULES[name])
-        setattr(module, function or name, self)
+        setattr(module, name, self)
         monkeypatch.setitem(sys.modules, MODULES[name], module)
         monkeypatch.setattr(MODULES[name], module, raising=False)
 
@@ -71,11 +72,11 @@ class Made:
     notes: list[str]
 
 
-# --- The shell's side
+# --- Help, version, completion, signals
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
-    """Under 0.4 s of the processor's time, which other programs do not lengthen."""
+    """It takes under 0.4 s of processor time, which does not depend on other programs."""
     measured = f"import atexit, sys, time\natexit.register(lambda: print(time.process_time(), file=sys.stderr))\n{RUN}"
     done = subprocess.run([sys.executable, "-c", measured, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert all(command in done.stdout for command in ("sample", "prepare", "train", "eval"))
@@ -85,16 +86,16 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     assert loaded.stdout.strip() == "set()"
 
 
-def test_a_detector_that_is_not_asked_for_is_not_loaded() -> None:
-    """face-alignment takes seconds with what it needs."""
-    verbs = f"import sys, {', '.join(MODULES.values())}"
-    asked = f"{verbs}; print({{'face_alignment', 'numba', 'scipy.optimize'}} & set(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, cwd=ROOT, check=True)
+def test_a_detector_that_is_not_used_is_not_imported() -> None:
+    """face-alignment and its dependencies take seconds to import."""
+    modules = f"import sys, {', '.join(MODULES.values())}"
+    imports = f"{modules}; print({{'face_alignment', 'numba', 'scipy.optimize'}} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, cwd=ROOT, check=True)
     assert loaded.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("command", ["sample", "prepare", "train", "eval"])
-def test_every_command_explains_itself(command: str) -> None:
+def test_every_command_has_help(command: str) -> None:
     done = run(command, "--help")
     assert done.exit_code == 0
     assert "--quiet" in done.stdout
@@ -106,21 +107,21 @@ def test_version() -> None:
 
 
 def test_completion_knows_the_commands_and_the_solvers() -> None:
-    asked = {"COMP_WORDS": "dheads sa", "COMP_CWORD": "1", "_DHEADS_COMPLETE": "complete_bash"}
-    assert process(env=asked).stdout.split() == ["sample"]
-    asked |= {"COMP_WORDS": "dheads sample --solver d", "COMP_CWORD": "3"}
-    assert process(env=asked).stdout.split() == list(SOLVERS)
+    request = {"COMP_WORDS": "dheads sa", "COMP_CWORD": "1", "_DHEADS_COMPLETE": "complete_bash"}
+    assert process(env=request).stdout.split() == ["sample"]
+    request |= {"COMP_WORDS": "dheads sample --solver d", "COMP_CWORD": "3"}
+    assert process(env=request).stdout.split() == list(SOLVERS)
     script = process(env={"_DHEADS_COMPLETE": "source_bash"}).stdout
     assert "complete -o default -F _dheads_completion dheads" in script
 
 
-# A command that is at work on a file.
+# A command that waits while it writes a file.
 WAITING = """
 import signal, sys
 from pathlib import Path
 import dheads.cli as cli
 from dheads.system.files import complete_or_absent
-# A test run in the background has some signals ignored, and its children inherit that.
+# A test run in the background may ignore signals, and its child processes inherit that.
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
 @cli.app.command()
@@ -192,58 +193,39 @@ def test_wrong_usage_exits_with_2(args: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
-# --- What the commands do with a verb
+# --- Calls, results and errors
 
 
 def test_user_error_is_one_line_and_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    Verb("sample", monkeypatch, DheadsError("face.jpg: there is no such file"))
+    StandIn("sample_job", monkeypatch, DheadsError("face.jpg: there is no such file"))
     done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == "error: face.jpg: there is no such file\n"
 
 
 def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    Verb("sample", monkeypatch, ZeroDivisionError("a bug"))
+    StandIn("sample_job", monkeypatch, ZeroDivisionError("a bug"))
     assert isinstance(run("sample", "face.jpg", "speech.wav", "-o", "out.mp4").exception, ZeroDivisionError)
 
 
 def test_sample_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    verb = Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, ["two faces; taking the largest"]))
+    stand_in = StandIn("sample_job", monkeypatch, Made(Path("out.mp4"), 25, ["two faces; taking the largest"]))
     done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--steps", 8, "--solver", "dpm++2m", "--seed", 3)
     assert (done.exit_code, done.stdout) == (0, "out.mp4\n")
     assert done.stderr == "two faces; taking the largest\n"
-    assert verb.calls == [
-        (
-            (Path("face.jpg"), Path("speech.wav"), Path("out.mp4")),
-            {
-                "weights": "small",
-                "steps": 8,
-                "solver": "dpm++2m",
-                "seed": 3,
-                "device": "auto",
-                "size": None,
-                "guidance": None,
-                "at": None,
-                "which": None,
-                "paste": False,
-                "still": False,
-                "audio_codec": "aac",
-                "compiled": False,
-                "progress": True,
-            },
-        )
-    ]
+    job = Job(Path("face.jpg"), Path("speech.wav"), Path("out.mp4"), seed=3, steps=8, solver="dpm++2m")
+    assert stand_in.calls == [((job,), {"device": "auto", "compiled": False, "progress": True})]
 
 
-def test_quiet_says_nothing_but_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    verb = Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, ["two faces"]))
+def test_quiet_prints_nothing_but_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = StandIn("sample_job", monkeypatch, Made(Path("out.mp4"), 25, ["two faces"]))
     done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--quiet")
     assert (done.stdout, done.stderr) == ("out.mp4\n", "")
-    assert verb.calls[0][1]["progress"] is False
+    assert stand_in.calls[0][1]["progress"] is False
 
 
 def test_json_is_one_line_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, []))
+    StandIn("sample_job", monkeypatch, Made(Path("out.mp4"), 25, []))
     done = run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--json")
     assert done.stdout.count("\n") == 1
     assert json.loads(done.stdout) == {"path": "out.mp4", "frames": 25, "notes": []}
@@ -265,14 +247,14 @@ class Prepared:
 def test_prepare_reports_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = [("c.mp4", "no face in 3 of 75 frames")]
     others = {".txt": 3, "links to folders": 1}
-    verb = Verb("prepare", monkeypatch, Prepared(failed, {"no face in N of N frames": 1}, others))
+    stand_in = StandIn("prepare", monkeypatch, Prepared(failed, {"no face in N of N frames": 1}, others))
     done = run("prepare", "raw", "--out", "data", "--preset", "tiny", "--workers", 1, "--set", "model.image_size=64")
     assert (done.exit_code, done.stdout) == (0, "data\n")
     assert done.stderr == (
         "2 clips, 0.00 hours, 150 frames, 1 speakers\nleft out c.mp4: no face in 3 of 75 frames\n"
         "passed over: 3 x .txt, 1 x links to folders\nlook at data/contact-sheet.png\n"
     )
-    (args, options), config = verb.calls[0], verb.calls[0][0][2]
+    (args, options), config = stand_in.calls[0], stand_in.calls[0][0][2]
     assert args[:2] == (Path("raw"), Path("data"))
     assert config.network.image_size == 64
     assert options.pop("device") in {"cpu", "cuda", "mps"}
@@ -281,21 +263,21 @@ def test_prepare_reports_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prepare_counts_what_failed_often(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = [(f"{i}.mp4", f"no face in {i} of 75 frames") for i in range(1, 12)]
-    verb = Verb("prepare", monkeypatch, Prepared(failed, {"no face in N of N frames": 11}))
+    stand_in = StandIn("prepare", monkeypatch, Prepared(failed, {"no face in N of N frames": 11}))
     done = run("prepare", "raw", "--out", "data", "--shard", "3/16", "--layout", "lrw", "--device", "cpu")
     assert "left out 11 clips, which failed.csv names:\n  11 x no face in N of N frames\n" in done.stderr
     assert "0.mp4" not in done.stderr
-    assert (verb.calls[0][1]["shard"], verb.calls[0][1]["layout"]) == ((3, 16), "lrw")
+    assert (stand_in.calls[0][1]["shard"], stand_in.calls[0][1]["layout"]) == ((3, 16), "lrw")
 
 
 @pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> Verb:
-    """A stand-in for training on data that need not be there."""
-    monkeypatch.setattr(cli, "_costs", lambda config, data, processes: "6.9 M parameters")
-    return Verb("train", monkeypatch, Path("run/weights.safetensors"))
+def training(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """A stand-in for training; the dataset need not exist."""
+    monkeypatch.setattr("dheads.cli.train.costs", lambda config, data, processes: "6.9 M parameters")
+    return StandIn("train", monkeypatch, Path("run/weights.safetensors"))
 
 
-def test_train_lays_file_over_preset_and_flags_over_both(training: Verb, tmp_path: Path) -> None:
+def test_train_lays_file_over_preset_and_flags_over_both(training: StandIn, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[training]\nsteps = 7\nbatch_size = 2\n[model]\nchannel_mult = [1, 2, 2]\n", encoding="utf-8")
     changes = ["--set", "training.steps=9", "--set", "diffusion.prediction=eps", "--set", "model.copy_gates=false"]
@@ -307,23 +289,34 @@ def test_train_lays_file_over_preset_and_flags_over_both(training: Verb, tmp_pat
     assert config.network.channel_mult == (1, 2, 2)
     assert config.optimisation.learning_rate == configuration.preset("tiny").optimisation.learning_rate
     assert training.calls[0][1]["device"] in {"cpu", "cuda", "mps"}  # what auto found
-    # What is printed is what is trained, and a file for --config.
+    # The configuration printed is the one trained, and a valid file for --config.
     assert configuration.to_toml(config) in done.stderr
     assert "6.9 M parameters" in done.stderr
 
 
-def test_the_runs_folder_is_named_after_the_data(training: Verb) -> None:
+def test_the_runs_folder_is_named_after_the_data(training: StandIn) -> None:
     assert run("train", "--data", "./lrw", "--preset", "tiny").exit_code == 0
     assert training.calls[0][0][1:] == (Path("lrw"), Path("lrw-run"))
 
 
-def test_a_dry_run_only_says_what_it_would_cost(training: Verb) -> None:
+def test_a_dry_run_prints_the_size_of_the_run(training: StandIn) -> None:
     done = run("train", "--data", "data", "--preset", "tiny", "--dry-run")
     assert (done.exit_code, done.stdout) == (0, "6.9 M parameters\n")
     assert not training.calls
 
 
-def test_of_several_processes_one_speaks(training: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_print_config_prints_a_preset_with_its_comments() -> None:
+    from dheads.config import presets
+
+    done = run("train", "--print-config", "tiny")
+    assert (done.exit_code, done.stdout) == (0, presets.preset_text("tiny"))
+    assert "#" in done.stdout
+    done = run("train", "--print-config", "huge")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: unknown preset 'huge'")
+
+
+def test_of_several_processes_one_prints(training: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     done = run("train", "--data", "data", "--preset", "tiny")
@@ -331,7 +324,7 @@ def test_of_several_processes_one_speaks(training: Verb, monkeypatch: pytest.Mon
     assert training.calls[0][1]["progress"] is False
 
 
-def test_messages_of_the_modules_go_to_stderr(training: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_of_the_modules_go_to_stderr(training: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(*args: object, **options: object) -> Path:
         logging.getLogger("dheads").warning("a clip cannot be read")
         return Path("w")
@@ -347,7 +340,7 @@ def test_messages_of_the_modules_go_to_stderr(training: Verb, monkeypatch: pytes
 
 @pytest.fixture
 def asking(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Weights that ask until somebody accepts; returns the names that were accepted."""
+    """Weights that require consent; returns the names accepted so far."""
     accepted: list[str] = []
     monkeypatch.setattr(
         "dheads.weights.checkpoints.consent", lambda name: None if name in accepted else "CC BY-NC-SA 4.0"
@@ -360,7 +353,7 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_licence_is_accepted_by_the_flag(
     asking: list[str], monkeypatch: pytest.MonkeyPatch, flag: list[str], wanted: list[str]
 ) -> None:
-    Verb("sample", monkeypatch, Made(Path("out.mp4"), 25, []))
+    StandIn("sample_job", monkeypatch, Made(Path("out.mp4"), 25, []))
     run("sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--weights", "crema", *flag)
     assert asking == wanted
 
@@ -369,15 +362,15 @@ def test_a_licence_is_accepted_by_the_flag(
 def test_a_licence_is_accepted_at_the_terminal(
     asking: list[str], monkeypatch: pytest.MonkeyPatch, answer: str, wanted: list[str]
 ) -> None:
-    monkeypatch.setattr(cli.typer, "confirm", lambda text, err: answer == "y")
+    monkeypatch.setattr(licences.typer, "confirm", lambda text, err: answer == "y")
     terminal = types.SimpleNamespace(isatty=lambda: True, write=lambda text: None, flush=lambda: None)
-    monkeypatch.setattr(cli, "sys", types.SimpleNamespace(stdin=terminal, stderr=terminal))
-    cli._ask_consent("crema", accepted=False)
+    monkeypatch.setattr(licences, "sys", types.SimpleNamespace(stdin=terminal, stderr=terminal))
+    licences.ask_consent("crema", accepted=False)
     assert asking == wanted
 
 
 def found() -> Report:
-    """What an evaluation of two clips finds."""
+    """A report of two clips."""
     clips = [
         ClipReport(name, {"mouth_correlation": r}, {}, Path(f"{name}.mp4"), Path(f"real/{name}.mp4"))
         for name, r in (("a", 0.5), ("b", 0.25))
@@ -388,7 +381,7 @@ def found() -> Report:
 
 
 def test_eval_prints_a_table_and_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    verb = Verb("evaluate", monkeypatch, found())
+    stand_in = StandIn("evaluate", monkeypatch, found())
     done = run("eval", "ours", "--reference", "real", "--out", "out", "--metric", "mouth_correlation", "--size", "96")
     assert done.exit_code == 0, done.stderr
     assert any(line.split() == ["mouth_correlation", "higher", "0.375"] for line in done.stdout.splitlines())
@@ -398,23 +391,23 @@ def test_eval_prints_a_table_and_what_is_missing(monkeypatch: pytest.MonkeyPatch
         "left out c: no face",
         f"look at {Path('out') / 'report.html'}",
     ]
-    (args, told), *_ = verb.calls
+    (args, options), *_ = stand_in.calls
     assert args == (Path("ours"), Path("real"))
-    assert (told["out"], told["only"], told["size"]) == (Path("out"), ["mouth_correlation"], 96)
-    assert told["limit"] is None
+    assert (options["out"], options["only"], options["size"]) == (Path("out"), ["mouth_correlation"], 96)
+    assert options["limit"] is None
     done = run("eval", "ours", "--reference", "real", "--json", "--quiet", "--limit", 3)
-    assert verb.calls[-1][1]["limit"] == 3
+    assert stand_in.calls[-1][1]["limit"] == 3
     assert json.loads(done.stdout)["summary"]["mouth_correlation"] == 0.375
     assert done.stderr == ""
 
 
-def test_eval_of_weights_makes_the_videos_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    verb = Verb("evaluate", monkeypatch, found(), "evaluate_weights")
+def test_eval_of_weights_generates_the_videos_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = StandIn("evaluate_weights", monkeypatch, found())
     done = run("eval", "--weights", "small", "--data", "data", "--out", "out", "--split", "val", "--limit", 2)
     assert done.exit_code == 0, done.stderr
-    (args, told), *_ = verb.calls
+    (args, options), *_ = stand_in.calls
     assert args == ("small", Path("data"), "val", Path("out"))
-    assert (told["limit"], told["seed"], told["steps"]) == (2, 0, None)
+    assert (options["limit"], options["seed"], options["steps"]) == (2, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +421,7 @@ def test_eval_of_weights_makes_the_videos_first(monkeypatch: pytest.MonkeyPatch)
         (["--votes", "votes.json"], "needs --key"),
     ],
 )
-def test_eval_wants_one_of_its_ways(args: list[str], reason: str) -> None:
+def test_eval_needs_videos_or_weights(args: list[str], reason: str) -> None:
     done = run("eval", *args)
     assert done.exit_code == 2
     assert reason in " ".join(done.stderr.replace("│", " ").split())

@@ -1,4 +1,4 @@
-"""Every command of the README, and its Python, run as it stands there, but with weights and settings that are quick."""
+"""Every command and the Python code of the README, run unchanged but for faster weights and settings."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LIST = """face,audio,output,seed
 face.jpg,a.wav,first.mp4,1
 face.jpg,b.wav,second.mp4,2
 """
-# By a part of the command: the videos that it makes in a folder with examples/, face.jpg, speech.mp3, a.wav, b.wav,
+# Part of a command -> the videos that it writes, in a folder with examples/, face.jpg, speech.mp3, a.wav, b.wav,
 # jobs.csv, out/ and Makefile.
-CALLS = {
+DHEADS_COMMANDS = {
     "--size 256 --seed 1": ["out.mp4"],
     "--paste": ["out.mp4"],
     "a.wav speech.mp3": ["out/a.mp4", "out/speech.mp4"],
 }
-RECIPES = {
+PIPELINES = {
     "pip install . && dheads sample": ["out.mp4"],
     "xargs -0": ["out/a.mp4", "out/b.mp4", "out/speech.mp4"],
     "jobs.csv |": ["first.mp4", "out/first.mp4", "out/second.mp4", "second.mp4"],
@@ -47,15 +47,15 @@ RECIPES = {
     "make a.mp4": ["a.mp4"],
 }
 TRAIN = "dheads train"
-# In this order: what they make, and what makes them quick.
-WALK = {
+# Part of a command -> (a file that it writes, options that make it faster); they run in this order.
+DATASET_COMMANDS = {
     "dheads prepare": ("data/contact-sheet.png", []),
     "dheads eval --weights": ("report/report.html", ["--device", "cpu", "--steps", "1"]),
     "dheads eval generated": ("report/report.html", []),
 }
 LEFT_OUT = {
-    "&& pytest": "these are the tests",
-    "--weights crema": "fetches 0.9 GB",
+    "&& pytest": "runs the tests",
+    "--weights crema": "downloads 0.9 GB",
 }
 
 
@@ -65,7 +65,7 @@ def blocks(language: str) -> list[str]:
 
 @cache
 def commands() -> list[str]:
-    """Those of the shell blocks: lines, but a loop goes on until it is done."""
+    """The commands of the shell blocks: one per line, but a loop is one command."""
     found, loops = [], 0
     for line in "".join(blocks("sh")).splitlines():
         found.append(f"{found.pop()}\n{line}" if loops else line)
@@ -74,7 +74,7 @@ def commands() -> list[str]:
 
 
 def called(part: str, quick: list[str]) -> Result:
-    """A command that is dheads alone, in this process: starting Python would take most of the time."""
+    """Run a command that calls only dheads in this process, which saves starting Python."""
     name, *args = shlex.split(command_with(part))
     assert name == "dheads"
     return dheads(*args, *quick)
@@ -85,8 +85,10 @@ def command_with(part: str) -> str:
     return command
 
 
-def test_no_command_is_forgotten() -> None:
-    assert sorted(commands()) == sorted(map(command_with, [*CALLS, *RECIPES, *WALK, TRAIN, *LEFT_OUT]))
+def test_every_command_is_covered() -> None:
+    assert sorted(commands()) == sorted(
+        map(command_with, [*DHEADS_COMMANDS, *PIPELINES, *DATASET_COMMANDS, TRAIN, *LEFT_OUT])
+    )
 
 
 # --- sample
@@ -98,7 +100,7 @@ def program(path: Path, command: str) -> None:
     path.chmod(0o755)
 
 
-# GNU's, with {} and {.} and ::: only.
+# A substitute for GNU parallel that knows {}, {.} and :::.
 PARALLEL = r"""
 while [ "$1" != ::: ]; do command+=("$1"); shift; done
 for each in "${@:2}"; do
@@ -120,7 +122,7 @@ SOURCES = {
 
 @pytest.fixture
 def folder(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
-    """The working directory: the cookbook's files."""
+    """The working directory, with the files that the commands use."""
     (tmp_path / "examples").mkdir()
     (tmp_path / "out").mkdir()
     for name, source in SOURCES.items():
@@ -133,7 +135,7 @@ def folder(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.fixture(scope="module")
 def programs(media: Path) -> Path:  # noqa: F811
-    """A folder with a quick dheads, a player that keeps what it is given, and what would install dheads."""
+    """A folder of programs: dheads with fast settings, a player that saves its input, stubs of python3 and pip."""
     folder = media / "bin"
     program(folder / "dheads", f'"{sys.executable}" -m dheads "$@" {shlex.join(options(media))}')
     program(folder / "ffplay", "cat > played.mp4")
@@ -160,23 +162,23 @@ def assert_made(folder: Path, videos: list[str]) -> None:
         assert len(decoded(folder / name)) >= FRAMES
 
 
-@pytest.mark.parametrize("part", CALLS)
+@pytest.mark.parametrize("part", DHEADS_COMMANDS)
 def test_calls(folder: Path, media: Path, part: str) -> None:  # noqa: F811
     done = called(part, options(media))
     assert done.exit_code == 0, done.stderr
-    assert_made(folder, CALLS[part])
+    assert_made(folder, DHEADS_COMMANDS[part])
 
 
-@pytest.mark.skipif(sys.platform == "win32" or shutil.which("bash") is None, reason="there is no bash")
-@pytest.mark.parametrize("part", RECIPES)
+@pytest.mark.skipif(sys.platform == "win32" or shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize("part", PIPELINES)
 def test_recipes(folder: Path, programs: Path, part: str) -> None:
     command = command_with(part)
     for needed in ("find", "xargs", "make"):
         if needed in command.split() and shutil.which(needed) is None:
-            pytest.skip(f"there is no {needed}")
+            pytest.skip(f"{needed} is not installed")
     done = in_bash(command, programs)
     assert done.returncode == 0, done.stderr
-    assert_made(folder, RECIPES[part])
+    assert_made(folder, PIPELINES[part])
     if part == "make a.mp4":
         assert "up to date" in in_bash(command, programs).stdout
 
@@ -201,7 +203,7 @@ def test_raw_videos_to_a_report(shared: Path, tmp_path: Path, monkeypatch: pytes
         shutil.copytree(tmp_path / "raw" / "a", tmp_path / name)
     monkeypatch.chdir(tmp_path)
     in_this_process(monkeypatch, Detector(preset("small"), "cpu"))
-    for part, (made, quick) in WALK.items():
+    for part, (made, quick) in DATASET_COMMANDS.items():
         done = called(part, quick)
         assert done.exit_code == 0, done.stderr
         assert f"look at {made}\n" in done.stderr.replace(os.sep, "/")
@@ -211,7 +213,7 @@ def test_raw_videos_to_a_report(shared: Path, tmp_path: Path, monkeypatch: pytes
 def test_training(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(prepared.data, tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lips, "_RIDGES", (1.0,))  # one penalty and one fold in place of several: quicker
+    monkeypatch.setattr(lips, "_RIDGES", (1.0,))  # one penalty and one fold: faster
     monkeypatch.setattr(lips, "_FOLDS", 1)
     done = called(TRAIN, ["--device", "cpu", "--set", "training.steps=1"])
     assert done.exit_code == 0, done.stderr

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchaudio.functional as AF
+from dheads.sampling.pipeline import Studio
 from test_audio import lag, speechlike, write_sound, write_wav
 
 from dheads.errors import DheadsError
@@ -21,7 +22,6 @@ from dheads.media import hearing
 from dheads.media.hearing import hear, played_stream
 from dheads.media.sound import load_waveform
 from dheads.media.video import write_video
-from dheads.sampling.pipeline import Studio
 
 RATE = 16_000
 

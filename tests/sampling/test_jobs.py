@@ -1,4 +1,4 @@
-"""Lists of jobs for `dheads sample`: read, divided, made in lock-step, gone on with after a kill."""
+"""Lists of jobs for `dheads sample`: reading, sharding, sampling in lock-step, continuing after a kill."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def read(text: str, defaults: Job = DEFAULTS) -> list[Job]:
     return read_jobs(io.BytesIO(text.encode()), defaults)
 
 
-def test_columns_lie_over_the_options() -> None:
+def test_columns_replace_the_defaults() -> None:
     first, second = read(
         "\ufeffoutput, audio,face,seed,steps,solver,size,weights\r\n"
         'o.mp4,"a, b.wav",f.jpg,3,4,dpm++2m,64,crema\r\n\r\n'
@@ -92,7 +92,7 @@ def test_columns_lie_over_the_options() -> None:
     assert second == Job(Path("g.jpg"), Path("b.wav"), Path("p.mp4"), 7)
 
 
-def test_each_job_of_a_list_says_what_becomes_of_its_sound(media: Path, tmp_path: Path) -> None:
+def test_each_job_of_a_list_has_its_own_audio_codec(media: Path, tmp_path: Path) -> None:
     with av.open(str(media / "s3.wav")) as source, av.open(str(tmp_path / "s.flac"), "w") as target:
         stream = target.add_stream("flac", rate=16_000, layout="mono")
         for frame in source.decode(audio=0):
@@ -126,24 +126,24 @@ def test_every_option_has_a_column() -> None:
         audio_codec="copy",
     )
     assert second == replace(DEFAULTS, face=Path("g.jpg"), audio=Path("b.wav"), output=Path("p.mp4"), still=True)
-    columns = {name for name in vars(first) if name != "fault"}
-    assert columns == set(jobs._COLUMNS), "an option without a column"
+    fields = {name for name in vars(first) if name != "fault"}
+    assert fields == set(jobs.COLUMNS), "an option without a column"
 
 
 @pytest.mark.parametrize(
     ("column", "text", "fault"),
     [
-        ("guidance", "nan", "guidance is 'nan', which must be a number from 0 to 20"),
+        ("guidance", "nan", "guidance='nan', which must be a number from 0 to 20"),
         ("guidance", "-1", "from 0 to 20"),
         ("at", "soon", "a number from 0 to 86400"),
         ("which", "0", "a whole number from 1 to"),
-        ("still", "true", "still is 'true', which must be yes or no"),
+        ("still", "true", "still='true', which must be yes or no"),
         ("paste", "1", "yes or no"),
-        ("audio_codec", "mp3", "audio_codec is 'mp3', which must be one of aac, copy"),
+        ("audio_codec", "mp3", "audio_codec='mp3', which must be one of aac, copy"),
         ("paste,size", "yes,64", "has paste and a size, but pasted frames are as large as the picture"),
     ],
 )
-def test_a_value_that_a_column_does_not_take(column: str, text: str, fault: str) -> None:
+def test_a_value_that_a_column_does_not_allow(column: str, text: str, fault: str) -> None:
     (bad,) = read(f"face,audio,output,{column}\nf.jpg,a.wav,o.mp4,{text}\n")
     assert fault in bad.fault
 
@@ -151,12 +151,12 @@ def test_a_value_that_a_column_does_not_take(column: str, text: str, fault: str)
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        ("f.jpg,a.wav,o.mp4,ten", "list from stdin:2 says seed is 'ten', which must be a whole number from 0 to"),
+        ("f.jpg,a.wav,o.mp4,ten", "list from stdin:2 has seed='ten', which must be a whole number from 0 to"),
         ("f.jpg,a.wav,o.mp4,-1", "whole number"),
         ("f.jpg,a.wav,o.mp4,9223372036854775808", "whole number"),
         ("f.jpg,a.wav,o.mp4", "has 3 fields where the first line has 4"),
         ("f.jpg,,o.mp4,1", "has no audio"),
-        ("f.jpg,-,o.mp4,1", "says audio is '-', which must be the path of a file"),
+        ("f.jpg,-,o.mp4,1", "has audio='-', which must be the path of a file"),
         ("f\0.jpg,a.wav,o.mp4,1", "the path of a file"),
     ],
 )
@@ -176,18 +176,18 @@ def test_a_bad_row_is_a_job_with_a_fault(row: str, fault: str) -> None:
         ("face,audio\nf,a\n", "but it is 'face,audio'"),
         ("face,audio,output,sound\nf,a,o,s\n", "face,audio,output,sound"),
         ("face,audio,output,face\nf,a,o,f\n", "face,audio,output,face"),
-        ("face,audio,output\n", "names no job"),
+        ("face,audio,output\n", "has no jobs"),
         ('face,audio,output\n"f,a,o\n', "not a CSV file"),
     ],
 )
-def test_a_bad_list_is_one_sentence(text: str, reason: str) -> None:
+def test_the_error_for_a_bad_list_is_one_line(text: str, reason: str) -> None:
     with pytest.raises(DheadsError) as error:
         read(text)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_list_that_is_no_text_or_not_there(tmp_path: Path) -> None:
+def test_a_list_that_is_not_text_or_absent(tmp_path: Path) -> None:
     (tmp_path / "jobs.csv").write_bytes(b"face,audio,output\n\xff\xfe,a,b\n")
     with pytest.raises(DheadsError, match="not a CSV file in UTF-8"):
         read_jobs(tmp_path / "jobs.csv", DEFAULTS)
@@ -229,7 +229,7 @@ def test_outputs_are_named_after_the_sounds_and_takes_are_numbered() -> None:
         ("s1.wav", "face.jpg", "s1.wav is sound without a picture; give FACE first, then AUDIO"),
     ],
 )
-def test_what_is_no_file_is_refused_with_the_way_out(
+def test_the_error_for_an_input_that_is_not_a_file_tells_what_to_do(
     media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, face: str, audio: str, reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -242,7 +242,7 @@ def test_what_is_no_file_is_refused_with_the_way_out(
     before = names(tmp_path)
     done = dheads("sample", face, audio, "-o", "o.mp4", *options(media))
     assert (done.exit_code, done.stdout, done.stderr) == (1, "", f"error: {reason}\n")
-    if face != "-":  # as a list has it
+    if face != "-":  # the same inputs in a list
         table = write_table(tmp_path / "jobs.csv", [(face, audio, "o.mp4")])
         done = dheads("sample", "--jobs", table, *options(media), "--quiet")
         assert (done.exit_code, done.stdout, done.stderr) == (1, "", f"failed o.mp4: {reason}\n")
@@ -250,13 +250,13 @@ def test_what_is_no_file_is_refused_with_the_way_out(
     assert names(tmp_path) == before
 
 
-# --- Making it
+# --- Sampling
 
 
 def test_fifty_jobs_with_five_bad_ones(media: Path, shared: Path, tmp_path: Path) -> None:
     photos = sorted((shared / "data" / "stills").glob("*.jpg"))[:9]
     rows = [(photos[k % 9], media / f"s{k % 3 + 1}.wav", tmp_path / f"{k:02}.mp4", k) for k in range(50)]
-    (tmp_path / "text.wav").write_text("no sound\n" * 99)
+    (tmp_path / "text.wav").write_text("not sound\n" * 99)
     rows[3] = (media / "nobody.jpg", *rows[3][1:])
     rows[11] = (tmp_path / "absent.jpg", *rows[11][1:])
     rows[12] = (rows[12][0], tmp_path / "text.wav", *rows[12][2:])
@@ -267,29 +267,31 @@ def test_fifty_jobs_with_five_bad_ones(media: Path, shared: Path, tmp_path: Path
     done = dheads("sample", "--jobs", table, *options(media), "--steps", 1, "--json", "--quiet")
 
     assert done.exit_code == 1
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(told) == 50
-    made = {Path(line["output"]).name: line["frames"] for line in told if line["error"] is None}
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == 50
+    made = {Path(line["output"]).name: line["frames"] for line in results if line["error"] is None}
     assert made == {f"{k:02}.mp4": k % 3 + 1 for k in range(50) if k not in (3, 11, 12, 30, 49)}
     assert {path.name for path in tmp_path.iterdir()} == {*made, "jobs.csv", "text.wav"}
     assert all(len(decoded(tmp_path / name)) == frames for name, frames in list(made.items())[::9])
     failed = sorted(done.stderr.splitlines())
     assert len(failed) == 5
     reasons = ["nobody.jpg: no face found", "absent.jpg: there is no such file", "text.wav is not a sound or video"]
-    reasons += ["49.mp4: " + f"{table}:51 says seed is 'one'", "does not exist"]
+    reasons += ["49.mp4: " + f"{table}:51 has seed='one'", "does not exist"]
     for line, reason in zip(failed, reasons[:3] + reasons[3:], strict=True):
         assert line.startswith(f"failed {tmp_path}")
         assert reason in line
 
 
-def test_what_is_made_together_equals_what_is_made_alone(media: Path, tmp_path: Path) -> None:
+def test_videos_sampled_together_equal_videos_sampled_alone(media: Path, tmp_path: Path) -> None:
     rows = [(media / "face.jpg", media / f"s{k}.wav", tmp_path / f"{k}.mp4", k, "") for k in (5, 2, 4)]
     rows[1:1] = [(media / "nobody.jpg", media / "s5.wav", tmp_path / "n.mp4", 1, "")]
     rows += [(media / "face.jpg", media / "s3.wav", tmp_path / "3.mp4", 3, 64)]
     table = write_table(tmp_path / "jobs.csv", rows, ("face", "audio", "output", "seed", "size"))
     done = dheads("sample", "--jobs", table, *options(media))
     assert done.exit_code == 1
-    assert done.stdout.split() == [str(tmp_path / f"{k}.mp4") for k in (2, 3, 4, 5)], "as they are finished"
+    assert done.stdout.split() == [str(tmp_path / f"{k}.mp4") for k in (2, 3, 4, 5)], (
+        "in the order in which they finish"
+    )
     assert "4 made, 0 were there already, 1 failed\n" in done.stderr
     assert names(tmp_path) == ["2.mp4", "3.mp4", "4.mp4", "5.mp4", "jobs.csv"]
     for k, more in ((5, ()), (2, ()), (4, ()), (3, ("--size", 64))):
@@ -299,12 +301,12 @@ def test_what_is_made_together_equals_what_is_made_alone(media: Path, tmp_path: 
             dheads("sample", media / "face.jpg", sound, "-o", alone, "--seed", k, *options(media), *more).exit_code == 0
         )
         apart = np.abs(decoded(alone).astype(int) - decoded(tmp_path / f"{k}.mp4"))
-        assert apart.max() <= 3, "a level of rounding, through a lossy codec"
+        assert apart.max() <= 3, "one level of rounding, through a lossy codec"
 
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of all batches that are drawn."""
+    """The sizes of all batches sampled."""
     sizes: list[int] = []
     draw = Engine.draw
 
@@ -331,12 +333,12 @@ def test_a_job_on_a_full_disk_stops_computing(
 
     monkeypatch.setattr(VideoWriter, "add", full)
     jobs = jobs_of_sounds(Job(media / "face.jpg", Path(), Path()), [media / "s5.wav", media / "s4.wav"], tmp_path)
-    told = {"device": "cpu", "progress": False}
+    options = {"device": "cpu", "progress": False}
     jobs = [dataclasses.replace(job, weights=str(media / "weights.safetensors"), steps=1) for job in jobs]
-    failed, made = verb.sample_all(jobs, **told)
+    failed, made = verb.sample_all(jobs, **options)
     assert failed == verb.Outcome(tmp_path / "s5.mp4", error="cannot write it: No space left on device")
     assert (made.output, made.frames, made.error) == (tmp_path / "s4.mp4", 4, None)
-    assert batches == [2, 2, 2, 1], "three frames of the first, the last of which found no room"
+    assert batches == [2, 2, 2, 1], "three frames of the first job, the last of which failed"
     assert names(tmp_path) == ["s4.mp4"]
 
 
@@ -350,19 +352,19 @@ def test_a_job_on_a_full_disk_stops_computing(
         (MemoryError("no\nmore"), "MemoryError: no more (unexpected; please report it)"),
     ],
 )
-def test_sound_that_turns_out_bad_midway_ends_its_own_job(
+def test_damaged_sound_ends_its_own_job_only(
     media: Path, tmp_path: Path, batches: list[int], monkeypatch: pytest.MonkeyPatch, fault: Exception, reason: str
 ) -> None:
     pieces = verb.waveform_pieces
 
-    def turning_bad(source: Path, hearing: Hearing) -> Iterator[Tensor]:
+    def damaged(source: Path, hearing: Hearing) -> Iterator[Tensor]:
         if source.name != "s5.wav":
             yield from pieces(source, hearing)
             return
         yield torch.zeros(60 * SAMPLES_PER_FRAME)  # enough for a first chunk of 32 embeddings
         raise fault
 
-    monkeypatch.setattr(verb, "waveform_pieces", turning_bad)
+    monkeypatch.setattr(verb, "waveform_pieces", damaged)
     table = write_table(
         tmp_path / "jobs.csv", [(media / "face.jpg", media / f"s{k}.wav", tmp_path / f"{k}.mp4") for k in (3, 5, 4)]
     )
@@ -375,7 +377,7 @@ def test_sound_that_turns_out_bad_midway_ends_its_own_job(
     assert len(batches) <= 32
 
 
-def test_a_second_run_keeps_what_is_there(media: Path, tmp_path: Path) -> None:
+def test_a_second_run_keeps_existing_videos(media: Path, tmp_path: Path) -> None:
     def command(*more: object) -> Result:
         return dheads(
             "sample", media / "face.jpg", media / "s1.wav", media / "s2.wav", "--out-dir", *more, *options(media)
@@ -394,7 +396,7 @@ def test_a_second_run_keeps_what_is_there(media: Path, tmp_path: Path) -> None:
     assert "1 made, 1 were there already, 0 failed\n" in second.stderr
     assert identity(out / "s1.mp4") == before
     assert [name for name in names(out) if not name.startswith(".other")] == ["s1.mp4", "s2.mp4"]
-    assert len(names(out)) == 3, "another's unfinished file is left alone"
+    assert len(names(out)) == 3, "the unfinished file of another program is kept"
     third = command(out, "--overwrite", "--json", "--quiet")
     assert [json.loads(line)["skipped"] for line in third.stdout.splitlines()] == [False, False]
     assert identity(out / "s1.mp4") != before
@@ -408,23 +410,23 @@ def test_killed_and_run_again(media: Path, tmp_path: Path) -> None:
     table = write_table(tmp_path / "jobs.csv", rows)
     command = ["sample", "--jobs", str(table), *map(str, options(media)), "--quiet"]
     with subprocess.Popen([sys.executable, "-m", "dheads", *command], stdout=subprocess.PIPE, text=True) as running:
-        told = [running.stdout.readline().strip() for _ in range(6)]
+        printed = [running.stdout.readline().strip() for _ in range(6)]
         running.kill()
     finished = {path: identity(path) for path in tmp_path.glob("*.mp4")}
-    assert {Path(path) for path in told} <= set(finished)
-    assert len(finished) < count, "killed in the middle"
-    assert any(name.endswith(".part") for name in names(tmp_path)), "the work in progress"
+    assert {Path(path) for path in printed} <= set(finished)
+    assert len(finished) < count, "killed before the end"
+    assert any(name.endswith(".part") for name in names(tmp_path)), "unfinished files"
     for path in finished:
         assert len(decoded(path)) == int(path.stem) % 5 + 1
 
     done = dheads(*command)
     assert done.exit_code == 0
-    assert len(done.stdout.split()) == count - len(finished), "no job is done twice"
+    assert len(done.stdout.split()) == count - len(finished), "no video is generated twice"
     assert names(tmp_path) == [*(f"{k:02}.mp4" for k in range(count)), "jobs.csv"]
     assert {path: identity(path) for path in finished} == finished
 
 
-def test_shards_and_torchrun_part_the_work(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_and_torchrun_divide_the_list(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write_table(
         tmp_path / "jobs.csv", [(media / "face.jpg", media / "s1.wav", tmp_path / f"{k}.mp4") for k in range(5)]
     )
@@ -438,7 +440,7 @@ def test_shards_and_torchrun_part_the_work(media: Path, tmp_path: Path, monkeypa
     assert dheads(*command).stdout.split() == [str(tmp_path / f"{k}.mp4") for k in (0, 2, 4)]
 
 
-def test_a_list_from_a_pipe_with_paths_from_here(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_from_stdin_with_relative_paths(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "face.jpg").write_bytes((media / "face.jpg").read_bytes())
     (tmp_path / "s.wav").write_bytes((media / "s1.wav").read_bytes())
@@ -449,28 +451,28 @@ def test_a_list_from_a_pipe_with_paths_from_here(media: Path, tmp_path: Path, mo
 
 
 def test_settings_by_row(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One network a name of weights, one engine a setting; what one row asks in vain stops no other."""
+    """Each network is loaded once, with one engine per settings; a row that fails does not stop the others."""
     loaded: list[str] = []
     load_model = verb.load_model
     monkeypatch.setattr(
         verb, "load_model", lambda name, *rest: loaded.append(Path(name).name) or load_model(name, *rest)
     )
     (tmp_path / "bad.safetensors").write_bytes(b"not weights")
-    deaf: Config = override(TINY, {"training": {"audio_dropout": 0.0}})
-    save_checkpoint(tmp_path / "deaf.safetensors", untrained(deaf).state_dict(), deaf, {})
+    without_dropout: Config = override(TINY, {"training": {"audio_dropout": 0.0}})
+    save_checkpoint(tmp_path / "no-dropout.safetensors", untrained(without_dropout).state_dict(), without_dropout, {})
     face, sound = media / "face.jpg", media / "s1.wav"
     rows = [
         (face, sound, "a.mp4", 1, ""),
         (face, sound, "b.mp4", "", tmp_path / "bad.safetensors"),
         (face, sound, "c.mp4", 2000, ""),
-        (face, sound, "d.mp4", "", tmp_path / "deaf.safetensors"),
+        (face, sound, "d.mp4", "", tmp_path / "no-dropout.safetensors"),
         (face, sound, "e.mp4", 2, ""),
     ]
     rows = [(*row[:2], tmp_path / row[2], *row[3:]) for row in rows]
     table = write_table(tmp_path / "jobs.csv", rows, ("face", "audio", "output", "steps", "weights"))
     done = dheads("sample", "--jobs", table, *options(media), "--guidance", 1.5, "--quiet")
     assert [Path(line).name for line in done.stdout.split()] == ["a.mp4", "e.mp4"]
-    assert loaded == ["weights.safetensors", "bad.safetensors", "deaf.safetensors"]
+    assert loaded == ["weights.safetensors", "bad.safetensors", "no-dropout.safetensors"]
     failed = done.stderr.splitlines()
     assert len(failed) == 3
     assert "walked in 2000 steps" in failed[0]
@@ -478,8 +480,8 @@ def test_settings_by_row(media: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "takes no guidance" in failed[2]
 
 
-def test_a_still_head_is_told_of_the_photo_more_than_of_the_last_frames(media: Path, tmp_path: Path) -> None:
-    """By row; the packaged weights' own share of the photo is a quarter."""
+def test_the_motion_frames_of_a_still_head_are_mostly_the_photo(media: Path, tmp_path: Path) -> None:
+    """Set per row."""
     rows = [(media / "face.jpg", media / "s2.wav", tmp_path / f"{still}.mp4", still) for still in ("no", "yes")]
     table = write_table(tmp_path / "jobs.csv", rows, ("face", "audio", "output", "still"))
     assert dheads("sample", "--jobs", table, *options(media)).exit_code == 0
@@ -488,11 +490,11 @@ def test_a_still_head_is_told_of_the_photo_more_than_of_the_last_frames(media: P
     anchors = [studio.engine(replace(job, still=still)).sampling.identity_anchor for still in (False, True)]
     assert anchors == [studio.config.extensions.motion.anchor, 0.8]
     moving, still = (decoded(tmp_path / f"{name}.mp4").astype(int) for name in ("no", "yes"))
-    assert np.abs(moving[0] - still[0]).max() <= 3, "the first frame has no other before it"
+    assert np.abs(moving[0] - still[0]).max() <= 3, "the first frame has no previous frames"
     assert np.abs(moving[1] - still[1]).max() > 3
 
 
-def test_takes_are_performances_of_their_own(media: Path, tmp_path: Path) -> None:
+def test_takes_differ_by_their_seeds(media: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     command = ("sample", media / "face.jpg", media / "s2.wav", "-o", out, *options(media), "--quiet")
     done = dheads(*command, "--takes", 3, "--seed", 4)
@@ -505,14 +507,14 @@ def test_takes_are_performances_of_their_own(media: Path, tmp_path: Path) -> Non
     assert np.abs(decoded(out) - second).max() <= 3
     assert np.abs(other - second).mean() > 3
     assert dheads(*command, "--takes", 2).exit_code == 0
-    assert (tmp_path / "out-1.mp4").stat().st_ino != before, "what is named one by one is made anew"
+    assert (tmp_path / "out-1.mp4").stat().st_ino != before, "videos named one by one are always replaced"
 
 
-# --- Whose face
+# --- The face
 
 
 def test_a_face_from_a_video(media: Path, tmp_path: Path) -> None:
-    """The first frame with a face, or the one at a time."""
+    """The first frame with a face, or the frame at a given time."""
     person = np.asarray(Image.open(media / "face.jpg").convert("RGB").resize((256, 256)))
     nobody = np.asarray(Image.linear_gradient("L").convert("RGB"))
     write_video(tmp_path / "late.mp4", [nobody] * 5 + [person] * 5, None)
@@ -549,7 +551,7 @@ def test_one_of_several_faces(media: Path, tmp_path: Path) -> None:
     middle = []
     for which in (None, 1, 2):
         portrait = verb.find_portrait(tmp_path / "two.png", TINY, studio.backend, which=which)
-        # Where the crop's centre comes from, by the inverse of its transform.
+        # The centre of the crop in the picture, by the inverse transform.
         middle.append(np.linalg.solve(portrait.matrix[:, :2], 15.5 - portrait.matrix[:, 2])[0])
         assert len(portrait.notes) == (which is None)
     assert middle[0] == middle[1] > 300 > middle[2]
@@ -557,42 +559,42 @@ def test_one_of_several_faces(media: Path, tmp_path: Path) -> None:
         verb.find_portrait(tmp_path / "two.png", TINY, studio.backend, which=3)
 
 
-def test_the_face_back_in_its_photo(media: Path, tmp_path: Path) -> None:
+def test_the_face_is_pasted_into_the_photo(media: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.mp4"
     done = dheads("sample", media / "face.jpg", media / "s2.wav", "-o", out, "--paste", *options(media), "--quiet")
     assert done.exit_code == 0, done.stderr
     photo = np.asarray(Image.open(media / "face.jpg").convert("RGB"))
     apart = np.abs(decoded(out).astype(int) - photo).mean(axis=-1)
     assert apart.shape == (2, 512, 512)
-    assert apart[:, :24].mean() < 4, "above the face the photo, through the codec"
+    assert apart[:, :24].mean() < 4, "the photo above the face, through the codec"
 
 
 # --- From Python
 
 
 def test_frames_without_a_file(media: Path, tmp_path: Path) -> None:
-    told = {"weights": str(media / "weights.safetensors"), "device": "cpu", "seed": 3, "size": 64}
-    frames = list(verb.frames(media / "face.jpg", media / "s3.wav", **told))
+    options = {"weights": str(media / "weights.safetensors"), "device": "cpu", "seed": 3, "size": 64}
+    frames = list(verb.frames(media / "face.jpg", media / "s3.wav", **options))
     assert [(frame.shape, frame.dtype) for frame in frames] == [((64, 64, 3), np.uint8)] * 3
-    verb.sample(media / "face.jpg", media / "s3.wav", tmp_path / "o.mp4", progress=False, **told)
+    verb.sample(media / "face.jpg", media / "s3.wav", tmp_path / "o.mp4", progress=False, **options)
     assert np.abs(decoded(tmp_path / "o.mp4").astype(int) - np.stack(frames)).mean() < 8
     with pytest.raises(TypeError, match="sized"):
         next(verb.frames(media / "face.jpg", media / "s3.wav", sized=3))
 
 
-def test_paths_may_be_given_as_text(media: Path, tmp_path: Path) -> None:
-    told = {"weights": str(media / "weights.safetensors"), "device": "cpu", "progress": False}
+def test_paths_as_strings(media: Path, tmp_path: Path) -> None:
+    options = {"weights": str(media / "weights.safetensors"), "device": "cpu", "progress": False}
     face, sound, output = str(media / "face.jpg"), str(media / "s3.wav"), str(tmp_path / "o.mp4")
-    result = verb.sample(face, sound, output, **told)
+    result = verb.sample(face, sound, output, **options)
     assert (result.path, result.frames) == (tmp_path / "o.mp4", 3)
-    assert len(list(verb.frames(face, sound, **told))) == 3
-    jobs = jobs_of_sounds(Job(face, "", "", weights=told["weights"]), [sound], str(tmp_path / "list"))
+    assert len(list(verb.frames(face, sound, **options))) == 3
+    jobs = jobs_of_sounds(Job(face, "", "", weights=options["weights"]), [sound], str(tmp_path / "list"))
     (tmp_path / "list").mkdir()
     (made,) = verb.sample_all(jobs, device="cpu", progress=False)
     assert (made.output, made.error) == (tmp_path / "list" / "s3.mp4", None)
     table = write_table(tmp_path / "jobs.csv", [(face, sound, output)])
     assert read_jobs(str(table), DEFAULTS) == [replace(DEFAULTS, face=face, audio=sound, output=output)]
     with pytest.raises(DheadsError, match=r"absent\.jpg: there is no such file"):
-        verb.sample("absent.jpg", sound, output, **told)
+        verb.sample("absent.jpg", sound, output, **options)
     with pytest.raises(TypeError, match="sized"):
-        verb.sample(face, sound, output, sized=3, **told)
+        verb.sample(face, sound, output, sized=3, **options)
