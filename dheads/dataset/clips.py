@@ -107,10 +107,12 @@ class ResidentClips:
         read = prefetch(_whole, ((dataset, clip, speech_dim) for clip in clips), threads)
         bar = tqdm(clips, desc="load", unit="clip", disable=not progress)
         for clip, whole in zip(bar, read, strict=True):
-            if whole.facts is not None:
-                self._facts[clip.clip] = whole.facts
-            if whole.error is not None:
-                self._broken[clip.clip] = whole.error
+            if isinstance(whole, DheadsError):
+                self._broken[clip.clip] = whole
+                continue
+            self._facts[clip.clip] = whole.facts
+            if isinstance(whole.pictures, DheadsError):
+                self._broken[clip.clip] = whole.pictures
                 continue
             label = whole.labels
             pictures[row : row + clip.frames].copy_(whole.pictures)
@@ -167,19 +169,21 @@ def _facts(clip: Clip, labels: dict[str, Tensor], speech_dim: int) -> Facts:
 
 @dataclass(frozen=True, eq=False)
 class _Whole:
-    """A clip as read; what could not be read is None, because of `error`."""
+    """A clip as read."""
 
-    facts: Facts | None
-    labels: dict[str, Tensor] | None = None
-    pictures: Tensor | None = None  # (F, H, W, 3) uint8
-    error: DheadsError | None = None
+    facts: Facts
+    labels: dict[str, Tensor]
+    pictures: Tensor | DheadsError  # (F, H, W, 3) uint8, or why they cannot be read
 
 
-def _whole(dataset: Dataset, clip: Clip, speech_dim: int) -> _Whole:
-    facts = None
+def _whole(dataset: Dataset, clip: Clip, speech_dim: int) -> _Whole | DheadsError:
+    """A clip, or why not even its labels can be read."""
     try:
         labels = dataset.labels(clip)
         facts = _facts(clip, labels, speech_dim)
+    except DheadsError as error:
+        return error
+    try:
         return _Whole(facts, labels, torch.from_numpy(dataset.read(clip, range(clip.frames))))
     except DheadsError as error:
-        return _Whole(facts, error=error)
+        return _Whole(facts, labels, error)

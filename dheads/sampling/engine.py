@@ -87,7 +87,8 @@ class Engine:
         self.schedule = respaced(self._full, self.sampling.steps, self.sampling.spacing)
         self._steps = {int(t): step for step, t in enumerate(self.schedule.timestep_map)}
         # Embeddings, scales and shifts cost little: they stay float32.
-        self._network = copy.deepcopy(unet).eval().to(self.dtype, memory_format=torch.channels_last)
+        self._network = copy.deepcopy(unet).eval().to(self.dtype)
+        self._network.to(memory_format=torch.channels_last)
         self._stems = self._network.stems()
         self._denoise = self._network.denoise
         if compiled:

@@ -152,7 +152,7 @@ class _SpeechWindow:
         """speech: (F, D), or chunks (f, D) of it. reach: frames held on either side."""
         self._chunks = iter([speech] if isinstance(speech, Tensor) else speech)
         self._reach = reach
-        self._held: Tensor | None = None  # (n, D)
+        self._held = torch.empty(0)  # (n, D)
         self._begin = 0  # the frame of its first row
 
     def reaches(self, frame: int) -> bool:
@@ -171,11 +171,11 @@ class _SpeechWindow:
 
     def _read(self, frame: int) -> int:
         """Read on until that frame or the end; returns the number of frames read."""
-        while (end := self._begin + (0 if self._held is None else len(self._held))) <= frame:
+        while (end := self._begin + len(self._held)) <= frame:
             chunk = next(self._chunks, None)
             if chunk is None:
                 break
-            self._held = chunk if self._held is None else torch.cat([self._held, chunk])
+            self._held = torch.cat([self._held, chunk]) if len(self._held) else chunk
         return end
 
 

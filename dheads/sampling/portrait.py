@@ -81,6 +81,8 @@ def _picture(path: Path, backend: LandmarkBackend, at: float | None, notes: list
             if _is_sound(path):
                 raise DheadsError(f"{path} is sound without a picture; give FACE first, then AUDIO") from None
             raise no_photo from None
+        if first is None:
+            raise no_photo
         return first, str(path)
     if at is not None:
         raise DheadsError(f"{path} is a photo; a time is for a video")

@@ -22,9 +22,17 @@ from dheads.system.files import complete_or_absent
 from dheads.training.parts import load_parts, save_parts
 
 # What weights to start from must have in common: it decides about their shapes, or what they have learnt to read.
-_START = ("network.", "diffusion.", "conditioning.", "alignment.", "extensions.patches.", "extensions.copying.")
-_START += ("extensions.motion.noise", "extensions.motion.hide_mouth")
-_START += tuple(f"extensions.codes.{name}.context" for name, code in CODES.items() if not code.begins_at_zero)
+_START = (
+    "network.",
+    "diffusion.",
+    "conditioning.",
+    "alignment.",
+    "extensions.patches.",
+    "extensions.copying.",
+    "extensions.motion.noise",
+    "extensions.motion.hide_mouth",
+    *(f"extensions.codes.{name}.context" for name, code in CODES.items() if not code.begins_at_zero),
+)
 # But these leave the shapes as they are, or add what begins at zero.
 _START_FREE = ("network.dropout", "extensions.patches.detail_channels", "conditioning.identity_frame")
 # What reading a damaged file raises.
@@ -52,7 +60,8 @@ class TrainingState:
         self.best = math.inf  # lowest validation loss
         self.row: dict[str, list[float]] = {}  # sum and count of every value of the log row under way
         device = next(unet.parameters()).device
-        self.ema = ExtendedUNet(config).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.ema = ExtendedUNet(config).to(device).eval().requires_grad_(False)
+        self.ema.to(memory_format=torch.channels_last)
         self.ema.load_state_dict(unet.state_dict())
         # With no weight decay AdamW is the paper's Adam. Fused: one pass over all weights.
         self.optimizer = torch.optim.AdamW(
