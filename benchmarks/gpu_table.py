@@ -17,6 +17,10 @@ Row = dict[str, Any]
 def main(out: Annotated[Path, typer.Argument(help="The folder that on_gpu.py wrote.")]) -> None:
     """Print Markdown."""
     steps = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))}
+    if compiled := steps.pop("compiled", None):
+        together = steps.setdefault("sampling", {"rows": [], "exit_code": 0})
+        together["rows"] += compiled["rows"]
+        together["exit_code"] = together["exit_code"] or compiled["exit_code"]
     for name in filter(steps.get, TABLES):
         if steps[name]["exit_code"] != 0:
             print(f"The step `{name}` did not come to its end: what it had done by then.\n")
