@@ -17,9 +17,12 @@ Row = dict[str, Any]
 def main(out: Annotated[Path, typer.Argument(help="The folder that on_gpu.py wrote.")]) -> None:
     """Print Markdown."""
     steps = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))}
+    for name, step in steps.items():
+        if step["exit_code"] != 0:
+            print(f"The step `{name}` did not come to its end: below is what it had done by then.\n")
+    if compiled := steps.pop("compiled", None):  # rows of the same table
+        steps.setdefault("sampling", {"rows": []})["rows"] += compiled["rows"]
     for name in filter(steps.get, TABLES):
-        if steps[name]["exit_code"] != 0:
-            print(f"The step `{name}` did not come to its end: what it had done by then.\n")
         print("\n".join(TABLES[name](steps[name]["rows"])) + "\n")
 
 

@@ -1,7 +1,8 @@
-"""Prove and measure a GPU by one command, in six minutes.
+"""Prove and measure a GPU by one command, in eight minutes.
 
-    python benchmarks/on_gpu.py out              # six steps, each with a limit of its own
+    python benchmarks/on_gpu.py out              # seven steps, each with a limit of its own
     python benchmarks/on_gpu.py out --dry-run    # the same on the CPU with small networks, in a minute
+    python benchmarks/on_gpu.py out --only card --only training
     python benchmarks/gpu_table.py out           # the rows of docs/speed.md
 
 Each step is a process of its own and writes out/STEP.json row by row, with a line on the screen for each: a run that is
@@ -11,6 +12,7 @@ card         what it is, and its peak of bf16 matrix products
 correctness  the tests marked `gpu`
 sampling     frames a second of the packaged network and of one of the paper's size, beside the plain way: float32,
              eager, all conditioning computed anew at every step, ancestral
+compiled     the same networks by torch.compile, and how soon a later process has its first frame
 training     examples a second, and the time spent waiting for data, beside a plain float32 step
 long         memory at a tenth and at the end of a minute of speech
 prepare      clips a second, with FAN where its weights are, else with the packaged mesh
@@ -49,7 +51,15 @@ from dheads.training.plan import plan
 from dheads.weights.checkpoints import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = {"card": 15, "correctness": 85, "sampling": 120, "training": 85, "long": 25, "prepare": 30}
+SECONDS = {
+    "card": 15,
+    "correctness": 100,
+    "sampling": 100,
+    "compiled": 120,
+    "training": 85,
+    "long": 25,
+    "prepare": 30,
+}
 Row = dict[str, Any]
 
 
@@ -67,6 +77,10 @@ class Place:
             return random_network("tiny").to(self.device)
         return load_model("small", self.device)[0] if name == "small" else random_network(name).to(self.device)
 
+    def steps(self) -> tuple[int, ...]:
+        """Of sampling."""
+        return (2,) if self.dry else (8, 3, 25)
+
     def config(self, name: str) -> Config:
         return preset("tiny" if self.dry else name)
 
@@ -74,6 +88,7 @@ class Place:
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the JSON files.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="On the CPU, with small networks.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Only these steps.")] = None,
     step: Annotated[str | None, typer.Option(help="Only this step, in this process: a row a line.")] = None,
 ) -> None:
     """Prove and measure a GPU."""
@@ -85,7 +100,7 @@ def main(
         raise SystemExit("there is no GPU here; --dry-run does the same on the CPU")
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    for name in SECONDS:
+    for name in only or SECONDS:
         run(name, out / f"{name}.json", dry_run)
     print(f"done in {time.monotonic() - began:.0f} s; python benchmarks/gpu_table.py {out}", flush=True)
 
@@ -160,20 +175,22 @@ def correctness(place: Place) -> Iterator[Row]:
 
 def sampling(place: Place) -> Iterator[Row]:
     peak = peak_flops_per_second(place.device, 2)
-    steps = (2,) if place.dry else (8, 3, 25)
-    many = 3 if place.dry else 16
     for name in ("small", "crema"):
         unet = place.network(name)
-        for clips in (1, many):
-            for count in steps:
+        for clips in (1, 3 if place.dry else 16):
+            for count in place.steps():
                 yield engine_row(place, name, unet, count, clips, False, peak)
         yield from plain_rows(place, name, unet)
         del unet
-    for name, clips in (("crema", 1), ("small", 1), ("crema", many), ("small", many)):
+
+
+def compiled(place: Place) -> Iterator[Row]:
+    peak = peak_flops_per_second(place.device, 2)
+    for name, clips in (("crema", 1), ("small", 1), ("crema", 16), ("small", 16)):
         if place.dry and clips > 1:
             continue  # a CPU compiles for a minute
         unet = place.network(name)
-        for count in steps:
+        for count in place.steps():
             yield engine_row(place, name, unet, count, clips, not place.dry, peak)
         if clips == 1:
             yield first_frame_row(place, name)
@@ -185,20 +202,24 @@ def forward_flops(config: Config) -> int:
     return plan(config, None).forward_flops
 
 
+<<<<<<< HEAD
 def engine_row(place: Place, name: str, unet: ExtendedUNet, steps: int, clips: int, compiled: bool, peak: float) -> Row:
+=======
+def engine_row(place: Place, name: str, unet: UNet, steps: int, clips: int, is_compiled: bool, peak: float) -> Row:
+>>>>>>> main
     """Medians would take three times as long: the second of two turns counts."""
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    engine = Engine(unet, SamplingConfig(steps=steps, solver="dpm++2m"), compiled=compiled)
+    engine = Engine(unet, SamplingConfig(steps=steps, solver="dpm++2m"), compiled=is_compiled)
     began = time.perf_counter()
     next(in_lockstep(engine, [talk(unet, 1)]))
     first = time.perf_counter() - began
-    frames = 4 if place.dry else 40
+    frames = 4 if place.dry else 40 if clips == 1 else 12
     turn(engine, 3, clips)  # warms up and records
     speed, _ = turn(engine, frames, clips)
     return {
         "network": name,
-        "way": "compiled" if compiled else "eager",
+        "way": "compiled" if is_compiled else "eager",
         "steps": steps,
         "videos": clips,
         "frames_per_second": speed,
@@ -238,8 +259,8 @@ def training(place: Place) -> Iterator[Row]:
     ways += [("crema", None, True), ("small", 256, True)]
     steps = 1 if place.dry else 10
     with tempfile.TemporaryDirectory() as folder:
-        for name, batch, compiled in ways[:2] if place.dry else ways:
-            changes = {"precision": "bf16", "compile": compiled}
+        for name, batch, is_compiled in ways[:2] if place.dry else ways:
+            changes = {"precision": "bf16", "compile": is_compiled}
             changes |= {} if batch is None or place.dry else {"batch_size": batch}
             config = override(place.config(name), {"training": changes})
             data = Path(folder) / name
@@ -248,7 +269,7 @@ def training(place: Place) -> Iterator[Row]:
                 random_dataset(data, config)
             report = measure(Dataset(data), config, place.device, steps, 1 if place.dry else 3)
             report.pop("turns")
-            yield {"preset": name, "way": "compiled" if compiled else "eager", **report}
+            yield {"preset": name, "way": "compiled" if is_compiled else "eager", **report}
 
 
 def long(place: Place) -> Iterator[Row]:
@@ -286,6 +307,7 @@ STEPS = {
     "card": card,
     "correctness": correctness,
     "sampling": sampling,
+    "compiled": compiled,
     "training": training,
     "long": long,
     "prepare": prepare,

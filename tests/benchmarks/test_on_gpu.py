@@ -32,12 +32,13 @@ def test_a_dry_run_proves_and_measures_everything(tmp_path: Path) -> None:
     done = run("benchmarks/on_gpu.py", tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
     steps = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
-    assert set(steps) == {"card", "correctness", "sampling", "training", "long", "prepare"}
+    assert set(steps) == {"card", "correctness", "sampling", "compiled", "training", "long", "prepare"}
     assert {name: step["exit_code"] for name, step in steps.items()} == dict.fromkeys(steps, 0), done.stdout
     rows = {name: step["rows"] for name, step in steps.items()}
     assert {row["outcome"] for row in rows["correctness"]} == {"passed"}, done.stdout
     assert len(rows["correctness"]) > 20
     assert rows["card"][1]["peak_flops_per_second"] > 1e8
+    rows["sampling"] += rows["compiled"]
     ways = [(row["network"], row["way"], row.get("videos")) for row in rows["sampling"]]
     assert {("small", "eager", 3), ("crema", "eager", 1), ("crema", "plain", 1)} < set(ways)
     assert all(row["frames_per_second"] > 0 for row in rows["sampling"] if "frames_per_second" in row)
@@ -45,7 +46,7 @@ def test_a_dry_run_proves_and_measures_everything(tmp_path: Path) -> None:
     assert all(row["examples_per_second"] > 0 and 0 < row["waiting"] < 1 for row in rows["training"])
     assert rows["long"][0]["memory_mib_at_the_end"] > 100
     assert rows["prepare"][0]["clips_per_second"] > 0
-    assert done.stdout.count("done after") == 6
+    assert done.stdout.count("done after") == 7
     table = run("benchmarks/gpu_table.py", tmp_path).stdout
     assert f"Tests that are marked `gpu`: {len(rows['correctness'])} passed." in table
     fastest = max(row["frames_per_second"] for row in rows["sampling"] if "frames_per_second" in row)
