@@ -202,11 +202,9 @@ def forward_flops(config: Config) -> int:
     return plan(config, None).forward_flops
 
 
-<<<<<<< HEAD
-def engine_row(place: Place, name: str, unet: ExtendedUNet, steps: int, clips: int, compiled: bool, peak: float) -> Row:
-=======
-def engine_row(place: Place, name: str, unet: UNet, steps: int, clips: int, is_compiled: bool, peak: float) -> Row:
->>>>>>> main
+def engine_row(
+    place: Place, name: str, unet: ExtendedUNet, steps: int, clips: int, is_compiled: bool, peak: float
+) -> Row:
     """Medians would take three times as long: the second of two turns counts."""
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
