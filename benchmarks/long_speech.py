@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE, preset
 from dheads.media.sound import load_waveform, waveform_pieces
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 from dheads.model import UNet
 from dheads.sampling.pipeline import frames
 from dheads.speech.encoders import load_speech_encoder

@@ -42,7 +42,7 @@ from dheads.dataset.clips import ResidentClips, fits
 from dheads.dataset.dataset import Dataset, dataset_info
 from dheads.dataset.manifest import Clip, clip_path, write_clips
 from dheads.denoiser import Denoiser
-from dheads.media.video import write_clip
+from dheads.media.writing import write_clip
 from dheads.model import UNet
 from dheads.system.devices import resolve_device
 from dheads.training.batches import Draws

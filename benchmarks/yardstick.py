@@ -34,9 +34,10 @@ from dheads.evaluation.footage import Footage, watch
 from dheads.evaluation.measures import correlation
 from dheads.evaluation.remake import chosen_clips
 from dheads.extensions.lips import LipPredictor, centred
-from dheads.faces.landmarks import LandmarkBackend, load_backend
+from dheads.faces.detection import LandmarkBackend
+from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.pipeline import chosen, generate
 from dheads.speech.encoders import load_speech_encoder

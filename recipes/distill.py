@@ -27,7 +27,7 @@ from dheads.config import override
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import SOLVERS, Denoised, respaced
-from dheads.media.video import to_uint8, to_unit
+from dheads.media.pixels import to_uint8, to_unit
 from dheads.model import UNet
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.lockstep import Talk, perform

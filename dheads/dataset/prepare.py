@@ -30,7 +30,8 @@ from dheads.dataset.layouts import NAMESAKE, Source, find_sources
 from dheads.dataset.manifest import Clip, FailedTable, Shard, clip_path, shard_path, standing_splits, write_clips
 from dheads.errors import DheadsError
 from dheads.media.photos import hush_pillow
-from dheads.media.video import frame_at, write_clip
+from dheads.media.reading import frame_at
+from dheads.media.writing import write_clip
 from dheads.system.distributed import World, world
 from dheads.system.files import PART, complete_or_absent
 from dheads.system.workers import Died, cores, run

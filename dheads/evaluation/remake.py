@@ -17,7 +17,7 @@ from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
 from dheads.media.sound import in_a_room, load_waveform
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import Talk, perform
 from dheads.speech.encoders import load_speech_encoder

@@ -11,8 +11,9 @@ import numpy as np
 
 from dheads.errors import DheadsError
 from dheads.media.containers import opened
+from dheads.media.reading import read_frames
 from dheads.media.sound import load_waveform
-from dheads.media.video import read_frames, write_clip
+from dheads.media.writing import write_clip
 
 _SOUND = frozenset({"aac", "mp3", "flac", "opus"})
 

@@ -24,13 +24,15 @@ from tqdm import tqdm
 from dheads.config import FPS, Config, SamplingConfig
 from dheads.errors import DheadsError
 from dheads.faces.alignment import align_transforms, beyond_edge, framed
-from dheads.faces.landmarks import LandmarkBackend, find_face, in_view, load_backend
+from dheads.faces.detection import LandmarkBackend
+from dheads.faces.landmarks import find_face, in_view, load_backend
 from dheads.faces.paste import Paster
 from dheads.media.containers import MAX_SECONDS, name_of, opened
 from dheads.media.hearing import Hearing, hear
 from dheads.media.photos import NotAPhoto, load_photo
+from dheads.media.reading import frame_at, read_frames
 from dheads.media.sound import claimed_seconds, in_a_room, waveform_pieces
-from dheads.media.video import check_even, container_of, frame_at, read_frames, video_writer
+from dheads.media.writing import check_even, container_of, video_writer
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job, check_inputs
 from dheads.sampling.lockstep import Talk, perform

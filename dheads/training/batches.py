@@ -18,7 +18,7 @@ from dheads.config import Config
 from dheads.dataset.clips import ClipReader, Clips, Kind
 from dheads.dataset.dataset import Clip, Dataset
 from dheads.errors import DheadsError
-from dheads.media.video import to_unit
+from dheads.media.pixels import to_unit
 from dheads.system.prefetch import prefetch
 from dheads.training.augment import augment
 

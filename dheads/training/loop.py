@@ -20,7 +20,7 @@ from dheads.dataset.manifest import clip_path
 from dheads.denoiser import Denoiser
 from dheads.errors import DheadsError
 from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform, wav_file
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 from dheads.model import UNet
 from dheads.sampling.engine import Engine
 from dheads.sampling.pipeline import generate

@@ -23,7 +23,7 @@ from dheads.dataset.layouts import find_sources
 from dheads.errors import DheadsError
 from dheads.evaluation import evaluate
 from dheads.evaluation.turing import tally
-from dheads.media.video import write_clip, write_video
+from dheads.media.writing import write_clip, write_video
 from dheads.model import UNet
 from dheads.sampling.jobs import Job, read_jobs
 from dheads.training import loop as train

@@ -24,7 +24,8 @@ from dheads.errors import DheadsError
 from dheads.extensions.blinks import eye_code
 from dheads.extensions.lips import centred
 from dheads.faces.alignment import eye_box
-from dheads.media.video import read_frames, write_clip
+from dheads.media.reading import read_frames
+from dheads.media.writing import write_clip
 
 pytest_plugins = "real_data"
 

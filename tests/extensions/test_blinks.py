@@ -13,7 +13,7 @@ from dheads.evaluation.measures import blink_seconds, blinks, blinks_per_second
 from dheads.faces import alignment as faces
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import load_backend
-from dheads.media.video import read_frames
+from dheads.media.reading import read_frames
 from dheads.weights.checkpoints import ASSETS, file_sha256, known
 
 # First and last frame in which the lids are shut or nearly so, in the first three seconds. Found by looking at every

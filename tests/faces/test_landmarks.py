@@ -21,8 +21,9 @@ import torch
 from dheads.config import AlignmentConfig
 from dheads.errors import DheadsError
 from dheads.faces import alignment as faces
-from dheads.faces.detection import Face
-from dheads.faces.landmarks import FanBackend, LandmarkBackend, find_face, load_backend
+from dheads.faces.detection import Face, LandmarkBackend
+from dheads.faces.fan import FanBackend
+from dheads.faces.landmarks import find_face, load_backend
 from dheads.media.photos import load_photo
 
 # Compiling face-alignment's loops takes longer than all that is done with them here.

@@ -12,7 +12,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from dheads.media.colours import SCALER, to_plain
-from dheads.media.video import frame_at, read_frames
+from dheads.media.reading import frame_at, read_frames
 
 BT709, BT2020, DISPLAY_P3, PQ, HLG = 1, 9, 12, 16, 18  # numbers of primaries, matrix and transfer in H.273
 # Linear BT.709 to linear BT.2020 (BT.2087) and to Display P3.

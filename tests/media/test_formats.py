@@ -12,8 +12,9 @@ from test_video import gray, number, packets, write_sound
 
 from dheads.dataset.layouts import find_sources
 from dheads.errors import DheadsError
+from dheads.media.reading import VIDEOS, read_frames
 from dheads.media.sound import load_waveform
-from dheads.media.video import VIDEOS, container_of, read_frames, write_video
+from dheads.media.writing import container_of, write_video
 
 # --- Written
 

@@ -20,7 +20,7 @@ from dheads.media import containers as media
 from dheads.media import hearing
 from dheads.media.hearing import hear, played_stream
 from dheads.media.sound import load_waveform
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 from dheads.sampling.pipeline import Studio
 
 RATE = 16_000

@@ -13,7 +13,7 @@ from test_audio import lag, speechlike, write_sound, write_wav
 
 from dheads.config import AudioCodec
 from dheads.media.sound import load_waveform
-from dheads.media.video import video_writer, write_video
+from dheads.media.writing import video_writer, write_video
 
 SECONDS = 2.0
 BLACK = np.zeros((32, 32, 3), np.uint8)

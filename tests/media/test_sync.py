@@ -22,8 +22,8 @@ import torch
 from dheads.config import preset
 from dheads.dataset.manifest import read_clips
 from dheads.dataset.prepare import prepare
+from dheads.media.reading import read_frames
 from dheads.media.sound import SAMPLES_PER_FRAME, frame_count
-from dheads.media.video import read_frames
 from dheads.model import UNet
 from dheads.sampling import pipeline as verb
 

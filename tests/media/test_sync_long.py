@@ -21,7 +21,7 @@ import torch
 from test_sync import BEEP, FRAME, Energy, marks_of, played
 
 from dheads.media.sound import waveform_pieces
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 
 SECONDS = 30  # of most recordings, to save time
 

@@ -17,16 +17,10 @@ from PIL import Image
 
 from dheads import __version__
 from dheads.errors import DheadsError
+from dheads.media.pixels import to_uint8, to_unit
+from dheads.media.reading import frame_at, read_frames
 from dheads.media.sound import load_waveform
-from dheads.media.video import (
-    frame_at,
-    read_frames,
-    to_uint8,
-    to_unit,
-    video_writer,
-    write_clip,
-    write_video,
-)
+from dheads.media.writing import video_writer, write_clip, write_video
 from dheads.system.ending import undo_all
 
 

@@ -27,7 +27,7 @@ from dheads.conditioning import Condition
 from dheads.errors import DheadsError
 from dheads.faces import landmarks
 from dheads.faces.alignment import mean_face
-from dheads.media.video import read_frames
+from dheads.media.reading import read_frames
 from dheads.model import UNet
 from dheads.sampling import pipeline as sample
 from dheads.speech.encoders import load_speech_encoder

@@ -1,12 +1,11 @@
-"""Frames out of any video at 25 fps, and frames into an MP4 with its sound."""
+"""Frames and sound into an MP4 or MOV file, or into a stream."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from fractions import Fraction
-from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -19,99 +18,15 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from dheads import __version__
 from dheads.config import FPS, AudioCodec
 from dheads.errors import DheadsError
-from dheads.media.colours import SCALER, ToRgb
-from dheads.media.containers import decoded, name_of, opened, start_seconds
-from dheads.media.photos import open_animation
+from dheads.media.colours import SCALER
+from dheads.media.containers import name_of
 from dheads.media.soundtrack import Soundtrack, no_sound, source_sound, waveform_sound
 from dheads.system.files import Stream, as_path, complete_or_absent, is_endless, stream_into
 
-# The endings, in lower case, of files that FFmpeg reads pictures with sound from.
-VIDEOS = frozenset(
-    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".mk3d", ".webm", ".ogv", ".ogm", ".nut"}
-    | {".mpg", ".mpeg", ".mpe", ".vob", ".mod", ".tod", ".ts", ".mts", ".m2ts", ".m2t", ".dv", ".mxf"}
-    | {".avi", ".divx", ".wmv", ".asf", ".wtv", ".flv", ".rm", ".rmvb"}
-)
 _PROGRAM = f"dheads {__version__}"
-_MAX_HOLD_SECONDS = 600  # one picture on screen for longer is a damaged time stamp
 _BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and matrix
 _CONTAINERS = {".mp4": "mp4", ".m4v": "ipod", ".mov": "mov"}  # FFmpeg's names, by the ending of a file
 _FRAGMENTED = "frag_keyframe+delay_moov+default_base_moof"  # what is played before it is complete
-
-
-# --- Pixels ----------------------------------------------------------------------------------------------------------
-
-
-def to_unit(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-1, 1]."""
-    values = torch.as_tensor(frames).movedim(-1, -3).to(torch.float32, copy=True)
-    return values.div_(127.5).sub_(1)
-
-
-def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8 on the same device, rounded; values outside are clamped."""
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).contiguous()
-
-
-# --- Reading ---------------------------------------------------------------------------------------------------------
-
-
-def read_frames(path: Path | str, fps: int = FPS) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 RGB frames of a video or an animated picture, upright, one every 1/fps s whatever its own rate.
-
-    Frame k is what is on screen (k + 1/2)/fps seconds after the container's time 0, the zero of `audio.load_waveform`:
-    at the middle of its own time, so that it is half a frame early or late at most, and on average neither. A video of
-    d seconds gives round(d fps) frames. Damaged packets are skipped. Pixels are square, and the colours those of SDR.
-    Raises DheadsError for a missing or unreadable file and for one without pictures.
-    """
-    draw: Callable[[], np.ndarray] | None = None  # what is on screen
-    count, end = 0, 0.0
-    for picture, begin, duration in _timed_pictures(Path(path)):
-        if begin + duration - end > _MAX_HOLD_SECONDS:
-            raise DheadsError(f"{path} jumps from {end:.0f} s to {begin + duration:.0f} s: its time stamps are damaged")
-        # Times are often rounded to milliseconds: a frame that is due within one counts as shown.
-        while draw is not None and (count + 0.5) / fps < begin - 1e-3:
-            yield draw()
-            count += 1
-        draw, end = picture, begin + duration
-    if draw is None:
-        raise DheadsError(f"{path} holds no picture that can be decoded")
-    for _ in range(max(round(end * fps) - count, 1 - count)):
-        yield draw()
-
-
-def frame_at(path: Path | str, seconds: float = 0.0) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: what a video shows at that time. Raises DheadsError where it is shorter than that."""
-    number = int(seconds * FPS + 1e-6)  # k / FPS is the first moment of frame k, also where it is rounded down
-    frame = next(islice(read_frames(path), number, None), None)
-    if frame is None:
-        raise DheadsError(f"{path} is shorter than {seconds:g} s; ask for an earlier time")
-    return frame
-
-
-def _timed_pictures(path: Path) -> Iterator[tuple[Callable[[], np.ndarray], float, float]]:
-    """What draws it, begin in s, and duration in s of every picture of a file's first video stream."""
-    if animation := open_animation(path):
-        begin = 0.0
-        for picture, duration in animation:
-            yield partial(np.copy, picture), begin, duration
-            begin += duration
-        return
-    with opened(path, str(path)) as container:
-        stream = next((s for s in container.streams.video if s.codec_context), None)
-        if stream is None:
-            raise DheadsError(f"{path} holds no video stream that can be decoded; give a video")
-        stream.thread_type = "AUTO"
-        start = start_seconds(container)
-        usual = float(1 / (stream.average_rate or FPS))
-        begin = -usual
-        to_rgb = ToRgb()
-        for frame in decoded(container, stream):
-            begin = begin + usual if frame.time is None else frame.time - start
-            duration = float(frame.duration * frame.time_base) if frame.duration else usual
-            yield partial(to_rgb, frame, stream.sample_aspect_ratio), begin, duration
-
-
-# --- Writing ---------------------------------------------------------------------------------------------------------
 
 
 class VideoWriter:
