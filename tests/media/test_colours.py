@@ -11,7 +11,7 @@ import pytest
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from dheads.media.colours import SCALER, to_plain
+from dheads.media.colours import SCALER, to_sdr
 from dheads.media.reading import frame_at, read_frames
 
 BT709, BT2020, DISPLAY_P3, PQ, HLG = 1, 9, 12, 16, 18  # numbers of primaries, matrix and transfer in H.273
@@ -117,7 +117,7 @@ def test_the_formulas_undo_those_of_the_standards() -> None:
     rng = np.random.default_rng(0)
     plain = rng.integers(0, 256, (500, 3))
     for gamut, curve, white in ((BT2020, HLG, 203), (BT2020, PQ, 203), (DISPLAY_P3, BT709, 100)):
-        back = 255 * to_plain(signal(plain, gamut, curve, white), gamut, curve, white)
+        back = 255 * to_sdr(signal(plain, gamut, curve, white), gamut, curve, white)
         darker = plain.max(axis=-1) < 230  # lights are compressed
         assert np.abs(back - plain)[darker].max() < 1
 
