@@ -212,5 +212,7 @@ def _samples(frame: av.AudioFrame) -> np.ndarray:
     if samples.dtype.kind in "iu":
         limits = np.iinfo(samples.dtype)
         zero = 0 if limits.min < 0 else (limits.max + 1) // 2
-        return (samples.astype(np.float64) - zero) / (limits.max + 1 - zero)
-    return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0).clip(-_LOUDEST, _LOUDEST)
+        samples = (samples.astype(np.float64) - zero) / (limits.max + 1 - zero)
+    else:
+        samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0).clip(-_LOUDEST, _LOUDEST)
+    return samples
