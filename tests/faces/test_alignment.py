@@ -174,7 +174,7 @@ def test_how_far_a_crop_reaches_beyond_the_picture() -> None:
 
 
 def test_what_lies_beyond_the_picture_has_no_streaks(rng: np.random.Generator) -> None:
-    """Stripes that end at the picture's edge go on as their mean, which they reach smoothly."""
+    """Stripes that end at the picture's edge fade smoothly into their mean."""
     stripes = np.repeat(np.tile([40, 200], 64)[None, :, None], 60, axis=0).repeat(3, axis=-1).astype(np.uint8)
     crop = faces.framed(stripes, similarity(1, 0, 0, 0), 128).astype(float)
     assert crop[:60].std() > 70
@@ -188,7 +188,7 @@ def test_what_lies_beyond_the_picture_has_no_streaks(rng: np.random.Generator) -
 @pytest.mark.parametrize("scale", [2.0, 1.0, 0.7, 0.5, 0.31, 0.08])
 @pytest.mark.parametrize("degrees", [0, 33])
 def test_warp_puts_every_point_in_its_place(scale: float, degrees: float) -> None:
-    # A ramp stays a ramp under any filter, so each pixel must hold the value of the point it came from.
+    # A ramp stays a ramp under any filter, so each pixel has the value of the point that it shows.
     y, x = np.mgrid[:600, :600]
     ramp = np.repeat(((x + y) * 0.2).round().astype(np.uint8)[..., None], 3, axis=-1)
     matrix = similarity(scale, degrees, 0, 0)
@@ -202,7 +202,7 @@ def test_warp_puts_every_point_in_its_place(scale: float, degrees: float) -> Non
 
 
 def test_a_small_part_of_a_large_picture_costs_little(rng: np.random.Generator) -> None:
-    """It is cut out before it is blurred, and is the same as if it had been alone."""
+    """It is cut out before it is blurred, with the same result as from a picture of that part alone."""
     large = np.zeros((3000, 4000, 3), np.uint8)
     part = cv2.GaussianBlur(rng.integers(0, 256, (200, 200, 3), np.uint8), (0, 0), 2)
     large[1500:1700, 2000:2200] = part
