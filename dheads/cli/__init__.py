@@ -240,9 +240,9 @@ def sample(
         "audio_codec": audio_codec,
     }
     running = {"device": device, "compiled": compiled, "progress": not quiet}
-    from dheads.media.photos import hush_pillow
+    from dheads.media.photos import silence_pillow
 
-    hush_pillow()
+    silence_pillow()
     if many:
         from dheads.sampling.jobs import Job
 

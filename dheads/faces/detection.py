@@ -13,7 +13,7 @@ import numpy as np
 from dheads.faces.alignment import apply_transform, scale_points
 
 MIN_FACE_PX = 32
-UNSEEN = np.full((68, 2), np.nan, np.float32)  # landmarks where no face is seen
+UNSEEN = np.full((68, 2), np.nan, np.float32)  # landmarks of a face that is not seen
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,9 @@ def _rank(stream: av.AudioStream) -> tuple[bool, bool]:
 
 def _stream_notes(streams: list[int], chosen: int) -> list[str]:
     if chosen > 0:
-        why = "as what players take is silent"
+        why = "because the one that players choose is silent"
     elif streams[0] != min(streams):
-        why = "the one that players take"
+        why = "the one that players choose"
     else:
         return []
     return [f"taking sound stream {sorted(streams).index(streams[chosen]) + 1} of {len(streams)}, {why}"]

@@ -88,7 +88,7 @@ def _animation(path: Path) -> Iterator[tuple[np.ndarray, float]]:
             yield _rgb(photo, photo.height), seconds if seconds >= _MIN_SECONDS else _DEFAULT_SECONDS
 
 
-def hush_pillow() -> None:
+def silence_pillow() -> None:
     """Keep Pillow's warnings about odd tags and damage off stderr, where the program prints its own messages."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -292,7 +292,7 @@ def _to_srgb(profile: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsT
 
 def _transformed(part: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
     result = ImageCms.applyTransform(part, transform)
-    assert result is not None  # it is only for a transform in place
+    assert result is not None  # only transforms that change their input return None
     return result
 
 

@@ -45,7 +45,7 @@ def waveform_pieces(source: Path | BinaryIO, hearing: Hearing | None = None) -> 
     with opened(source, name, "sound or video") as container:
         chunks = sound_in_step(container, audio_stream(container, hearing.stream))
         empty = True
-        # The resampler starts again where the sample rate changes.
+        # The resampler starts again when the sample rate changes.
         for rate, run in groupby(chunks, key=attrgetter("rate")):
             for piece in _resampled((hearing.mono(chunk.samples) for chunk in run), rate):
                 if len(piece):
@@ -103,7 +103,7 @@ def wav_file(waveform: torch.Tensor) -> io.BytesIO:
     return file
 
 
-def in_a_room(pieces: Iterable[torch.Tensor], level: float) -> Iterator[torch.Tensor]:
+def add_noise(pieces: Iterable[torch.Tensor], level: float) -> Iterator[torch.Tensor]:
     """Sound in pieces (n,) with white noise of standard deviation `level` added; the noise is always the same."""
     generator = torch.Generator().manual_seed(0)
     for piece in pieces:
@@ -111,5 +111,5 @@ def in_a_room(pieces: Iterable[torch.Tensor], level: float) -> Iterator[torch.Te
 
 
 def frame_count(samples: int) -> int:
-    """The number of video frames at 25 fps that last as long as so many samples at 16 kHz; at least 1."""
+    """The number of video frames at 25 fps in the duration of `samples` samples at 16 kHz; at least 1."""
     return max(1, round(samples / SAMPLES_PER_FRAME))

@@ -31,7 +31,7 @@ from dheads.media.containers import MAX_SECONDS, name_of, opened
 from dheads.media.hearing import Hearing, hear
 from dheads.media.photos import NotAPhoto, load_photo
 from dheads.media.reading import frame_at, read_frames
-from dheads.media.sound import claimed_seconds, in_a_room, waveform_pieces
+from dheads.media.sound import add_noise, claimed_seconds, waveform_pieces
 from dheads.media.writing import check_even, container_of, video_writer
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job, check_inputs
@@ -345,7 +345,7 @@ class Studio:
 
     def hear(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """16 kHz sound in pieces (n,) -> embeddings in chunks (f, D) on the CPU, as these weights want to hear it."""
-        heard = in_a_room(pieces, self.config.sampling.room_noise)
+        heard = add_noise(pieces, self.config.sampling.room_noise)
         return (chunk.cpu() for chunk in self.encoder.encode_pieces(heard))
 
 

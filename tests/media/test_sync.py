@@ -124,7 +124,7 @@ def recorded_sound(container: av.container.OutputContainer, take: Recording, _: 
     yield from stream.encode()
 
 
-# --- The times of pictures and sound in a player -------------------------------------------------------------------------
+# --- The times of pictures and sound in a player ---------------------------------------------------------------------
 
 
 def played(path: Path, *spans: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
