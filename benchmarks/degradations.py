@@ -26,8 +26,9 @@ from dheads.evaluation.evaluate import evaluate
 from dheads.evaluation.report import Report, figure
 from dheads.faces.alignment import align_transforms, mouth_box, unwarp, warp
 from dheads.faces.landmarks import load_backend
+from dheads.media.reading import read_frames
 from dheads.media.sound import load_waveform
-from dheads.media.video import read_frames, write_clip
+from dheads.media.writing import write_clip
 
 LATE = 5  # frames
 

@@ -36,7 +36,7 @@ from dheads.faces.alignment import STABLE, eye_distance, framed, mouth_opening
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.devices import resolve_device

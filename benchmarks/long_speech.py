@@ -21,13 +21,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from dheads.sampling.pipeline import frames
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE, preset
 from dheads.extensions.network import ExtendedUNet
 from dheads.media.sound import load_waveform, waveform_pieces
-from dheads.media.video import write_video
-from dheads.sampling.pipeline import frames
+from dheads.media.writing import write_video
 from dheads.speech.encoders import load_speech_encoder
 from dheads.weights.checkpoints import save_checkpoint
 

@@ -43,7 +43,7 @@ from dheads.dataset.dataset import Dataset, dataset_info
 from dheads.dataset.manifest import Clip, clip_path, write_clips
 from dheads.denoiser import Denoiser
 from dheads.extensions.network import ExtendedUNet
-from dheads.media.video import write_clip
+from dheads.media.writing import write_clip
 from dheads.system.devices import resolve_device
 from dheads.training.batches import Batches
 from dheads.training.objective import TALLIED, tally, training_loss

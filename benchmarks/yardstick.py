@@ -35,9 +35,10 @@ from dheads.evaluation.footage import Footage, watch
 from dheads.evaluation.measures import correlation
 from dheads.evaluation.remake import chosen_clips
 from dheads.extensions.lips import LipPredictor, centred
-from dheads.faces.landmarks import LandmarkBackend, load_backend
+from dheads.faces.detection import LandmarkBackend
+from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.speech.encoders import load_speech_encoder
 from dheads.system.devices import resolve_device

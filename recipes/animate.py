@@ -43,11 +43,14 @@ from dheads.faces.alignment import (
     mouth_width,
     warp,
 )
+from dheads.faces.detection import LandmarkBackend
 from dheads.faces.eyelids import eye_openness
-from dheads.faces.landmarks import LandmarkBackend, MeshBackend, find_face
+from dheads.faces.landmarks import find_face
+from dheads.faces.mesh import MeshBackend
 from dheads.media.photos import PHOTOS, load_photo
+from dheads.media.reading import VIDEOS, read_frames
 from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform, wav_file
-from dheads.media.video import VIDEOS, read_frames, write_video
+from dheads.media.writing import write_video
 
 T = TypeVar("T")
 FACE_PX = 256  # of the crops, laid on the mean face, in which a photo's landmarks and a clip's are compared

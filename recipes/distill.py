@@ -28,7 +28,7 @@ from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import SOLVERS, Denoised, respaced
 from dheads.extensions.network import ExtendedUNet
-from dheads.media.video import to_uint8, to_unit
+from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.devices import resolve_device

@@ -44,7 +44,7 @@ from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
 from dheads.media.containers import decoded, name_of, opened
 from dheads.media.sound import SAMPLES_PER_FRAME, waveform_pieces
-from dheads.media.video import write_clip
+from dheads.media.writing import write_clip
 from dheads.speech.encoders import SpeechEncoder, load_speech_encoder
 from dheads.system.devices import resolve_device
 from dheads.system.files import part_of

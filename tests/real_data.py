@@ -25,7 +25,7 @@ from dheads.dataset import prepare
 from dheads.dataset.extraction import Detector
 from dheads.dataset.layouts import Source
 from dheads.media.sound import load_waveform
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 
 # A clip of ours: the real one it is cut from, its number of frames, speaker and split. The third has 24 fps.
 CUTS = {

@@ -27,7 +27,7 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def test_the_parser_sees_every_form_of_import() -> None:
-    source = "import dheads, dheads.cli\ndef f():\n    from dheads import model\n    from dheads.media.video import x\n"
+    source = "import dheads, dheads.cli\ndef f():\n    from dheads import model\n    from dheads.media.sound import x\n"
     assert house.imported(source + "import torch\nfrom dheads.errors import y") == {"cli", "model", "media", "errors"}
 
 

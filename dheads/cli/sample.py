@@ -167,9 +167,9 @@ def sample(
         still=still,
         audio_codec=audio_codec,
     )
-    from dheads.media.photos import hush_pillow
+    from dheads.media.photos import silence_pillow
 
-    hush_pillow()
+    silence_pillow()
     printing = _Printing(quiet, as_json)
     if inputs.many:
         todo = inputs.jobs(job)

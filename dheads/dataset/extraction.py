@@ -28,8 +28,8 @@ from dheads.faces.alignment import (
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import find_face, load_backend
 from dheads.media.photos import PHOTOS, load_photo
+from dheads.media.reading import read_frames
 from dheads.media.sound import SAMPLES_PER_FRAME, frame_count, load_waveform
-from dheads.media.video import read_frames
 from dheads.speech.encoders import load_speech_encoder
 
 _KEPT_BYTES = 512 * 2**20  # of pictures, in each worker process

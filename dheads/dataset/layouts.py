@@ -17,7 +17,7 @@ from typing import NamedTuple
 from dheads.dataset.splits import SPLITS, hash_order, split_speakers
 from dheads.errors import DheadsError
 from dheads.media.photos import PHOTOS
-from dheads.media.video import VIDEOS
+from dheads.media.reading import VIDEOS
 
 NAMESAKE = "has the same name as another file"  # how the reason begins why such a file is left out
 LAYOUTS = ("crema", "lrw", "released", "folder")

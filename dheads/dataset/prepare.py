@@ -29,8 +29,9 @@ from dheads.dataset.extraction import Detector, Extract, Importer
 from dheads.dataset.layouts import NAMESAKE, Source, find_sources
 from dheads.dataset.manifest import Clip, FailedTable, Shard, clip_path, shard_path, standing_splits, write_clips
 from dheads.errors import DheadsError
-from dheads.media.photos import hush_pillow
-from dheads.media.video import frame_at, write_clip
+from dheads.media.photos import silence_pillow
+from dheads.media.reading import frame_at
+from dheads.media.writing import write_clip
 from dheads.system.distributed import World, world
 from dheads.system.files import PART, complete_or_absent
 from dheads.system.workers import Died, cores, run
@@ -187,7 +188,7 @@ def _start(
     # Each process works alone on its clip; more threads would only fight for the same cores.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    hush_pillow()
+    silence_pillow()
     device = devices[number % len(devices)]
     extract = Importer(config) if layout == _IMPORTED else Detector(config, device, progress)
     return partial(_attempt, extract, raw, out)

@@ -23,7 +23,7 @@ from dheads.evaluation.instruments import load_instruments
 from dheads.evaluation.remake import chosen_clips, claim, heard_speech, remake
 from dheads.evaluation.report import ClipReport, Report, write_report
 from dheads.evaluation.watching import Watched, in_parallel
-from dheads.media.video import VIDEOS
+from dheads.media.reading import VIDEOS
 from dheads.sampling.engine import Engine
 from dheads.sampling.lists import SLOTS
 from dheads.sampling.talker import adjusted

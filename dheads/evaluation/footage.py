@@ -14,8 +14,8 @@ import numpy as np
 from dheads.config import AlignmentConfig
 from dheads.errors import DheadsError
 from dheads.faces.alignment import align_transforms, apply_transform, eye_distance, warp
-from dheads.faces.landmarks import LandmarkBackend
-from dheads.media.video import read_frames
+from dheads.faces.detection import LandmarkBackend
+from dheads.media.reading import read_frames
 
 MAX_MISSING = 0.2  # share of the frames in which the face may be lost
 _KEPT_BYTES = 2**29  # of decoded frames; a longer video is decoded anew each time it is read

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dheads.errors import DheadsError
-from dheads.media.video import to_unit
+from dheads.media.pixels import to_unit
 from dheads.weights.checkpoints import fetch
 from dheads.weights.released import load_script
 

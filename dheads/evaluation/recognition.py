@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from dheads.errors import DheadsError
-from dheads.faces.alignment import EYES, warp
+from dheads.faces.alignment import EYES, fit_similarity, warp
 from dheads.weights.checkpoints import fetch
 
 _SIZE, _DIM = 112, 128  # px of a face, numbers of an embedding
@@ -71,9 +71,4 @@ def similarity(
 def sface_transform(landmarks: np.ndarray) -> np.ndarray:
     """The similarity (2, 3) that lays a face's landmarks (68, 2) px, by least squares, where SFace wants them."""
     eyes = [landmarks[eye].mean(axis=0) for eye in EYES]
-    source, target = np.stack([*eyes, *landmarks[_NOSE_AND_MOUTH]]) @ (1, 1j), _TEMPLATE @ (1, 1j)  # (5,)
-    # w = a z + b; a = sum conj(z - mean z) (w - mean w) / sum |z - mean z|^2
-    z = source - source.mean()
-    a = (z.conj() * (target - target.mean())).sum() / (np.abs(z) ** 2).sum()
-    b = target.mean() - a * source.mean()
-    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+    return fit_similarity(np.stack([*eyes, *landmarks[_NOSE_AND_MOUTH]]), _TEMPLATE)

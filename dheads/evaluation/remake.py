@@ -16,8 +16,8 @@ from dheads.config import Config
 from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
-from dheads.media.sound import in_a_room, load_waveform
-from dheads.media.video import write_video
+from dheads.media.sound import add_noise, load_waveform
+from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.speech.encoders import load_speech_encoder
@@ -51,7 +51,7 @@ def heard_speech(dataset: Dataset, config: Config, device: torch.device, progres
 
     def heard(clip: Clip) -> Tensor:
         waveform = load_waveform(clip_path(dataset.root, clip.clip, "mp4"))
-        return torch.cat([*encoder.encode_pieces(in_a_room([waveform], level), clip.frames)]).cpu()
+        return torch.cat([*encoder.encode_pieces(add_noise([waveform], level), clip.frames)]).cpu()
 
     return heard
 

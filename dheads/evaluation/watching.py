@@ -14,7 +14,8 @@ import torch
 from dheads.errors import DheadsError
 from dheads.evaluation.comparison import Comparison, Pair, compare
 from dheads.evaluation.footage import Recording, resized, shortened, watch
-from dheads.faces.landmarks import LandmarkBackend, load_backend
+from dheads.faces.detection import LandmarkBackend
+from dheads.faces.landmarks import load_backend
 from dheads.media.containers import opened
 from dheads.system.workers import Died, cores, run
 

@@ -1,4 +1,4 @@
-"""FAN, the paper's landmark detector, with S3FD, by the package face-alignment."""
+"""The paper's landmark detector: FAN and S3FD of the package face-alignment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 
 import cv2
@@ -30,10 +30,13 @@ from dheads.faces.detection import (
 
 
 class FanBackend(LandmarkBackend):
-    """face-alignment's FAN (Bulat and Tzimiropoulos 2017) with its S3FD detector: the paper's landmarks."""
+    """FAN (Bulat and Tzimiropoulos 2017) with the face detector S3FD.
 
-    BATCH = 16  # frames a batch of a video has at most
-    BATCH_PX = 2**21  # pixels it has at most: S3FD takes 1.5 GB for these; larger frames are shrunk for it
+    The constructor raises DheadsError if the package or its weights are missing.
+    """
+
+    BATCH = 16  # most frames in a batch
+    BATCH_PX = 2**21  # most pixels in a batch, for which S3FD takes 1.5 GB; larger frames are reduced for it
 
     def __init__(self, device: str = "cpu") -> None:
         try:
@@ -60,13 +63,13 @@ class FanBackend(LandmarkBackend):
                 return faces
         else:
             stages = [covering(height, width, longest, 0), covering(height, width, largest, largest / 4), *stages]
-        for views in stages:  # S3FD and FAN know faces near to upright
+        for views in stages:  # turned, because S3FD and FAN are trained on nearly upright faces
             if faces := [face for view in views for face in self._seen(image, view, largest)]:
                 return sorted(distinct(faces), key=area, reverse=True)
         return []
 
     def _seen(self, image: np.ndarray, view: View, largest: int) -> list[Face]:
-        """The faces in a view of at most `largest` px."""
+        """The faces in a view, which is reduced to at most `largest` px."""
         matrix = view.matrix(size := min(round(view.side), largest))
         return [moved(face, invert_transform(matrix)) for face in self._detect(warp(image, matrix, size))]
 
@@ -82,25 +85,25 @@ class FanBackend(LandmarkBackend):
         return np.concatenate(rows)
 
     def _boxes(self, frames: np.ndarray) -> list[list[Face]]:
-        """The faces that S3FD sees in each of (B, H, W, 3) frames, their landmarks not looked for yet."""
+        """The faces that S3FD finds in each of the frames (B, H, W, 3), without landmarks."""
         height, width = frames.shape[1:3]
-        if min(height, width) < MIN_FACE_PX:  # S3FD's maps would be empty, which it takes for an error
+        if min(height, width) < MIN_FACE_PX:  # S3FD fails on the empty maps of smaller frames
             return [[] for _ in frames]
         scale = min(1, math.sqrt(self.BATCH_PX / (height * width)))
         if scale < 1:
             size = round(width * scale), round(height * scale)
             frames = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
         found = self._net.face_detector.detect_from_batch(torch.from_numpy(frames).movedim(-1, 1))
-        return [[Face(UNSEEN, float(b[4]), tuple(float(v) / scale for v in b[:4])) for b in boxes] for boxes in found]
+        return [[Face(UNSEEN, float(box[4]), _corners(box, scale)) for box in boxes] for boxes in found]
 
     def _fit(self, frames: np.ndarray, person: list[Face | None]) -> np.ndarray:
-        """Landmarks (B, 68, 2) of one face in each of (B, H, W, 3) frames; NaN where there is none."""
+        """Landmarks (B, 68, 2) of one face in each of the frames (B, H, W, 3); NaN where there is none."""
         landmarks = np.repeat(UNSEEN[None], len(frames), axis=0)
         seen = [index for index, face in enumerate(person) if face]
         if not seen:
             return landmarks
-        # face-alignment runs FAN on many faces at once only where they are in one picture, so the frames become one
-        # tall picture. The bands between them are black, as FAN sees what is beyond a picture's edge.
+        # face-alignment runs FAN on many faces at once only if they are in one picture, so the frames become one tall
+        # picture. The bands between them are black, like FAN's padding beyond a picture's edge.
         boxes = np.array([face.box for face in person if face])
         band = 2 * math.ceil((boxes[:, 2:] - boxes[:, :2]).max())
         tall = np.pad(frames[seen], ((0, 0), (band, band), (0, 0), (0, 0)))
@@ -120,14 +123,20 @@ class FanBackend(LandmarkBackend):
         if not points:
             return []
         faces = [
-            Face(np.asarray(p, np.float32)[:, :2], float(b[4]), tuple(float(v) for v in b[:4]))
-            for p, b in zip(points, boxes, strict=True)
+            Face(np.asarray(p, np.float32)[:, :2], float(box[4]), _corners(box))
+            for p, box in zip(points, boxes, strict=True)
         ]
         return sorted(faces, key=area, reverse=True)
 
 
+def _corners(box: Sequence[float], scale: float = 1.0) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 px of a box of S3FD in a picture made `scale` times as large, in the original picture."""
+    x0, y0, x1, y1 = (float(value) / scale for value in box[:4])
+    return x0, y0, x1, y1
+
+
 def _batches(frames: Iterable[np.ndarray], count: int, pixels: int) -> Iterator[np.ndarray]:
-    """(B, H, W, 3) of up to `count` frames of one shape in a row, and of up to `pixels` each plane."""
+    """Batches (B, H, W, 3) of successive frames of one shape, at most `count` frames and `pixels` in all."""
     for (height, width, _), group in groupby(frames, key=np.shape):
         while batch := list(islice(group, max(1, min(count, pixels // (height * width))))):
             yield np.stack(batch)

@@ -1,4 +1,4 @@
-"""Find the faces in a picture and their 68 landmarks (iBUG order), in px as `faces` counts them."""
+"""The choice of a landmark detector, and of a face in a photo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from dheads.faces.mesh import MeshBackend
 
 
 def load_backend(name: str, device: str = "cpu") -> LandmarkBackend:
-    """The backend `mesh` (packaged, on the CPU) or `fan` (face-alignment, downloads its weights)."""
+    """The landmark detector `mesh` (packaged, on the CPU) or `fan` (face-alignment, which downloads its weights).
+
+    Raises DheadsError for another name, and if `fan` or its weights are missing.
+    """
     if name == "mesh":
         return MeshBackend()
     if name == "fan":
@@ -21,10 +24,10 @@ def load_backend(name: str, device: str = "cpu") -> LandmarkBackend:
 
 
 def find_face(image: np.ndarray, backend: LandmarkBackend, name: str, which: int = 1) -> tuple[Face, int]:
-    """A face of a photo, by default the largest, and how many there are. which: counted from the largest, 1.
+    """A face of a photo (H, W, 3) uint8, and the number of its faces. which: 1 for the largest, 2 for the next.
 
-    Faces whose eyes or mouth lie beyond the picture's edge do not count.
-    Raises DheadsError, naming the file, when there is no such face.
+    Faces with eyes or mouth beyond the picture's edge do not count. Raises DheadsError, which calls the photo `name`,
+    if there is no such face.
     """
     found = backend.detect(image)
     faces = [face for face in found if in_view(face, image.shape)]
@@ -41,6 +44,6 @@ def find_face(image: np.ndarray, backend: LandmarkBackend, name: str, which: int
 
 
 def in_view(face: Face, shape: tuple[int, ...]) -> bool:
-    """Whether the eyes and the mouth of a face lie in a picture (H, W, ...); what lies beyond its edge is guessed."""
+    """Whether a face's eyes and mouth lie in a picture of shape (H, W, ...); landmarks beyond its edge are guesses."""
     points = face.landmarks[[*EYES[0], *EYES[1], *MOUTH]]
     return bool((points >= 0).all() and (points <= np.array(shape[1::-1]) - 1).all())

@@ -1,4 +1,4 @@
-"""MediaPipe's networks, which the package carries: BlazeFace finds faces, the face mesh their landmarks."""
+"""The packaged landmark detector: MediaPipe's BlazeFace finds faces, its face mesh their landmarks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import math
 from functools import cache
 from importlib import resources
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from dheads.faces.alignment import apply_transform, invert_transform, warp
 from dheads.faces.detection import MIN_FACE_PX, Face, LandmarkBackend, View, area, covering, distinct, same_place
 
-# Mesh vertex of each iBUG landmark.
+# The mesh vertex of each iBUG landmark.
 MESH_TO_68 = np.array(
     [
         *(162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389),  # jaw
@@ -30,13 +29,13 @@ MESH_TO_68 = np.array(
 class MeshBackend(LandmarkBackend):
     """MediaPipe's BlazeFace (short range) and its 468-point face mesh, run by cv2.dnn."""
 
-    DETECTOR_PX = 128  # BlazeFace was trained on these; as it only convolves, it takes multiples of them too
+    DETECTOR_PX = 128  # input size of BlazeFace in training; being convolutional, it takes multiples of it too
     MESH_PX = 192
     MIN_SCORE = 0.5
-    # Upright faces of 452 photos score above 1 - 1e-11, most in video above 1 - 1e-8; upside down they score less than
-    # 1 - 2e-5 as if they were upright.
+    # Upright faces score above 1 - 1e-11 in 452 photos, mostly above 1 - 1e-8 in video; faces that are fitted upside
+    # down score less than 1 - 2e-5.
     SURE_SCORE = 1 - 1e-7
-    ROI_SCALE = 1.5  # the mesh sees the face's box enlarged by this
+    ROI_SCALE = 1.5  # side of the mesh's view over that of the face's box
 
     def __init__(self) -> None:
         self._detector = load_net("face_detection_short_range.tflite")
@@ -55,7 +54,7 @@ class MeshBackend(LandmarkBackend):
         return self._look(image, small, [*stages, *turned])
 
     def _look(self, image: np.ndarray, small: np.ndarray, stages: list[Stage]) -> list[Face]:
-        """The faces in a picture of the first stage that shows any in the same picture, or a smaller copy of it."""
+        """The faces of the first stage in which BlazeFace finds any in `small`, a reduced copy of the picture."""
         factor = max(image.shape[:2]) / max(small.shape[:2])
         for cells, views in stages:
             rois = [roi.enlarged(factor) for view in views for roi in self._find(small, view, cells)]
@@ -68,12 +67,12 @@ class MeshBackend(LandmarkBackend):
         face = self._settle(image, self._roi(last), 0.05)
         if face.score < self.MIN_SCORE or not same_place(face, last):
             return super().follow(image, last)
-        # What the mesh sees depends on where it looks: sent to its own last box, it goes to and fro on a still picture.
-        box = tuple(np.mean([last.box, face.box], axis=0).tolist())
-        return dataclasses.replace(face, box=box)
+        # The mesh depends on its view: if it always took its own last box, it would oscillate on a still picture.
+        x0, y0, x1, y1 = np.mean([last.box, face.box], axis=0).tolist()
+        return dataclasses.replace(face, box=(x0, y0, x1, y1))
 
     def _find(self, image: np.ndarray, view: View, cells: int) -> list[View]:
-        """Where BlazeFace sees faces in a view of so many squares each way, as the views the mesh needs."""
+        """The faces that BlazeFace finds in a view of `cells` x `cells` squares, as views for the mesh."""
         size = cells * self.DETECTOR_PX
         matrix = view.matrix(size)
         crop = warp(image, matrix, size)
@@ -93,11 +92,13 @@ class MeshBackend(LandmarkBackend):
         for p in points[np.array(keep, int).ravel()]:
             centre, eye_r, eye_l = apply_transform(invert_transform(matrix), p[[0, 2, 3]])
             side = p[1].max() * view.side / size * self.ROI_SCALE
-            rois.append(View(*centre, side, math.atan2(*(eye_l - eye_r)[::-1])))
+            across, down = eye_l - eye_r
+            rois.append(View(centre[0], centre[1], side, math.atan2(down, across)))
         return rois
 
     def _upright(self, image: np.ndarray, roi: View) -> Face | None:
-        """The face in a view. Where the mesh doubts it, BlazeFace may have taken a forehead for a mouth."""
+        """The face in a view, or None. If the mesh is unsure, it tries all quarter turns: BlazeFace may have taken a
+        forehead for a mouth."""
         face = self._settle(image, roi, 0.01)
         if face.score < self.SURE_SCORE:
             turned = [self._settle(image, roi.turned(quarters), 0.01) for quarters in (1, 2, 3)]
@@ -106,13 +107,14 @@ class MeshBackend(LandmarkBackend):
         return face if face.score >= (self.SURE_SCORE if upside_down else self.MIN_SCORE) else None
 
     def _roi(self, face: Face) -> View:
+        """The mesh's view of a face: its box enlarged, with level eyes."""
         x0, y0, x1, y1 = face.box
         across = face.landmarks[45] - face.landmarks[36]
         side = max(x1 - x0, y1 - y0) * self.ROI_SCALE
         return View((x0 + x1) / 2, (y0 + y1) / 2, side, math.atan2(across[1], across[0]))
 
     def _settle(self, image: np.ndarray, roi: View, still: float) -> Face:
-        """Mesh after mesh, each in the last one's box and angle, until they move by less than `still` views' sides."""
+        """Fit the mesh again and again in the view of the last fit, until the view moves by less than `still` sides."""
         for _ in range(10):
             face = self._fit(image, roi)
             last, roi = roi, self._roi(face)
@@ -122,6 +124,7 @@ class MeshBackend(LandmarkBackend):
         return face
 
     def _fit(self, image: np.ndarray, roi: View) -> Face:
+        """The face that the mesh fits in a view."""
         matrix = roi.matrix(self.MESH_PX)
         crop = warp(image, matrix, self.MESH_PX)
         self._mesh.setInput(cv2.dnn.blobFromImage(crop.astype(np.float32) / 255))
@@ -132,14 +135,15 @@ class MeshBackend(LandmarkBackend):
         return Face(vertices[MESH_TO_68], 1 / (1 + math.exp(-logit)), box)
 
 
-def load_net(name: str) -> Any:
+def load_net(name: str) -> cv2.dnn.Net:
+    """A packaged TensorFlow Lite network, by its file name in assets/."""
     model = resources.files("dheads").joinpath("assets", name).read_bytes()
     return cv2.dnn.readNetFromTFLite(np.frombuffer(model, np.uint8))
 
 
 @cache
 def _anchors(cells: int) -> np.ndarray:
-    """BlazeFace's anchor centres (896 cells^2, 2) in px of its input of 128 cells px."""
+    """The centres of BlazeFace's anchors (896 cells^2, 2) in an input of 128 x `cells` px."""
     centres = []
     for stride, per_cell in ((8, 2), (16, 6)):
         y, x = np.mgrid[: cells * 128 // stride, : cells * 128 // stride]
@@ -150,25 +154,25 @@ def _anchors(cells: int) -> np.ndarray:
 
 # ---- Where to search ----
 
-# A stage of a search: views that cover the picture, of so many squares each way. BlazeFace sees faces from an eighth of
-# a square's side, tilted by up to 55 degrees.
+# A stage of the search: the number of BlazeFace's squares along each side of a view, and views that cover the picture.
+# BlazeFace finds faces from an eighth of a square's side on, tilted by up to 55 degrees.
 Stage = tuple[int, list[View]]
 _SMALLEST = 0.125
-_STEP = 3  # by which the squares of a stage are smaller than those of the stage before
-_COARSE_PX = 2048  # of a large picture's side, for the first of it
-_FLAT = 4  # levels of 255: with less contrast there is nothing to see
-_CELLS = 4  # many squares at once take a third of the time, as they need not overlap
+_STEP = 3  # side of a stage's squares over that of the next stage
+_COARSE_PX = 2048  # longest side of a picture in the first search
+_FLAT = 4  # levels of 255: views of less contrast are not searched
+_CELLS = 4  # most squares along a view: together they take a third of the time, as they need not overlap
 
 
 def _coarse_stages(height: int, width: int) -> list[Stage]:
-    """All of the picture, all of it with room around a face that fills it, and quarters of it."""
+    """The stages of a whole picture, a whole picture with a margin (for faces that fill it), and half its side."""
     longest = max(height, width)
     shares = (1.0, 1.5, 0.5) if 0.5 * longest >= 3 * MIN_FACE_PX else (1.0, 1.5)
     return [(1, covering(height, width, share * longest, 0.5 * share * longest)) for share in shares]
 
 
 def _fine_stages(height: int, width: int) -> list[Stage]:
-    """Ever smaller squares, down to those in which the smallest faces can be seen."""
+    """Stages of ever smaller squares, down to those in which the smallest faces can be found."""
     longest, least = max(height, width), MIN_FACE_PX / _SMALLEST
     count = max(0, math.ceil(math.log(longest / 2 / least, _STEP)))
     stages = []

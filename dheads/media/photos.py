@@ -1,4 +1,4 @@
-"""Any photo -> (H, W, 3) uint8 RGB, upright; animated pictures frame by frame."""
+"""Photos as upright (H, W, 3) uint8 sRGB, and animated pictures frame by frame."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -29,30 +29,32 @@ from dheads.errors import DheadsError
 from dheads.media.colours import ToRgb
 from dheads.system.files import is_endless
 
-PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".tif", ".tiff"})  # endings
-PHOTO_LIMIT_PX = 200_000_000  # telephones make as many; more would fill the memory
-_BAND_PX = 2**20  # converted at a time, as some modes take many times the memory
-_BLOCK_PX = 16  # rows that a JPEG decoder gives at once
-# What the missing part of a picture is filled with before colours are converted; Adobe's CMYK is inverted.
+# File name endings, in lower case.
+PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".tif", ".tiff"})
+PHOTO_LIMIT_PX = 200_000_000  # phone cameras reach it; larger photos would fill the memory
+_BAND_PX = 2**20  # converted at a time, as some modes take many times the memory of RGB
+_BLOCK_PX = 16  # rows that a JPEG decoder outputs at once
+# The values of missing pixels before colours are converted; Adobe's CMYK is inverted.
 _BLANK = {"JPEG": {127, 128}, "PNG": {0}}
 _ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}
-_LEAST_SECONDS, _USUAL_SECONDS = 0.011, 0.1  # a frame of an animated picture; browsers show shorter ones so long
+# Like browsers, show frames of an animation that claim less than the first for the second.
+_MIN_SECONDS, _DEFAULT_SECONDS = 0.011, 0.1
 
 
 class NotAPhoto(DheadsError):
-    """The file is in no format of photos, or moves; it may be a video."""
+    """The file has no photo format, or is animated; it may be a video."""
 
 
 def load_photo(path: Path | str, notes: list[str] | None = None) -> np.ndarray:
-    """A photo as (H, W, 3) uint8 sRGB: turned upright by its EXIF tag, alpha over white.
+    """A photo as (H, W, 3) uint8 sRGB, turned upright by its EXIF tag, transparent parts over white.
 
-    Of a JPEG or PNG file that is cut short it is the rows before the cut; `notes` gets a sentence that says so.
-    Raises DheadsError where there is no readable picture, or one of more than 200 megapixels; NotAPhoto for what is in
-    another format, or animated.
+    A truncated JPEG or PNG file gives the rows before the cut, and a sentence about it is appended to `notes`.
+    Raises DheadsError for a missing, unreadable or damaged photo and for more than 200 megapixels, and its subclass
+    NotAPhoto for another format or an animated picture.
     """
     path = Path(path)
     with _opened(path) as photo:
-        if _moves(photo):
+        if _is_animated(photo):
             raise NotAPhoto(f"{path}: this picture moves; save one of its frames as JPEG or PNG")
         rows = _decoded_rows(photo)
         if rows < photo.height and notes is not None:
@@ -61,13 +63,13 @@ def load_photo(path: Path | str, notes: list[str] | None = None) -> np.ndarray:
 
 
 def open_animation(path: Path) -> Iterator[tuple[np.ndarray, float]] | None:
-    """The pictures, (H, W, 3) uint8 sRGB, and the seconds each is shown of an animated GIF, PNG, WebP or AVIF file.
+    """The pictures (H, W, 3) uint8 sRGB of an animated GIF, PNG, WebP or AVIF file, each with its duration in seconds.
 
-    None for any other file. Raises DheadsError, later, for damaged ones.
+    None for any other file. The iterator raises DheadsError for a damaged file.
     """
     try:
         with _opened(path) as photo:
-            return _animation(path) if _moves(photo) else None
+            return _animation(path) if _is_animated(photo) else None
     except DheadsError:
         return None
 
@@ -83,11 +85,11 @@ def _animation(path: Path) -> Iterator[tuple[np.ndarray, float]]:
                     raise
                 return
             seconds = (photo.info.get("duration") or 0) / 1000
-            yield _rgb(photo, photo.height), seconds if seconds >= _LEAST_SECONDS else _USUAL_SECONDS
+            yield _rgb(photo, photo.height), seconds if seconds >= _MIN_SECONDS else _DEFAULT_SECONDS
 
 
-def hush_pillow() -> None:
-    """For a program of our own: it says nothing of odd tags and damage on stderr, beside our sentences."""
+def silence_pillow() -> None:
+    """Keep Pillow's warnings about odd tags and damage off stderr, where the program prints its own messages."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -96,9 +98,10 @@ def hush_pillow() -> None:
 
 
 class _Jpeg(JpegImageFile):
-    """A file that ends early is ended for the decoder, which then gives what it has."""
+    """A JPEG reader that appends the end marker to a truncated file, so that the decoder outputs the rows it has."""
 
     def load_read(self, read_bytes: int) -> bytes:
+        assert self.fp is not None
         data = self.fp.read(read_bytes)
         self.is_cut = not data
         return data or b"\xff\xd9"
@@ -107,10 +110,11 @@ class _Jpeg(JpegImageFile):
 def _heif(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     from pillow_heif import HeifImageFile  # its library takes time to load
 
-    return HeifImageFile(file, name)
+    photo: ImageFile.ImageFile = HeifImageFile(file, name)  # type: ignore[no-untyped-call]
+    return photo
 
 
-# By what their files begin with. Image.open() would hold all to limits that belong to the whole process, and knows
+# Readers by the first bytes of a file. Image.open() would apply limits that are global to the process, and supports
 # formats that run programs (EPS).
 _READERS: list[tuple[bytes, Callable[[BinaryIO, str], ImageFile.ImageFile]]] = [
     (rb"\xff\xd8\xff", _Jpeg),
@@ -128,13 +132,13 @@ _READERS: list[tuple[bytes, Callable[[BinaryIO, str], ImageFile.ImageFile]]] = [
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """A photo whose header is read. What is wrong with it, now or later, becomes a DheadsError."""
+    """A photo with its header read. Errors of opening it, and of reading it within the block, become DheadsError."""
     try:
         if is_endless(path):
             raise DheadsError(f"{path}: is a pipe or a device; name a photo such as a JPEG or PNG file")
         with path.open("rb") as file:
             head = file.read(64)
-            reader = next((made for begin, made in _READERS if re.match(begin, head, re.DOTALL)), None)
+            reader = next((reader for magic, reader in _READERS if re.match(magic, head, re.DOTALL)), None)
             if reader is None:
                 raise NotAPhoto(f"{path}: this is not a photo in a known format; save it as JPEG or PNG")
             file.seek(0)
@@ -164,7 +168,7 @@ def _damaged(path: Path, error: Exception) -> DheadsError:
     return DheadsError(f"{path}: the photo is damaged ({reason}); export or copy it again")
 
 
-def _moves(photo: ImageFile.ImageFile) -> bool:
+def _is_animated(photo: ImageFile.ImageFile) -> bool:
     return photo.format in _ANIMATED and getattr(photo, "is_animated", False)
 
 
@@ -172,19 +176,20 @@ def _moves(photo: ImageFile.ImageFile) -> bool:
 
 
 def _decoded_rows(photo: ImageFile.ImageFile) -> int:
-    """Decodes a photo; how many of its rows there are, fewer than its height where the file is cut short."""
+    """Decode a photo; returns the number of its rows, less than its height if the file is truncated."""
     try:
         photo.load()
         is_cut = getattr(photo, "is_cut", False)
     except OSError as error:
         if photo.format != "PNG" or photo.info.get("interlace") or "truncated" not in str(error):
             raise
-        photo.tile = []  # what is decoded already is all there is
+        photo.tile = []  # nothing is left to decode
         is_cut = True
     rows = photo.height
+    blank = _BLANK.get(photo.format or "", set())
     while is_cut and rows > 0:
         corner = _part(photo, max(photo.width - 8, 0), max(rows - 8, 0), photo.width, rows)
-        if not set(np.unique(corner)) <= _BLANK[photo.format]:
+        if not set(np.unique(np.asarray(corner))) <= blank:
             break
         rows = (rows - 1) // _BLOCK_PX * _BLOCK_PX
     if rows == 0:
@@ -193,33 +198,35 @@ def _decoded_rows(photo: ImageFile.ImageFile) -> int:
 
 
 def _rgb(photo: ImageFile.ImageFile, rows: int) -> np.ndarray:
-    """(H, W, 3) uint8 sRGB of a decoded photo's first rows, upright."""
+    """The first rows of a decoded photo as upright (H, W, 3) uint8 sRGB."""
     orientation = _orientation(photo)
-    across = orientation > 4
-    upright = np.empty((photo.width, rows, 3) if across else (rows, photo.width, 3), np.uint8)
-    stored = _AS_STORED.get(orientation, np.asarray)(upright)  # a view of it
+    is_sideways = orientation > 4
+    upright = np.empty((photo.width, rows, 3) if is_sideways else (rows, photo.width, 3), np.uint8)
+    stored = _AS_STORED.get(orientation, np.asarray)(upright)  # a view of `upright`
     to_srgb = _converter(photo)
     step = max(1, _BAND_PX // photo.width)
     for top in range(0, rows, step):
         bottom = min(top + step, rows)
         stored[top:bottom] = to_srgb(_part(photo, 0, top, photo.width, bottom))
-    signalled = photo.info.get("nclx_profile")
-    return upright if "icc_profile" in photo.info or not signalled else _from_signalled(upright, signalled)
+    h273_colours = photo.info.get("nclx_profile")
+    return upright if "icc_profile" in photo.info or not h273_colours else _from_h273(upright, h273_colours)
 
 
 def _part(photo: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
-    # As crop(), which would hold it to the limit of the whole process.
+    # Not crop(), which applies a limit that is global to the process.
     return photo.resize((right - left, bottom - top), Image.Resampling.NEAREST, (left, top, right, bottom))
 
 
 def _orientation(photo: ImageFile.ImageFile) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) if the tag is missing or damaged."""
     try:
-        return photo.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # as with damaged files; viewers show the photo
+        orientation: int = photo.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's readers raise anything at damaged files
         return 1
+    return orientation
 
 
-# How a camera stores an upright picture, by the number in the EXIF tag.
+# How a camera stores an upright picture, by the EXIF orientation.
 _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda upright: upright[:, ::-1],
     3: lambda upright: upright[::-1, ::-1],
@@ -233,19 +240,19 @@ _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 # --- Colours ---------------------------------------------------------------------------------------------------------
 
-_SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}  # what an ICC profile is of, as a mode of Pillow
+_SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}  # Pillow's mode of an ICC profile's colour space
 _SRGB = ImageCms.createProfile("sRGB")
 
 
 def _converter(photo: ImageFile.ImageFile) -> Callable[[Image.Image], Image.Image]:
-    """What turns a part of the photo to sRGB."""
+    """A function that converts a part of the photo to sRGB."""
     full_scale = _full_scale(photo) if photo.mode.startswith(("I", "F")) else None
     gray = full_scale or photo.mode in ("1", "L", "LA", "La")
     mode = "L" if gray else photo.mode if photo.mode in ("CMYK", "LAB") else "RGB"
     mode, transform = _profile(photo, mode)
 
     def convert(part: Image.Image) -> Image.Image:
-        alpha = None
+        alpha: Image.Image | None = None
         if full_scale:
             part = _scaled(part, full_scale)
         elif part.has_transparency_data:
@@ -253,23 +260,23 @@ def _converter(photo: ImageFile.ImageFile) -> Callable[[Image.Image], Image.Imag
             alpha, part = part.getchannel("A"), part.convert("RGB")
         if part.mode != mode:
             part = part.convert(mode)
-        part = ImageCms.applyTransform(part, transform) if transform else part.convert("RGB")
+        part = _transformed(part, transform) if transform else part.convert("RGB")
         return Image.composite(part, Image.new("RGB", part.size, "white"), alpha) if alpha else part
 
     return convert
 
 
 def _profile(photo: ImageFile.ImageFile, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """The mode that a photo's ICC profile is of, and its way to sRGB; a profile that is broken or unfit is ignored."""
-    data = photo.info.get("icc_profile")
-    try:
-        profile = ImageCms.ImageCmsProfile(BytesIO(data)) if data else None
-        space = _SPACES.get(profile.profile.xcolor_space.strip()) if profile else None
-        if space == mode or (space, mode) == ("RGB", "L"):
-            return space, _to_srgb(profile, space)
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        pass
-    return mode, _to_srgb(ImageCms.createProfile("LAB"), mode) if mode == "LAB" else None
+    """The mode of a photo's ICC profile and its transform to sRGB; a broken or unsuitable profile is ignored."""
+    if data := photo.info.get("icc_profile"):
+        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            profile = ImageCms.ImageCmsProfile(BytesIO(data))
+            space = _SPACES.get(profile.profile.xcolor_space.strip(), "")
+            if space == mode or (space, mode) == ("RGB", "L"):
+                return space, _to_srgb(profile, space)
+    if mode == "LAB":
+        return mode, _to_srgb(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), mode)
+    return mode, None
 
 
 def _to_srgb(profile: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsTransform:
@@ -283,12 +290,18 @@ def _to_srgb(profile: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsT
     )
 
 
+def _transformed(part: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    result = ImageCms.applyTransform(part, transform)
+    assert result is not None  # only transforms that change their input return None
+    return result
+
+
 def _full_scale(photo: ImageFile.ImageFile) -> float:
-    """The white of a photo of 16 or 32 bits, of which convert() would clip."""
+    """The value of white in a photo of 16 or 32 bits, which Pillow's convert() would clip."""
     if ";16" in photo.mode:
         return 65535.0
-    most = float(np.nan_to_num(np.asarray(photo)).max())
-    return next((s for s in (1.0, 255.0, 65535.0, 2.0**32 - 1) if most <= s), most)
+    largest = float(np.nan_to_num(np.asarray(photo)).max())
+    return next((white for white in (1.0, 255.0, 65535.0, 2.0**32 - 1) if largest <= white), largest)
 
 
 def _scaled(part: Image.Image, full_scale: float) -> Image.Image:
@@ -296,8 +309,8 @@ def _scaled(part: Image.Image, full_scale: float) -> Image.Image:
     return Image.fromarray(np.round(np.clip(values, 0, 1) * 255).astype(np.uint8))
 
 
-def _from_signalled(image: np.ndarray, colours: dict[str, int]) -> np.ndarray:
-    """sRGB of a picture (H, W, 3) whose colours are told as in video."""
+def _from_h273(image: np.ndarray, colours: dict[str, int]) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with the primaries and transfer that the file gives as H.273 numbers -> sRGB."""
     frame = av.VideoFrame.from_ndarray(image, format="rgb24")
     frame.color_primaries, frame.color_trc = colours["color_primaries"], colours["transfer_characteristics"]
     return ToRgb()(frame)

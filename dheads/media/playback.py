@@ -1,4 +1,4 @@
-"""Videos in a form that every browser plays."""
+"""Videos that every browser plays: the check, and copies in such a form."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 
 from dheads.errors import DheadsError
 from dheads.media.containers import opened
+from dheads.media.reading import read_frames
 from dheads.media.sound import load_waveform
-from dheads.media.video import read_frames, write_clip
+from dheads.media.writing import write_clip
 
 _SOUND = frozenset({"aac", "mp3", "flac", "opus"})
 
 
 def plays_in_browsers(path: Path) -> bool:
-    """Whether a video is an MP4 of 8-bit H.264, silent or with sound that browsers decode. False for no video too."""
+    """Whether a file is an MP4 of 8-bit H.264, silent or with sound that browsers decode; False if it is no video."""
     try:
         with opened(path, str(path)) as container:
             if "mp4" not in container.format.name or not container.streams.video:
@@ -36,21 +37,22 @@ def plays_in_browsers(path: Path) -> bool:
 
 
 def write_playable(source: Path, target: Path, side: int) -> None:
-    """A near-lossless copy with a longer side of up to `side` px, 25 fps and 16 kHz sound, without metadata.
+    """Write a near-lossless copy with a longer side of at most `side` px, 25 fps and 16 kHz sound, without metadata.
 
-    All copies have the same form, whatever the source's. Raises DheadsError for a video or sound that cannot be read.
+    The copy's codecs and metadata do not depend on the source. Raises DheadsError for a video or sound that cannot be
+    read.
     """
     write_clip(target, _fitted(read_frames(source), side), load_waveform(source))
 
 
 def longer_side(path: Path) -> int:
-    """Of a video's picture, in px. Raises DheadsError for what is no video."""
-    frame = next(read_frames(path))
-    return max(frame.shape[:2])
+    """The longer side of a video's picture, px. Raises DheadsError for a file that is no video."""
+    height, width = next(read_frames(path)).shape[:2]
+    return int(max(height, width))
 
 
 def _fitted(frames: Iterator[np.ndarray], side: int) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 made no larger than `side`, averaged over areas, height and width even."""
+    """Frames (H, W, 3) uint8 reduced by area averages to at most `side` px, height and width even."""
     for frame in frames:
         factor = min(1.0, side / max(frame.shape[:2]))
         height, width = (max(2, round(length * factor) // 2 * 2) for length in frame.shape[:2])

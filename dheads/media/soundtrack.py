@@ -1,4 +1,4 @@
-"""The sound of a video that is written: copied bit for bit, or encoded to AAC, which plays everywhere."""
+"""The sound of a written video: copied bit for bit, or encoded to AAC, which plays everywhere."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ import torch
 from av.bitstream import BitStreamFilterContext
 
 from dheads.config import SAMPLE_RATE, AudioCodec
-from dheads.media.containers import Chunk, name_of, opened, packets, sound_in_step, start_seconds
+from dheads.media.containers import Chunk, audio_stream, name_of, opened, packets, sound_in_step, start_seconds
 from dheads.media.hearing import played_stream
 
-# What MP4 can hold and browsers play, but other players do not: MP3, FLAC and Opus are silent in QuickTime, on iPhones
-# or in Windows' player, ALAC outside Apple's world.
+# Codecs that MP4 can hold and browsers play. Other players do not play all: MP3, FLAC and Opus are silent in QuickTime,
+# on iPhones or in Windows' player, and ALAC outside Apple's products.
 _COPIED = {"aac": "AAC", "mp3": "MP3", "alac": "ALAC", "flac": "FLAC", "opus": "Opus"}
-# By container: what people call it, and which of these it holds.
+# By FFmpeg's name of the container: its usual name, and the codecs that it holds.
 _HELD = {"mp4": ("MP4", set(_COPIED)), "mov": ("MOV", {"aac", "mp3", "alac"}), "ipod": ("M4V", {"aac", "alac"})}
-_MIN_MP3_RATE = 16_000  # slower MP3 ("MPEG 2.5") is not in MP4's standard
-# Windows' decoder takes AAC of up to 48 kHz and 5.1 channels.
+_MIN_MP3_RATE = 16_000  # MP4 does not define MP3 of lower sample rates ("MPEG 2.5")
+# Windows' decoder plays AAC of up to 48 kHz and 5.1 channels.
 _AAC_RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}  # by number of channels
-_BITS_A_SAMPLE = 6  # at most, in each channel of AAC
+_MAX_BITS_PER_SAMPLE = 6  # of each channel of AAC
 
 
 @dataclass(frozen=True)
 class Soundtrack:
-    """Sound for one video."""
+    """The sound of one video."""
 
-    add: Callable[[av.container.OutputContainer], Iterator[av.Packet]]  # its stream; returns the packets to mux
-    notes: list[str] = field(default_factory=list)  # what the user should know
+    # Adds the sound stream to a container and returns the packets to mux.
+    add: Callable[[av.container.OutputContainer], Iterator[av.Packet[av.AudioStream]]]
+    notes: list[str] = field(default_factory=list)  # sentences for the user
 
 
 def no_sound() -> Soundtrack:
+    """The soundtrack of a silent video: no stream and no packets."""
     return Soundtrack(lambda output: iter(()))
 
 
@@ -49,14 +51,14 @@ def no_sound() -> Soundtrack:
 
 @contextmanager
 def source_sound(audio: Path | BinaryIO, codec: AudioCodec, container: str = "mp4") -> Iterator[Soundtrack]:
-    """The sound of a file: LC-AAC is copied, and for "copy" all that the container (FFmpeg's name) can hold; other
-    sound becomes AAC.
+    """The sound of a file. LC-AAC is copied; codec "copy" also copies all else that the container can hold. Other sound
+    is encoded to AAC.
 
-    Raises DheadsError for unreadable sound.
+    container: FFmpeg's name of it. Raises DheadsError for unreadable sound.
     """
-    name, number = name_of(audio, "the given sound"), played_stream(audio)
+    name, index = name_of(audio, "the given sound"), played_stream(audio)
     with opened(audio, name, "sound or video") as source:
-        stream = source.streams[number]
+        stream = audio_stream(source, index)
         kind = _kind(stream.codec_context)
         can_copy = _fits(stream.codec_context, container)
         if can_copy and (codec == "copy" or kind == "LC-AAC"):
@@ -70,7 +72,7 @@ def source_sound(audio: Path | BinaryIO, codec: AudioCodec, container: str = "mp
 
 
 def _kind(codec: av.AudioCodecContext) -> str:
-    """What messages call a codec; AAC, which has several kinds, by its kind."""
+    """The name of a codec in messages; for AAC, which has several profiles, the profile."""
     name = codec.codec.canonical_name
     if name == "aac" and codec.profile:  # such as LC, HE-AAC
         return codec.profile if "AAC" in codec.profile else f"{codec.profile}-AAC"
@@ -78,27 +80,28 @@ def _kind(codec: av.AudioCodecContext) -> str:
 
 
 def _fits(codec: av.AudioCodecContext, container: str) -> bool:
+    """Whether a container can hold a copy of this sound."""
     name = codec.codec.canonical_name
     if name not in _HELD[container][1]:
         return False
     if name == "mp3":
         return codec.sample_rate >= _MIN_MP3_RATE
-    # MP4 wants the codec's header, which damaged files lack; that of AAC is made where every packet says of what kind.
+    # MP4 needs the codec's header, which damaged files lack; for AAC it can be made from the header of each packet.
     return bool(codec.extradata or (name == "aac" and codec.profile))
 
 
 def _add_copy(
     source: av.container.InputContainer, stream: av.AudioStream, output: av.container.OutputContainer
-) -> Iterator[av.Packet]:
+) -> Iterator[av.Packet[av.AudioStream]]:
     return _copied_packets(source, stream, output.add_stream_from_template(stream))
 
 
 def _copied_packets(
     source: av.container.InputContainer, stream: av.AudioStream, out: av.AudioStream
-) -> Iterator[av.Packet]:
+) -> Iterator[av.Packet[av.AudioStream]]:
     last, begin = None, start_seconds(source)
     for packet in _plain_packets(source, stream):
-        if packet.dts is None or (last is not None and packet.dts <= last):  # the end, or a damaged time stamp
+        if packet.dts is None or (last is not None and packet.dts <= last):  # the flush packet or a damaged time stamp
             continue
         last = packet.dts
         start = round(begin / packet.time_base)
@@ -108,31 +111,34 @@ def _copied_packets(
         yield packet
 
 
-def _plain_packets(source: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.Packet]:
-    """AAC that has its header in every packet, as in broadcasts, without. The muxer's own remedy fails in streams."""
+def _plain_packets(source: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.Packet[av.AudioStream]]:
+    """The packets of a stream; AAC with a header in every packet, as in broadcasts, is stripped of them.
+
+    The muxer strips them too, but fails to in fragmented MP4.
+    """
     if stream.codec.canonical_name != "aac" or stream.codec_context.extradata:
         yield from packets(source, stream)
         return
-    headless = BitStreamFilterContext("aac_adtstoasc", stream)
+    bare = BitStreamFilterContext("aac_adtstoasc", stream)
     for packet in packets(source, stream):
-        with suppress(av.FFmpegError):  # a damaged packet, and what comes after the end
-            yield from headless.filter(packet)
+        with suppress(av.FFmpegError):  # a damaged packet, or one after the end
+            yield from bare.filter(packet)
 
 
 def _add_encoded(
     source: av.container.InputContainer, stream: av.AudioStream, output: av.container.OutputContainer
-) -> Iterator[av.Packet]:
+) -> Iterator[av.Packet[av.AudioStream]]:
     codec = stream.codec_context
     rate = min((r for r in _AAC_RATES if r >= codec.sample_rate), default=max(_AAC_RATES))
     channels = codec.layout.nb_channels
     out = output.add_stream("aac", rate=rate, layout=_LAYOUTS[min(channels, 6)] if channels in _LAYOUTS else "mono")
     channels = out.layout.nb_channels
-    out.bit_rate = min(128_000 if channels == 1 else 96_000 * channels, _BITS_A_SAMPLE * rate * channels)
+    out.bit_rate = min(128_000 if channels == 1 else 96_000 * channels, _MAX_BITS_PER_SAMPLE * rate * channels)
     return _encoded_packets(sound_in_step(source, stream), out)
 
 
-def _encoded_packets(chunks: Iterable[Chunk], out: av.AudioStream) -> Iterator[av.Packet]:
-    position = 0  # samples; what a container counts in may be too coarse
+def _encoded_packets(chunks: Iterable[Chunk], out: av.AudioStream) -> Iterator[av.Packet[av.AudioStream]]:
+    position = 0  # in samples: the source's time base may be too coarse
     for rate, layout, run in _runs(chunks, out):
         resampler = av.AudioResampler("fltp", out.layout, out.rate)
         for frame in chain((_frame(samples, rate, layout) for samples in run), [None]):
@@ -146,7 +152,7 @@ def _encoded_packets(chunks: Iterable[Chunk], out: av.AudioStream) -> Iterator[a
 def _runs(
     chunks: Iterable[Chunk], out: av.AudioStream
 ) -> Iterator[tuple[int, str | av.AudioLayout, Iterator[np.ndarray]]]:
-    """(rate, layout, samples (C, N) of each chunk) for as long as rate and layout are the same."""
+    """Runs of chunks of one rate and layout: (rate, layout, samples (C, N) of each chunk)."""
     for (rate, _), run in groupby(chunks, lambda chunk: (chunk.rate, chunk.layout.name)):
         first = next(run)
         samples = (chunk.samples for chunk in chain([first], run))
@@ -158,19 +164,20 @@ def _runs(
 
 
 def _encodable_layout(layout: av.AudioLayout, out: av.AudioStream) -> str | av.AudioLayout | None:
-    """What channels are to be taken for; None where their mean must do."""
+    """The layout as which channels are encoded; None if only their mean can be."""
     usual = _LAYOUTS.get(layout.nb_channels)
     if usual is None:
         return None
     try:
         probe = _frame(np.zeros((layout.nb_channels, 1)), out.rate, layout)
         av.AudioResampler("fltp", out.layout, out.rate).resample(probe)
-    except av.FFmpegError:  # channels without names, or with such as cannot be mixed
+    except av.FFmpegError:  # channels without names, or of names that cannot be mixed
         return usual
     return layout
 
 
 def _frame(samples: np.ndarray, rate: int, layout: str | av.AudioLayout) -> av.AudioFrame:
+    """A frame of samples (C, N), clipped to [-1, 1]."""
     packed = np.ascontiguousarray(samples.clip(-1, 1).astype(np.float32).T).reshape(1, -1)
     frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
     frame.rate = rate
@@ -181,16 +188,16 @@ def _frame(samples: np.ndarray, rate: int, layout: str | av.AudioLayout) -> av.A
 
 
 def waveform_sound(waveform: torch.Tensor, opus_kbps: int | None = None) -> Soundtrack:
-    """16 kHz (N,) in [-1, 1]: lossless, 16 bits a sample, or Opus at that rate."""
+    """The soundtrack of a waveform (N,) at 16 kHz in [-1, 1]: 16-bit lossless, or Opus of `opus_kbps` kbit/s."""
     return Soundtrack(partial(_add_waveform, waveform, opus_kbps))
 
 
 def _add_waveform(
     waveform: torch.Tensor, opus_kbps: int | None, output: av.container.OutputContainer
-) -> Iterator[av.Packet]:
+) -> Iterator[av.Packet[av.AudioStream]]:
     if opus_kbps is None:  # FLAC: lossless, no priming samples, and browsers play it in MP4
         stream = output.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
-    else:  # long packets: fewer entries in the container's tables
+    else:  # long packets, so fewer entries in the container's tables
         options = {"frame_duration": "60"}
         stream = output.add_stream("libopus", rate=SAMPLE_RATE, layout="mono", format="s16", options=options)
         stream.bit_rate = 1000 * opus_kbps
@@ -198,7 +205,7 @@ def _add_waveform(
     return _waveform_packets(samples, stream)
 
 
-def _waveform_packets(samples: np.ndarray, stream: av.AudioStream) -> Iterator[av.Packet]:
+def _waveform_packets(samples: np.ndarray, stream: av.AudioStream) -> Iterator[av.Packet[av.AudioStream]]:
     for begin in range(0, len(samples), SAMPLE_RATE):
         frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + SAMPLE_RATE], format="s16", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, begin, Fraction(1, SAMPLE_RATE)

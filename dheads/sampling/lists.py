@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dheads.config import FPS
 from dheads.errors import DheadsError
-from dheads.media.video import container_of, video_writer
+from dheads.media.writing import container_of, video_writer
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep

@@ -17,7 +17,7 @@ from dheads.errors import DheadsError
 from dheads.extensions.lips import LipTrack
 from dheads.extensions.motion import AnchoredBuffer
 from dheads.extensions.pauses import CONTEXT, hushed, pause_degree
-from dheads.media.video import to_uint8, to_unit
+from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from dheads.errors import DheadsError
 from dheads.media.containers import name_of
-from dheads.media.video import check_even, container_of
+from dheads.media.writing import check_even, container_of
 from dheads.sampling.jobs import Job, check_inputs
 from dheads.system.files import PART, is_endless, target_of
 

@@ -16,7 +16,7 @@ from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import find_face, in_view
 from dheads.media.containers import opened
 from dheads.media.photos import NotAPhoto, load_photo
-from dheads.media.video import frame_at, read_frames
+from dheads.media.reading import frame_at, read_frames
 
 _SEARCHED_FRAMES = 10 * FPS  # of a video, for its first face
 _MUCH_BEYOND = 0.1  # share of the frame that lies beyond the edge of the picture

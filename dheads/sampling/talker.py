@@ -27,8 +27,8 @@ from dheads.faces.landmarks import load_backend
 from dheads.faces.paste import Paster
 from dheads.media.containers import MAX_SECONDS, name_of
 from dheads.media.hearing import Hearing, hear
-from dheads.media.sound import claimed_seconds, in_a_room, wav_file, waveform_pieces
-from dheads.media.video import video_writer
+from dheads.media.sound import add_noise, claimed_seconds, wav_file, waveform_pieces
+from dheads.media.writing import video_writer
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job, check_inputs
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
@@ -205,7 +205,7 @@ class Talker:
 
     def hear(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """16 kHz sound in pieces (n,) -> embeddings in chunks (f, D) on the CPU, as these weights need them."""
-        heard = in_a_room(pieces, self.config.extensions.sound.room_noise)
+        heard = add_noise(pieces, self.config.extensions.sound.room_noise)
         return (chunk.cpu() for chunk in self.encoder.encode_pieces(heard))
 
 

@@ -20,7 +20,7 @@ from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import Clip
 from dheads.errors import DheadsError
 from dheads.extensions.codes import codes_of
-from dheads.media.video import to_unit
+from dheads.media.pixels import to_unit
 from dheads.system.prefetch import prefetch
 from dheads.training.augment import augment
 

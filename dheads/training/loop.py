@@ -21,7 +21,7 @@ from dheads.denoiser import Denoiser
 from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
 from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform, wav_file
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.talker import generate
 from dheads.system.devices import COMPILE_OPTIONS, best_dtype

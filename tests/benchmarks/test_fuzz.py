@@ -27,7 +27,7 @@ from dheads.media import sound as reading
 from dheads.media.containers import opened, sound_in_step
 from dheads.media.photos import load_photo
 from dheads.media.sound import load_waveform
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the program is for Linux")
 

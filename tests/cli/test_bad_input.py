@@ -24,7 +24,7 @@ from dheads.errors import DheadsError
 from dheads.evaluation import evaluate
 from dheads.evaluation.turing import tally
 from dheads.extensions.network import ExtendedUNet
-from dheads.media.video import write_clip, write_video
+from dheads.media.writing import write_clip, write_video
 from dheads.sampling.jobs import Job, read_jobs
 from dheads.training import loop as train
 from dheads.weights import checkpoints as weights

@@ -23,7 +23,8 @@ from dheads.dataset import dataset as data
 from dheads.dataset.dataset import Clip, Dataset
 from dheads.errors import DheadsError
 from dheads.extensions.lips import centred
-from dheads.media.video import read_frames, write_clip
+from dheads.media.reading import read_frames
+from dheads.media.writing import write_clip
 
 pytest_plugins = "real_data"
 

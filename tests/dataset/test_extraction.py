@@ -13,7 +13,7 @@ from real_data import CUTS, Prepared
 from dheads.dataset import extraction
 from dheads.dataset.extraction import Detector
 from dheads.dataset.layouts import Source
-from dheads.media.video import read_frames
+from dheads.media.reading import read_frames
 
 pytest_plugins = "real_data"
 

@@ -26,8 +26,9 @@ from dheads.dataset.extraction import Detector
 from dheads.dataset.layouts import Source
 from dheads.faces import alignment as faces
 from dheads.faces.landmarks import load_backend
+from dheads.media.reading import read_frames
 from dheads.media.sound import load_waveform
-from dheads.media.video import read_frames, write_video
+from dheads.media.writing import write_video
 from dheads.speech.encoders import load_speech_encoder
 from dheads.system.workers import Died
 

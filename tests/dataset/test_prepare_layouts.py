@@ -25,7 +25,7 @@ from dheads.dataset.manifest import read_clips
 from dheads.errors import DheadsError
 from dheads.faces.alignment import mean_face
 from dheads.media.sound import load_waveform
-from dheads.media.video import write_clip
+from dheads.media.writing import write_clip
 
 pytest_plugins = "real_data"
 

@@ -15,8 +15,9 @@ from dheads.config import AlignmentConfig, PreparationConfig
 from dheads.dataset.screening import screen
 from dheads.errors import DheadsError
 from dheads.faces.alignment import mean_face
-from dheads.faces.landmarks import LandmarkBackend, load_backend
-from dheads.media.video import read_frames
+from dheads.faces.detection import LandmarkBackend
+from dheads.faces.landmarks import load_backend
+from dheads.media.reading import read_frames
 
 CONFIG = PreparationConfig()
 

@@ -33,8 +33,9 @@ from dheads.evaluation.remake import heard_speech
 from dheads.evaluation.report import ClipReport, Report, write_report
 from dheads.faces.alignment import eye_distance
 from dheads.faces.landmarks import load_backend
+from dheads.media.reading import read_frames
 from dheads.media.sound import load_waveform
-from dheads.media.video import read_frames, write_clip, write_video
+from dheads.media.writing import write_clip, write_video
 from dheads.speech.encoders import load_speech_encoder
 
 FRAMES = 32

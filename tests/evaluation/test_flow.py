@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dheads.evaluation.flow import Smoothness, smoothness
-from dheads.media.video import read_frames
+from dheads.media.reading import read_frames
 
 FLAT = np.full((128, 128, 3), 100, np.uint8)
 JET_0 = 128 / 3  # the mean of (128, 0, 0), the map's colour for nothing

@@ -18,7 +18,7 @@ from dheads.evaluation import report as report_module
 from dheads.evaluation.catalogue import CATALOGUE, PAPER
 from dheads.evaluation.report import ClipReport, Report, figure, screen_table, write_report
 from dheads.media.playback import plays_in_browsers
-from dheads.media.video import read_frames
+from dheads.media.reading import read_frames
 
 pytest_plugins = "browser"
 

@@ -22,7 +22,7 @@ from dheads.errors import DheadsError
 from dheads.evaluation import syncnet
 from dheads.evaluation.syncnet import SIZE, SyncNet, face_crops, load_syncnet, mfcc, offset_of, sync
 from dheads.faces.landmarks import load_backend
-from dheads.media.video import read_frames
+from dheads.media.reading import read_frames
 from dheads.weights import checkpoints as weights
 
 FRAMES = 24

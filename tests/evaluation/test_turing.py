@@ -15,7 +15,8 @@ from real_data import decoded
 
 from dheads.errors import DheadsError
 from dheads.evaluation.turing import Share, Tally, _choice, tally, wilson_interval, write_turing_test
-from dheads.media.video import read_frames, write_video
+from dheads.media.reading import read_frames
+from dheads.media.writing import write_video
 
 pytest_plugins = "browser"
 

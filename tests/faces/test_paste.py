@@ -1,4 +1,4 @@
-"""Crops put back into their photo: where they land, what stays untouched, and the sizes of frames."""
+"""Crops pasted back into their photo: their place, the pixels that stay the same, the sizes of frames."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def real(examples: Path) -> tuple[np.ndarray, np.ndarray]:
     return photo_and_matrix(examples / "face.jpg")
 
 
-# ---- What stays ----
+# ---- Unchanged pixels ----
 
 
 @pytest.mark.parametrize(("scale", "degrees"), [(0.3, 0), (1, 0), (1, 31), (2.37, -17), (5, 180)])
@@ -102,7 +102,7 @@ def test_the_mask_holds_the_face_and_leaves_the_border_free() -> None:
         assert max(np.abs(np.diff(mask, axis=axis)).max() for axis in (0, 1)) < 1.6 * 12 / size
 
 
-# ---- What comes from the crop ----
+# ---- Pixels from the crop ----
 
 
 @pytest.mark.parametrize(("scale", "degrees"), [(0.4, 0), (1, 0), (1, 31), (3.1, -50)])
@@ -152,7 +152,7 @@ def test_a_head_that_moves_a_little_tears_nothing(real: tuple[np.ndarray, np.nda
     photo, matrix = real
     moved = faces.warp(photo, matrix + np.array([[0, 0, 2], [0, 0, 1]]), SIZE)
     pasted = Paster(photo, matrix, SIZE, ALIGNMENT)(moved).astype(float)
-    # No edge that is steeper than the photo's own.
+    # No edge is steeper than the photo's own.
     rim = (mask_in_photo(photo, matrix) < 0.5) & (mask_in_photo(photo, matrix) > 0)
     for axis in (0, 1):
         steps, own = (np.abs(np.diff(image.mean(axis=-1), axis=axis, append=0)) for image in (pasted, photo))
@@ -218,7 +218,7 @@ def test_a_large_photo_is_reduced_to_what_players_decode(
     assert max(paster.shape) <= 3840
     assert np.prod(paster.shape) <= FRAME_LIMIT_PX
     np.testing.assert_allclose(paster.shape[0] / paster.shape[1], height / width, rtol=0.005)
-    # The mouth lies where it lies in the large photo.
+    # The mouth lies where it does in the large photo.
     changed = np.abs(paster(blob(crop)).astype(int) - frame).sum(axis=-1).astype(float)
     changed[changed < 30] = 0
     y, x = (changed.sum(axis=axis) @ np.arange(changed.shape[1 - axis]) / changed.sum() for axis in (1, 0))

@@ -1,4 +1,4 @@
-"""HDR, wide gamuts, pixels that are not square, and what is transparent: frames as a player shows them."""
+"""Frames as a player shows them: HDR, wide gamuts, pixels that are not square, transparency."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from dheads.media.colours import SCALER, to_plain
-from dheads.media.video import frame_at, read_frames
+from dheads.media.colours import SCALER, to_sdr
+from dheads.media.reading import frame_at, read_frames
 
 BT709, BT2020, DISPLAY_P3, PQ, HLG = 1, 9, 12, 16, 18  # numbers of primaries, matrix and transfer in H.273
 # Linear BT.709 to linear BT.2020 (BT.2087) and to Display P3.
@@ -39,7 +39,7 @@ def pq(nits: np.ndarray) -> np.ndarray:
 
 
 def signal(picture: np.ndarray, gamut: int, curve: int, white: float = 100) -> np.ndarray:
-    """SDR (..., 3) uint8, whose white is so many nits, as the signal (..., 3) in [0, 1] of other video."""
+    """An SDR picture (..., 3) uint8 with white at that many nits as the signal (..., 3) in [0, 1] of other video."""
     light = np.clip((picture / 255) ** 2.4 @ GAMUTS[gamut].T, 0, 1)
     return {HLG: lambda: hlg(light * white), PQ: lambda: pq(light * white)}.get(curve, lambda: light ** (1 / 2.4))()
 
@@ -58,8 +58,8 @@ def write(path: Path, signals: list[np.ndarray], gamut: int, curve: int, **optio
         scaler = VideoReformatter()
         for rgb in signals:
             frame = av.VideoFrame.from_ndarray(np.rint(rgb * 65535).astype(np.uint16), format="rgb48le")
-            told = {"dst_colorspace": matrix, "src_color_range": 2, "dst_color_range": 1, "interpolation": SCALER}
-            container.mux(stream.encode(scaler.reformat(frame, format="yuv420p10le", **told)))
+            colours = {"dst_colorspace": matrix, "src_color_range": 2, "dst_color_range": 1, "interpolation": SCALER}
+            container.mux(stream.encode(scaler.reformat(frame, format="yuv420p10le", **colours)))
         container.mux(stream.encode())
 
 
@@ -78,7 +78,7 @@ def off(shown: np.ndarray, truth: np.ndarray) -> float:
 @pytest.mark.parametrize("white", [100, 203])
 @pytest.mark.parametrize("curve", [HLG, PQ])
 def test_hdr_is_as_bright_as_the_sdr_it_was_made_from(tmp_path: Path, face: np.ndarray, curve: int, white: int) -> None:
-    """White may lie at 100 nits, as converters put it, or at the 203 of cameras."""
+    """White can lie at 100 nits, as in converted SDR, or at 203 nits, as in HDR from cameras."""
     shown = signal(face, BT2020, curve, white)
     assert off(np.rint(255 * shown), face) > 10
     write(tmp_path / "a.mkv", [shown] * 2, BT2020, curve)
@@ -117,13 +117,13 @@ def test_the_formulas_undo_those_of_the_standards() -> None:
     rng = np.random.default_rng(0)
     plain = rng.integers(0, 256, (500, 3))
     for gamut, curve, white in ((BT2020, HLG, 203), (BT2020, PQ, 203), (DISPLAY_P3, BT709, 100)):
-        back = 255 * to_plain(signal(plain, gamut, curve, white), gamut, curve, white)
+        back = 255 * to_sdr(signal(plain, gamut, curve, white), gamut, curve, white)
         darker = plain.max(axis=-1) < 230  # lights are compressed
         assert np.abs(back - plain)[darker].max() < 1
 
 
 @pytest.mark.parametrize(("lines", "matrix"), [(480, "ITU601"), (720, "ITU709")])
-def test_the_matrix_of_video_that_tells_none_goes_by_its_size(tmp_path: Path, lines: int, matrix: str) -> None:
+def test_the_matrix_of_video_that_states_none_goes_by_its_size(tmp_path: Path, lines: int, matrix: str) -> None:
     colour = np.array([200, 60, 40], np.uint8)
     picture = av.VideoFrame.from_ndarray(np.broadcast_to(colour, (lines, 64, 3)).copy(), format="rgb24")
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
@@ -162,7 +162,7 @@ def test_pixels_that_are_not_square(tmp_path: Path, aspect: Fraction, shape: tup
 # --- Transparency
 
 
-def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     picture = np.zeros((48, 64, 4), np.uint8)
     picture[..., 0], picture[:, 32:, 3], picture[:, :16, 3] = 200, 255, 128
     with av.open(str(tmp_path / "a.mov"), "w") as container:

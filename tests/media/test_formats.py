@@ -1,4 +1,4 @@
-"""The containers that are written, by the ending of a name, and those that are read."""
+"""The containers that are written, by file name ending, and those that are read."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from test_video import gray, number, packets, write_sound
+from videos import gray, number, packets, write_sound
 
 from dheads.dataset.layouts import find_sources
 from dheads.errors import DheadsError
+from dheads.media.reading import VIDEOS, read_frames
 from dheads.media.sound import load_waveform
-from dheads.media.video import VIDEOS, container_of, read_frames, write_video
+from dheads.media.writing import container_of, write_video
 
-# --- Written
+# --- Writing
 
 
 @pytest.mark.parametrize(
@@ -66,10 +67,10 @@ def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# --- Read
+# --- Reading
 
 _ASF, _MPEG, _TS = ("wmv2", "wmav2"), ("mpeg2video", "mp2"), ("h264", "ac3")
-# How a file of each ending is made: FFmpeg's container, the codecs of picture and sound.
+# The format of a file with each ending: FFmpeg's container, the codecs of picture and sound.
 MADE = {
     **dict.fromkeys([".mp4", ".m4v", ".f4v", ".3gp", ".3g2"], ("mp4", "h264", "aac")),
     **dict.fromkeys([".mov", ".qt"], ("mov", "mpeg4", "pcm_s16le")),

@@ -1,4 +1,4 @@
-"""What is heard of a file: which stream, which channels, how loud; and that usual sound is heard just as it is."""
+"""The choice of a file's sound stream, channels and gain; usual sound is left as it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dheads.media import containers as media
 from dheads.media import hearing
 from dheads.media.hearing import hear, played_stream
 from dheads.media.sound import load_waveform
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 
 RATE = 16_000
 
@@ -55,7 +55,7 @@ def music(like: np.ndarray, level_db: float = -15) -> np.ndarray:
 def test_usual_sound_is_the_mean_of_its_channels_to_the_bit(
     tmp_path: Path, speech: np.ndarray, width: float, level_db: float
 ) -> None:
-    """Mono and stereo: speech in the middle, a room that differs from side to side, music on one side."""
+    """Mono and stereo: speech in the middle, different room noise on each side, music on one side."""
     gain = 10 ** (level_db / 20)
     channels = gain * np.stack([speech + width * music(speech, -30), speech + width * noise(speech, -30)])
     data = (channels[: 1 if width == 0 else 2] * 32767).round().astype(np.int16).T
@@ -88,7 +88,7 @@ def test_little_of_a_usual_recording_is_looked_at(tmp_path: Path, monkeypatch: p
     assert times[-1] > 119, "what is loud may come late"
 
 
-# --- How loud
+# --- Loudness
 
 
 @pytest.mark.parametrize(("codec", "file"), [("pcm_f32le", "a.wav"), ("pcm_s16le", "a.wav"), ("libmp3lame", "a.mp3")])
@@ -131,13 +131,13 @@ def test_one_word_in_a_long_silence_is_as_loud_as_it_is(tmp_path: Path, speech: 
 
 @pytest.mark.parametrize("level_db", [-200, -95])
 def test_silence_stays_silent(tmp_path: Path, speech: np.ndarray, level_db: float) -> None:
-    """Digital silence, and what a converter's last bit makes."""
+    """Digital silence, and noise of a converter's last bit."""
     write_wav(tmp_path / "a.wav", noise(speech, level_db)[:, None], RATE, 3)
     assert decibels(load_waveform(tmp_path / "a.wav")) == pytest.approx(level_db, abs=1)
     assert hear(tmp_path / "a.wav").notes == [f"{tmp_path / 'a.wav'}: it is silent, so the mouth rests"]
 
 
-# --- Which channels
+# --- Channels
 
 
 def heard_of(tmp_path: Path, *channels: np.ndarray, layout: str = "stereo") -> tuple[np.ndarray, list[str]]:
@@ -183,7 +183,7 @@ def test_the_centre_of_film_sound_is_heard(tmp_path: Path, speech: np.ndarray) -
 
 @pytest.mark.parametrize(("codec", "file"), [("aac", "a.mp4"), ("libopus", "a.ogg"), ("pcm_s16le", "a.wav")])
 def test_eight_channels_are_read_and_no_more(tmp_path: Path, speech: np.ndarray, codec: str, file: str) -> None:
-    """Reading eight planes one by one ran beyond the last and crashed."""
+    """PyAV would read beyond the last of eight planes and crash."""
     channels = [music(speech, -20)] * 8
     channels[2] = speech
     with av.open(str(tmp_path / file), "w") as container:
@@ -200,7 +200,7 @@ def test_eight_channels_are_read_and_no_more(tmp_path: Path, speech: np.ndarray,
 
 
 def test_channels_may_change_midway(tmp_path: Path, speech: np.ndarray) -> None:
-    """As where a broadcast goes from a trailer to a film: what follows is judged anew."""
+    """As when a broadcast goes from a trailer to a film: the new channels are measured from then on."""
     write_sound(tmp_path / "a.mp3", speech, RATE, "libmp3lame", "mono")
     write_sound(tmp_path / "b.mp3", np.stack([speech, -speech]), RATE, "libmp3lame", "stereo")
     (tmp_path / "c.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() + (tmp_path / "b.mp3").read_bytes())
@@ -209,11 +209,11 @@ def test_channels_may_change_midway(tmp_path: Path, speech: np.ndarray) -> None:
     assert hear(tmp_path / "c.mp3").gain == 1
 
 
-# --- Which stream
+# --- Streams
 
 
 def tracks(path: Path, *sounds: np.ndarray, flags: tuple[int, ...] = ()) -> Path:
-    """A file with so many AAC streams."""
+    """A file with one AAC stream for each sound."""
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("aac", rate=RATE, layout="mono") for _ in sounds]
         for stream, flag in zip(streams, flags, strict=False):
@@ -237,10 +237,22 @@ DEFAULT, COMMENT, IMPAIRED = 1, 8, 256
         ("a.mkv", "sm", (DEFAULT, 0), 0, None),
         ("a.mkv", "sm", (0, 0), 0, None),
         ("a.mp4", "sm", (DEFAULT, 0), 0, None),
-        ("a.mkv", "ms", (0, DEFAULT), 1, "taking sound stream 2 of 2, the one that players take"),
-        ("a.mkv", "mms", (COMMENT | DEFAULT, IMPAIRED, 0), 2, "taking sound stream 3 of 3, the one that players take"),
-        ("a.mp4", "0s", (DEFAULT, 0), 1, "taking sound stream 2 of 2, as what players take is silent"),
-        ("a.mkv", "00sm", (0, DEFAULT, 0, 0), 2, "taking sound stream 3 of 4, as what players take is silent"),
+        ("a.mkv", "ms", (0, DEFAULT), 1, "taking sound stream 2 of 2, the one that players choose"),
+        (
+            "a.mkv",
+            "mms",
+            (COMMENT | DEFAULT, IMPAIRED, 0),
+            2,
+            "taking sound stream 3 of 3, the one that players choose",
+        ),
+        ("a.mp4", "0s", (DEFAULT, 0), 1, "taking sound stream 2 of 2, because the one that players choose is silent"),
+        (
+            "a.mkv",
+            "00sm",
+            (0, DEFAULT, 0, 0),
+            2,
+            "taking sound stream 3 of 4, because the one that players choose is silent",
+        ),
         ("a.mkv", "00", (0, 0), 0, "it is silent, so the mouth rests"),
     ],
 )
@@ -280,12 +292,12 @@ def test_a_stream_that_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:
             read(Pipe(b"RIFF"))
 
 
-# --- What the lips make of it
+# --- The lips
 
 
 @pytest.fixture(scope="module")
 def lip_code() -> Callable[[Path], np.ndarray]:
-    """The lip code (F,), its opening, that the packaged weights foretell from a file's sound."""
+    """The opening in the lip code (F,) that the packaged weights predict from a file's sound."""
     studio = Studio("small", torch.device("cpu"), progress=False)
     lips = studio.unet.lip_predictor
     assert lips is not None
@@ -299,7 +311,7 @@ def test_lips_follow(
     lip_code: Callable[[Path], np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As with the same speech at its usual level in one channel: correlation of the openings that are foretold."""
+    """The predicted openings correlate with those of the same speech at its usual level in one channel."""
     truth = lip_code(examples / "speech.wav")
     around = [music(speech, -15)] * 2
     cases = {
@@ -316,7 +328,7 @@ def test_lips_follow(
         write_sound(tmp_path / "a.wav", channels.astype(np.float32), RATE, "pcm_f32le", layout)
         followed[name] = correlation(lip_code(tmp_path / "a.wav"), truth)
     assert min(followed.values()) > 0.95, followed
-    # Before, -50 dB was 0.00, and inverted sound silence.
+    # Without gain, -50 dB gives 0.00; without inversion, channels that cancel are silent.
     monkeypatch.setattr(hearing, "_QUIET", -200)
     write_wav(tmp_path / "a.wav", cases["-50 dB"].T, RATE, 3)
     assert correlation(lip_code(tmp_path / "a.wav"), truth) < 0.2

@@ -1,4 +1,4 @@
-"""The sound of made videos, whatever the source counts in: as long as it, in step, and AAC unless a copy is wanted."""
+"""The sound of written videos: as long as the source, in step with it, and AAC unless a copy is requested."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from test_audio import lag, speechlike, write_sound, write_wav
 
 from dheads.config import AudioCodec
 from dheads.media.sound import load_waveform
-from dheads.media.video import video_writer, write_video
+from dheads.media.writing import video_writer, write_video
 
 SECONDS = 2.0
 BLACK = np.zeros((32, 32, 3), np.uint8)
@@ -36,7 +36,7 @@ def write(path: Path, codec: str, rate: int = 48_000, layout: str = "mono", seco
 
 
 def made(source: Path, codec: AudioCodec = "aac") -> tuple[Path, list[str]]:
-    """A video with that sound, and what is noted."""
+    """A video with that sound, and the notes of its writer."""
     target = source.with_name("made.mp4")
     with video_writer(target, source, audio_codec=codec) as writer:
         for _ in range(round(25 * SECONDS)):
@@ -45,7 +45,7 @@ def made(source: Path, codec: AudioCodec = "aac") -> tuple[Path, list[str]]:
 
 
 def sound_of(path: Path) -> tuple[str, float, float]:
-    """Codec, and begin and length in seconds by the header, of a video's sound."""
+    """Codec, start and length in seconds of a video's sound, by its header."""
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
         begin, length = (float((ticks or 0) * stream.time_base) for ticks in (stream.start_time, stream.duration))
@@ -71,7 +71,7 @@ def test_the_sound_is_as_long_as_the_source_and_in_step(tmp_path: Path, pair: st
     rate = {"nellymoser": 22_050, "adpcm_swf": 22_050, "g722": 16_000}.get(codec, 48_000)
     source = write(tmp_path / pair, codec, rate, "stereo" if codec == "vorbis" else "mono")
     heard = load_waveform(source).numpy()
-    assert len(heard) / 16_000 == pytest.approx(SECONDS, abs=0.07)  # a last packet is filled up
+    assert len(heard) / 16_000 == pytest.approx(SECONDS, abs=0.07)  # the last packet is padded
     for wanted in ("aac", "copy"):
         kind, begin, length = sound_of(made(source, wanted)[0])
         block = 0.025 if kind == "aac" else 0.1
@@ -82,7 +82,7 @@ def test_the_sound_is_as_long_as_the_source_and_in_step(tmp_path: Path, pair: st
 
 
 def test_a_sample_rate_that_changes_midway(tmp_path: Path) -> None:
-    """The encoder has one rate: what follows is resampled and comes just after."""
+    """The encoder has one rate, so sound of the second rate is resampled, and follows directly."""
     parts = [write(tmp_path / "a.mp3", "libmp3lame", 44_100, "stereo"), write(tmp_path / "b.mp3", "libmp3lame", 22_050)]
     (tmp_path / "c.mp3").write_bytes(b"".join(part.read_bytes() for part in parts))
     heard = load_waveform(tmp_path / "c.mp3").numpy()
@@ -125,7 +125,7 @@ def test_sound_that_begins_before_its_picture_is_whole(tmp_path: Path) -> None:
         ("a.wma", "wmav2", "aac", False, None),
     ],
 )
-def test_aac_is_the_rule_and_a_copy_is_to_be_had(
+def test_sound_becomes_aac_unless_a_copy_is_requested(
     tmp_path: Path, file: str, codec: str, by_default: str, noted: bool, copied: str | None
 ) -> None:
     source = write(tmp_path / file, codec)
@@ -144,7 +144,7 @@ def test_aac_is_the_rule_and_a_copy_is_to_be_had(
 
 
 def test_only_aac_that_every_player_knows_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HE-AAC, which no encoder here makes, loses its treble in players that know LC-AAC only."""
+    """HE-AAC, for which FFmpeg has no encoder here, loses its treble in players that support LC-AAC only."""
     source = write(tmp_path / "a.m4a", "aac")
     monkeypatch.setattr("dheads.media.soundtrack._kind", lambda codec: "HE-AAC")
     assert made(source)[1] == [
@@ -157,10 +157,10 @@ def test_only_aac_that_every_player_knows_is_copied(tmp_path: Path, monkeypatch:
     ("layout", "rate", "kilobits"),
     [("mono", 48_000, 128), ("stereo", 44_100, 192), ("5.1", 48_000, 576), ("mono", 8_000, 48)],
 )
-def test_what_is_encoded_cannot_be_told_from_the_source(
+def test_encoded_sound_is_close_to_the_source(
     tmp_path: Path, examples: Path, layout: str, rate: int, kilobits: int
 ) -> None:
-    """By the bit rate, and on real speech: what is lost is 28 to 45 dB below it."""
+    """The bit rate is high, and the error on real speech is 28 to 45 dB below it."""
     with av.open(str(examples / "speech.wav")) as container:
         frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
     speech = np.concatenate(frames, axis=1)[0] / 32768

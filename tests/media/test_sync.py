@@ -1,7 +1,7 @@
 """Sound and picture stay together: a flash and a beep, once a second, through `prepare` and through `sample`.
 
-The largest offset found between the begin of a flash and of its beep is 21 ms after prepare (half a frame, as 25 fps
-cost, and a rounded time stamp) and 14 ms after sample; there their middles are 1 ms apart at most.
+The largest offset between the start of a flash and of its beep is 21 ms after prepare (half a frame at 25 fps, and a
+rounded time stamp) and 14 ms after sample, where their middles are at most 1 ms apart.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from dheads.config import preset
 from dheads.dataset.manifest import read_clips
 from dheads.dataset.prepare import prepare
 from dheads.extensions.network import ExtendedUNet
+from dheads.media.reading import read_frames
 from dheads.media.sound import SAMPLES_PER_FRAME, frame_count
-from dheads.media.video import read_frames
 from dheads.sampling import pipeline as verb
 
 FRAME = 0.04  # seconds
 SECONDS = 2.7
 BEEP = 0.04
-# When a flash is due; it comes with the first frame from then on. They meet the raster of 25 fps everywhere.
+# When a flash is due; it comes with the first frame from then on. The marks fall on every phase of 25 fps.
 MARKS = (0.4, 1.41, 2.43)
 
 
@@ -39,7 +39,7 @@ MARKS = (0.4, 1.41, 2.43)
 
 @dataclass(frozen=True)
 class Recording:
-    """How a video of SECONDS is recorded. Pictures and sound are those of one scene, however late they begin."""
+    """How a video of SECONDS is recorded. Pictures and sound show one scene, however late they begin."""
 
     name: str
     rate: Fraction = Fraction(25)
@@ -124,7 +124,7 @@ def recorded_sound(container: av.container.OutputContainer, take: Recording, _: 
     yield from stream.encode()
 
 
-# --- What a player shows and plays, and when -------------------------------------------------------------------------
+# --- The times of pictures and sound in a player ---------------------------------------------------------------------
 
 
 def played(path: Path, *spans: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -212,7 +212,7 @@ SOUNDS = [
 
 
 class Energy:
-    """In place of a speech encoder: how loud each frame's own 40 ms are, (F, 1)."""
+    """A substitute for a speech encoder: the loudness (F, 1) of the 40 ms of each frame."""
 
     def encode_pieces(self, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         waveform = torch.cat(list(pieces))

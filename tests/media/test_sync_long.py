@@ -1,8 +1,8 @@
-"""Sound and picture are together at the end of a long recording as at its beginning, and both have all of its length.
+"""Sound and picture stay in step to the end of a long recording, and both have its full length.
 
-`dheads sample`'s way through a file, but for the face: read the sound, a picture for each frame's loudness, write both.
-All formats have been run at ten minutes (SECONDS = 600): begins differ by the raster of 25 fps, up to 30 ms, middles by
-at most 1 ms, and no more at the end than at the beginning.
+This takes the steps of `dheads sample` without a face: read the sound, make a picture of each frame's loudness, write
+both. At ten minutes (SECONDS = 600) starts differ by up to 30 ms in all formats, because of 25 fps, and middles by at
+most 1 ms, at the end no more than at the beginning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from test_sync import BEEP, FRAME, Energy, marks_of, played
 
 from dheads.media.sound import waveform_pieces
-from dheads.media.video import write_video
+from dheads.media.writing import write_video
 
 SECONDS = 30  # of most recordings, to save time
 
@@ -43,7 +43,7 @@ class Long:
         return 1.013, self.seconds / 2 + 0.027, self.seconds - 1.371
 
     def second(self, number: int) -> np.ndarray:
-        """(N,) float32: what is heard in a second of it."""
+        """The samples (N,) float32 of one second of it."""
         time = number + np.arange(self.hertz) / self.hertz
         loud = np.any([(time >= mark) & (time < mark + BEEP) for mark in self.marks], axis=0)
         loud |= time >= self.seconds - TAIL
@@ -76,7 +76,7 @@ RECORDINGS = [
     Long("mp3.flv", "libmp3lame", 44_100, "mono", NTSC),
     Long("aac.ts", "aac", 48_000, "mono", Fraction(25)),
 ]
-# Sound that is encoded anew, and sound that is copied.
+# Sound that is encoded again, and sound that is copied.
 TEN_MINUTES = [replace(take, seconds=600) for take in RECORDINGS if take.name in ("8.wav", "8.m4a")]
 
 
@@ -96,7 +96,7 @@ def record(path: Path, take: Long) -> None:
 
 
 def gray_pictures(container: av.container.OutputContainer, take: Long) -> Iterator[list[av.Packet]]:
-    """The packets of each second, then what the encoder held back."""
+    """The packets of each second, then the encoder's last ones."""
     stream = container.add_stream("libx264", rate=take.fps, options={"preset": "ultrafast"})
     stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
     picture = av.VideoFrame.from_ndarray(np.full((24, 16), 90, np.uint8), format="yuv420p")
@@ -109,11 +109,11 @@ def gray_pictures(container: av.container.OutputContainer, take: Long) -> Iterat
     yield stream.encode()
 
 
-# --- What is made of it
+# --- The written video
 
 
 def made_from(sound: Path, target: Path, piped: bool = False) -> None:
-    """As `dheads sample` does; piped: as for `-o -`."""
+    """Write a video as `dheads sample` does; piped: as with `-o -`."""
     levels = torch.cat(list(Energy().encode_pieces(waveform_pieces(sound))))[:, 0]
     pictures = (np.full((16, 16, 3), 20 + round(200 * level), np.uint8) for level in (levels / levels.max()).tolist())
     with target.open("wb") if piped else nullcontext(target) as sink:
@@ -134,7 +134,7 @@ def test_flashes_and_beeps_are_together_to_the_end(take: Long, tmp_path: Path) -
     made_from(tmp_path / take.name, made)
 
     last_shown = together(made, take)
-    # FLV, MPEG-TS and bare AAC do not tell which samples only fill the first and the last packet.
+    # FLV, MPEG-TS and bare AAC do not mark the samples that pad the first and the last packet.
     assert -0.01 <= stated_end(made, "audio") - take.seconds <= 0.06
     assert abs(stated_end(made, "video") - stated_end(made, "audio")) <= FRAME
     assert last_shown + FRAME == pytest.approx(stated_end(made, "video"))
@@ -142,7 +142,7 @@ def test_flashes_and_beeps_are_together_to_the_end(take: Long, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["8.wav", "44.mp3", "44.m4a", "opus.ogg", "bare.aac", "aac.ts"])
 def test_they_are_in_a_stream_too(name: str, tmp_path: Path) -> None:
-    """AAC with its header in every packet, as in the last two, could not be streamed."""
+    """The last two have AAC with a header in every packet, which must be stripped for a stream."""
     (take,) = (take for take in RECORDINGS if take.name == name)
     record(tmp_path / name, take)
     made = tmp_path / "made.mp4"
@@ -152,7 +152,7 @@ def test_they_are_in_a_stream_too(name: str, tmp_path: Path) -> None:
 
 
 def together(made: Path, take: Long) -> float:
-    """Checks that picture and sound are; returns when the last picture appears."""
+    """Check that picture and sound are in step; returns the time of the last picture."""
     shown, brightness, heard, samples = played(made, *((mark - 0.5, mark + 0.5) for mark in take.marks))
     flashes, middles = marks_of(shown, np.maximum(brightness - brightness.min() - 4, 0), FRAME)
     beeps, beep_middles = marks_of(heard, samples**2)
@@ -162,6 +162,6 @@ def together(made: Path, take: Long) -> float:
     assert np.ptp(offsets) <= 0.1 * FRAME, "no drift"
 
     shown, _, heard, samples = played(made, (take.seconds - 1, math.inf))
-    # AC-3's encoder keeps its delay of 256 samples to itself.
+    # AC-3's encoder does not state its delay of 256 samples.
     assert heard[np.abs(samples) > 0.1][-1] >= take.seconds - 0.01, "all of the tone"
     return shown[-1]

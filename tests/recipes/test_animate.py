@@ -16,10 +16,11 @@ from real_data import copy, decoded, sound_seconds, write_wav
 
 from dheads.config import FPS
 from dheads.faces.alignment import eye_distance, mouth_opening
-from dheads.faces.landmarks import MeshBackend
+from dheads.faces.mesh import MeshBackend
 from dheads.media.photos import load_photo
+from dheads.media.reading import read_frames
 from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform
-from dheads.media.video import read_frames, write_video
+from dheads.media.writing import write_video
 
 FRAMES = 20
 ROWS = [

@@ -28,7 +28,7 @@ from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import Clip, clip_path, write_clips
 from dheads.errors import DheadsError
 from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform
-from dheads.media.video import write_clip
+from dheads.media.writing import write_clip
 from dheads.speech.encoders import load_speech_encoder
 from dheads.training.batches import Batches
 

@@ -28,7 +28,7 @@ from dheads.config import Config, override
 from dheads.errors import DheadsError
 from dheads.media.hearing import Hearing
 from dheads.media.sound import load_waveform
-from dheads.media.video import VideoWriter, write_video
+from dheads.media.writing import VideoWriter, write_video
 from dheads.sampling import jobs
 from dheads.sampling import pipeline as verb
 from dheads.sampling.engine import Engine, Inputs

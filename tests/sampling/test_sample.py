@@ -30,8 +30,9 @@ from dheads.faces import alignment as faces
 from dheads.faces.landmarks import find_face, load_backend
 from dheads.media import containers as media
 from dheads.media.hearing import Hearing
+from dheads.media.pixels import to_uint8, to_unit
 from dheads.media.sound import load_waveform
-from dheads.media.video import to_uint8, to_unit, write_video
+from dheads.media.writing import write_video
 from dheads.sampling import pipeline as verb
 from dheads.sampling.engine import Engine
 from dheads.speech import encoders as audio

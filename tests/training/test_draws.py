@@ -26,7 +26,8 @@ from dheads.dataset.clips import ResidentClips, fits
 from dheads.dataset.dataset import Clip, Dataset, dataset_info
 from dheads.dataset.manifest import write_clips
 from dheads.errors import DheadsError
-from dheads.media.video import to_uint8, write_clip
+from dheads.media.pixels import to_uint8
+from dheads.media.writing import write_clip
 from dheads.system.prefetch import prefetch
 from dheads.training import batches as draws
 from dheads.training.batches import Batch, Batches, Chosen, Lead

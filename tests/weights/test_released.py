@@ -28,7 +28,7 @@ from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
 from dheads.faces import landmarks
 from dheads.faces.alignment import mean_face
-from dheads.media.video import read_frames
+from dheads.media.reading import read_frames
 from dheads.sampling import pipeline as sample
 from dheads.speech.encoders import load_speech_encoder
 from dheads.weights import checkpoints as weights

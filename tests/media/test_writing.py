@@ -1,4 +1,4 @@
-"""Frames at 25 fps from any video, and MP4 files whose picture and sound belong together."""
+"""Written videos: picture and sound in step, complete or absent."""
 
 from __future__ import annotations
 
@@ -13,222 +13,14 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from videos import boxes, gray, number, packets, write_pictures, write_sound
 
 from dheads import __version__
 from dheads.errors import DheadsError
+from dheads.media.reading import frame_at, read_frames
 from dheads.media.sound import load_waveform
-from dheads.media.video import (
-    frame_at,
-    read_frames,
-    to_uint8,
-    to_unit,
-    video_writer,
-    write_clip,
-    write_video,
-)
+from dheads.media.writing import video_writer, write_clip, write_video
 from dheads.system.ending import undo_all
-
-
-def gray(index: int, size: int = 64) -> np.ndarray:
-    """A frame that carries its number as its brightness."""
-    return np.full((size, size, 3), 16 + 4 * index, np.uint8)
-
-
-def number(frame: np.ndarray) -> int:
-    return round((float(frame.mean()) - 16) / 4)
-
-
-def write_pictures(path: Path, times: list[Fraction], ticks: int = 90_000, size: int = 64) -> None:
-    """A video whose frame number i appears at times[i] seconds and stays until the next; the last for 1/25 s."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
-        stream.width = stream.height = size
-        stream.codec_context.time_base = Fraction(1, ticks)
-        ends = [*times[1:], times[-1] + Fraction(1, 25)]
-        for index, (begin, end) in enumerate(zip(times, ends, strict=True)):
-            frame = av.VideoFrame.from_ndarray(gray(index, size))
-            frame.pts, frame.time_base = round(begin * ticks), Fraction(1, ticks)
-            frame.duration = round(end * ticks) - frame.pts
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
-def write_sound(path: Path, codec: str, rate: int, layout: str = "mono", seconds: float = 2.0) -> None:
-    """Noise bursts: sound whose every moment differs."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, layout=layout, options={"strict": "-2"})
-        t = np.arange(round(seconds * rate)) / rate
-        wave = 0.3 * np.sin(2 * np.pi * (200 + 300 * t) * t) * (np.sin(2 * np.pi * 2.7 * t) > 0)
-        for begin in range(0, len(t), 1000):
-            part = np.repeat(wave[None, begin : begin + 1000], stream.layout.nb_channels, 0).astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
-            frame.sample_rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
-def packets(path: Path) -> list[bytes]:
-    with av.open(str(path)) as container:
-        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
-
-
-def boxes(data: bytes) -> list[str]:
-    """The names of an MP4 file's outermost boxes, in order."""
-    names, at = [], 0
-    while at < len(data):
-        size, name = struct.unpack_from(">I4s", data, at)
-        names.append(name.decode())
-        at += size
-    return names
-
-
-# --- Pixels ----------------------------------------------------------------------------------------------------------
-
-
-def test_all_pixel_values_make_the_round_trip():
-    frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    unit = to_unit(frames)
-    assert (unit.shape, unit.dtype) == ((1, 3, 16, 16), torch.float32)
-    assert (unit.min(), unit.max()) == (-1, 1)
-    assert np.array_equal(to_uint8(unit).numpy(), frames)
-    assert torch.equal(to_unit(torch.from_numpy(frames)), unit)
-
-
-def test_axes_rounding_and_clamping():
-    frame = np.zeros((4, 6, 3), np.uint8)
-    frame[1, 2, 0] = 255
-    assert to_unit(frame)[0, 1, 2] == 1
-    x = torch.tensor([-7.0, 7.0, 0.0, 1 / 127.5 * 0.4]).expand(2, 3, 1, 4)
-    assert to_uint8(x).shape == (2, 1, 4, 3)
-    assert to_uint8(x)[1, 0, :, 2].tolist() == [0, 255, 128, 128]
-    assert to_uint8(x.bfloat16()).dtype == torch.uint8
-
-
-# --- Reading ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rate", [Fraction(24), Fraction(25), Fraction(30_000, 1_001), Fraction(30), Fraction(50)])
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_any_frame_rate_is_shown_at_25_fps(tmp_path, rate, suffix):
-    count = 40
-    with av.open(str(tmp_path / f"a.{suffix}"), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "4"})
-        stream.width = stream.height = 64
-        for index in range(count):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(gray(index))))
-        container.mux(stream.encode())
-    shown = [number(frame) for frame in read_frames(tmp_path / f"a.{suffix}")]
-    assert len(shown) == round(count / rate * 25)
-    # At t = (k + 1/2)/25 s the source shows its frame floor(t rate), or the next where that is due in a millisecond;
-    # Matroska rounds to milliseconds itself.
-    for k, index in enumerate(shown):
-        t = Fraction(2 * k + 1, 50)
-        early, late = (min(int((t + Fraction(ms) / 1000) * rate), count - 1) for ms in ("0.5", "1.5"))
-        assert early <= index <= late
-
-
-def test_variable_frame_rate_goes_by_time_stamps(tmp_path):
-    times = [Fraction(ms, 1000) for ms in (0, 10, 50, 200, 210, 220, 500, 530)]
-    write_pictures(tmp_path / "a.mp4", times)
-    shown = [number(frame) for frame in read_frames(tmp_path / "a.mp4")]
-    assert shown == [max(i for i, time in enumerate(times) if time <= Fraction(2 * k + 1, 50)) for k in range(14)]
-    assert len(shown) == 14  # 0.57 s
-
-
-def test_other_output_rates(tmp_path):
-    write_pictures(tmp_path / "a.mp4", [Fraction(k, 25) for k in range(20)])
-    assert [number(frame) for frame in read_frames(tmp_path / "a.mp4", fps=5)] == [2, 7, 12, 17]
-    assert [number(frame) for frame in read_frames(tmp_path / "a.mp4", fps=50)] == [k // 2 for k in range(40)]
-
-
-def test_time_zero_is_the_containers(tmp_path):
-    # MPEG-TS begins at any time; a picture that starts late stands still until then.
-    write_pictures(tmp_path / "a.ts", [Fraction(k, 25) + 7 for k in range(10)])
-    assert [number(frame) for frame in read_frames(tmp_path / "a.ts")] == list(range(10))
-
-
-@pytest.mark.parametrize(("degrees", "matrix"), [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))])
-def test_rotated_recordings_are_shown_upright(tmp_path, degrees, matrix):
-    with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
-        stream.width, stream.height = 96, 64
-        picture = np.zeros((64, 96, 3), np.uint8)
-        picture[:32, :48] = 255  # the top left quarter
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-        container.mux(stream.encode())
-    data = bytearray((tmp_path / "a.mp4").read_bytes())
-    a, b, c, d = (value << 16 for value in matrix)
-    struct.pack_into(">9i", data, data.index(b"tkhd") + 4 + 40, a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    (tmp_path / "a.mp4").write_bytes(data)
-    frame = frame_at(tmp_path / "a.mp4")
-    # The track header's matrix turns the picture clockwise.
-    truth = np.rot90(picture, -degrees // 90)
-    assert frame.shape == truth.shape
-    assert np.abs(frame.astype(int) - truth).mean() < 6
-    assert frame.flags.c_contiguous
-
-
-def test_frame_at(tmp_path):
-    write_pictures(tmp_path / "a.mp4", [Fraction(k, 25) for k in range(10)])
-    assert number(frame_at(tmp_path / "a.mp4")) == 0
-    assert number(frame_at(tmp_path / "a.mp4", 0.2)) == 5
-    assert number(frame_at(str(tmp_path / "a.mp4"), 0.239)) == 5  # until frame 6 begins
-    assert number(frame_at(tmp_path / "a.mp4", 0.399)) == 9
-    assert [number(frame_at(tmp_path / "a.mp4", k / 25)) for k in range(10)] == list(range(10))
-    with pytest.raises(DheadsError, match=r"shorter than 0\.4 s"):
-        frame_at(tmp_path / "a.mp4", 0.4)
-
-
-@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
-def test_animated_pictures_are_videos(tmp_path, name):
-    first, *others = (Image.fromarray(gray(index)) for index in range(5))
-    first.save(tmp_path / name, save_all=True, append_images=others, duration=[80, 40, 200, 20, 100], lossless=True)
-    shown = [number(frame) for frame in read_frames(str(tmp_path / name))]
-    assert shown == [0, 0, 1, 2, 2, 2, 2, 2, 4, 4, 4]  # 0.44 s; the fourth is due between two frames
-    assert number(frame_at(tmp_path / name, 0.1)) == 1
-
-
-def test_real_clips(shared):
-    expected = {
-        "grid/s1_bbal7s.mp4": (75, 224),
-        "hdtf/RD_Radio2_000.mp4": (200, 256),
-        "talkvid/Age_19-30_1.mp4": (126, 256),  # 121 frames at 24 fps
-    }
-    for name, (count, size) in expected.items():
-        frames = list(read_frames(shared / "data" / name))
-        assert len(frames) == count
-        assert {(frame.shape, frame.dtype.name) for frame in frames} == {((size, size, 3), "uint8")}
-        steps = [float(np.abs(a.astype(int) - b).mean()) for a, b in itertools.pairwise(frames)]
-        assert 0 < np.median(steps) < 10  # alive, and no jumble
-
-
-def test_a_file_cut_short_gives_what_it_holds(tmp_path):
-    write_pictures(tmp_path / "a.ts", [Fraction(k, 25) for k in range(50)], size=128)
-    data = (tmp_path / "a.ts").read_bytes()
-    (tmp_path / "cut.ts").write_bytes(data[: len(data) // 2])
-    shown = [number(frame) for frame in read_frames(tmp_path / "cut.ts")]
-    assert 15 < len(shown) < 45
-    assert shown[:15] == list(range(15))  # the cut spoils the pictures next to it
-
-
-def test_unusable_video_is_one_sentence(tmp_path):
-    (tmp_path / "text.mp4").write_text("this is no video\n" * 50)
-    write_sound(tmp_path / "sound.wav", "pcm_s16le", 16_000)
-    write_pictures(tmp_path / "jump.mkv", [Fraction(0), Fraction(1, 25), Fraction(5_000)])
-    for name, said in {
-        "missing.mp4": "No such file",
-        "text.mp4": "not a video or sound file",
-        "sound.wav": "holds no video stream",
-        "jump.mkv": "time stamps are damaged",
-    }.items():
-        with pytest.raises(DheadsError, match=said) as raised:
-            list(read_frames(tmp_path / name))
-        assert name in str(raised.value)
-        assert "\n" not in str(raised.value)
-
-
-# --- Writing ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -244,7 +36,7 @@ def test_unusable_video_is_one_sentence(tmp_path):
     ],
 )
 def test_the_sound_is_copied_bit_for_bit(tmp_path, file, codec, rate, layout):
-    """AAC in any case, other sound where that is wanted."""
+    """AAC in any case, other sound if a copy is requested."""
     write_sound(tmp_path / file, codec, rate, layout)
     frames = (gray(i) for i in range(50))
     wanted = {} if codec == "aac" else {"audio_codec": "copy"}
@@ -280,7 +72,7 @@ def test_other_sound_becomes_aac_of_the_same_kind(tmp_path, file, codec, rate, l
         sound = container.streams.audio[0].codec_context
         assert (sound.codec.name, sound.sample_rate, sound.layout.name) == ("aac", as_rate, as_layout)
     source, written = load_waveform(tmp_path / file), load_waveform(tmp_path / "out.mp4")
-    assert 0 <= len(written) - len(source) < 0.15 * 16_000  # the last packet is filled up
+    assert 0 <= len(written) - len(source) < 0.15 * 16_000  # the last packet is padded
     error = written[: len(source)] - source
     assert (error.square().mean() / source.square().mean()).sqrt() < 0.2
 
@@ -367,7 +159,7 @@ def test_pixels_survive(tmp_path, shared):
     assert error.shape == (30, 256, 256, 3)
     assert np.abs(error).mean() < 2.5
     assert np.abs(error.mean(axis=(0, 1, 2))).max() < 0.5  # no tint
-    # Flat colours, far from gray: the matrix that is written is the one that is named.
+    # Flat colours, far from gray: the stated matrix is the one that is used.
     for colour in ((200, 40, 60), (30, 180, 90), (20, 60, 220)):
         write_video(tmp_path / "flat.mp4", [np.full((64, 64, 3), colour, np.uint8)] * 3, None)
         assert np.abs(frame_at(tmp_path / "flat.mp4").astype(int) - colour).max() <= 3
@@ -409,7 +201,7 @@ def test_nothing_is_left_when_the_frames_fail(tmp_path, error):
     def frames() -> Iterator[np.ndarray]:
         for index in range(60):
             if index == 50:
-                assert len(list(tmp_path.iterdir())) == 2  # the work in progress is beside the sound
+                assert len(list(tmp_path.iterdir())) == 2  # the unfinished file is in the same folder as the sound
                 raise error
             yield gray(index)
 
@@ -438,7 +230,7 @@ def test_an_older_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
 
 
 def test_writers_side_by_side(tmp_path):
-    """Each keeps to itself: one is closed, one discarded, one fails and takes its file with it."""
+    """Writers are independent: one is closed, one discarded, one fails and removes its file."""
     write_sound(tmp_path / "a.m4a", "aac", 44_100)
     with (tmp_path / "a.m4a").open("rb") as stream:
         kept = video_writer(tmp_path / "kept.mp4", tmp_path / "a.m4a")
@@ -462,7 +254,7 @@ def test_writers_side_by_side(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.m4a", "kept.mp4"]
 
 
-def test_what_is_unfinished_can_be_removed_at_once(tmp_path):
+def test_unfinished_files_can_be_removed_at_once(tmp_path):
     writer = video_writer(tmp_path / "o.mp4", None)
     writer.add(gray(0))
     assert len(list(tmp_path.iterdir())) == 1
@@ -479,15 +271,15 @@ def test_a_streams_reader_gets_a_picture_every_second():
     assert written[52] > written[26]
 
 
-def test_bad_targets_and_sounds_are_found_before_a_frame_is_asked_for(tmp_path):
+def test_bad_targets_and_sounds_are_found_before_the_first_frame(tmp_path):
     def frames() -> Iterator[np.ndarray]:
-        pytest.fail("a frame was asked for")
+        pytest.fail("a frame was taken")
         yield
 
     (tmp_path / "text.wav").write_text("this is no sound\n" * 50)
     write_pictures(tmp_path / "mute.mp4", [Fraction(0)])
     before = sorted(tmp_path.iterdir())
-    for target, audio, said in [
+    for target, audio, message in [
         (tmp_path / "no" / "out.mp4", None, r"cannot write .*out\.mp4.*No such file"),
         (tmp_path / "text.wav" / "out.mp4", None, "cannot write"),
         (tmp_path, None, "it is a folder"),
@@ -495,7 +287,7 @@ def test_bad_targets_and_sounds_are_found_before_a_frame_is_asked_for(tmp_path):
         (tmp_path / "out.mp4", tmp_path / "text.wav", "not a sound or video file"),
         (tmp_path / "out.mp4", tmp_path / "mute.mp4", "holds no sound stream"),
     ]:
-        with pytest.raises(DheadsError, match=said):
+        with pytest.raises(DheadsError, match=message):
             write_video(target, frames(), audio)
     with pytest.raises(DheadsError, match="no frame"):
         write_video(tmp_path / "out.mp4", [], None)
@@ -528,7 +320,7 @@ def test_decoded_frames_are_encoded_without_a_change_of_colours(tmp_path: Path, 
         keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
     with av.open(str(tmp_path / "same.mp4")) as container:
         same = list(container.decode(video=0))
-    assert keys == [True] + 29 * [False]  # the encoder's choice, though every frame was one
+    assert keys == [True] + 29 * [False]  # the encoder's choice, though every source frame is one
     assert [frame.time for frame in same] == [pytest.approx(k / 25) for k in range(30)]
     assert np.array_equal([frame.to_ndarray() for frame in same], planes)
 
@@ -548,7 +340,7 @@ def test_opus_begins_at_its_time_and_lasts_as_long(tmp_path: Path, samples: int)
 
 
 def float_wav(path: Path, samples: np.ndarray) -> None:
-    """32-bit float samples (N, channels) at 16 kHz, its channels without names."""
+    """A WAV file of samples (N, channels) float32 at 16 kHz, with unnamed channels."""
     data = samples.astype("<f4").tobytes()
     channels = samples.shape[1]
     form = struct.pack("<HHIIHH", 3, channels, 16_000, 64_000 * channels, 4 * channels, 32)

@@ -1,4 +1,4 @@
-"""Media with damage: what PyAV throws on it, and times that cannot be true."""
+"""Damaged media: the errors that PyAV raises, and impossible time stamps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import av
 import pytest
 
-from dheads.media import containers as media
+from dheads.media import containers
 
 
 class Damaged:
-    """In place of a container: packets with these times, then an error where there is one."""
+    """A substitute for a container: packets with these times, then the error, if any."""
 
     name = "speech.ts"
 
@@ -30,7 +30,7 @@ class Damaged:
 
 
 def times(container: Damaged) -> list[int | None]:
-    return [packet.dts for packet in media.packets(container, None)]
+    return [packet.dts for packet in containers.packets(container, None)]
 
 
 @pytest.mark.parametrize("error", [av.error.InvalidDataError(1, "cut"), IndexError("list index out of range")])
@@ -42,17 +42,17 @@ def test_a_time_beyond_the_next_one_is_no_time() -> None:
     assert times(Damaged([1, 2, 900, 4, 4, None, 3])) == [1, 2, None, 4, 4, None, 3]
     assert times(Damaged([1, 900])) == [1, 900], "nothing says that the last is wrong"
     assert times(Damaged([])) == []
-    (packet,) = [p for p in media.packets(Damaged([5, 1]), None) if p.dts is None]
+    (packet,) = [p for p in containers.packets(Damaged([5, 1]), None) if p.dts is None]
     assert packet.pts is None
 
 
 def test_two_containers_read_one_stream_in_turns(examples: Path) -> None:
     def sound(container: av.container.InputContainer) -> Iterator[bytes]:
-        return (frame.to_ndarray().tobytes() for frame in media.decoded(container, container.streams.audio[0]))
+        return (frame.to_ndarray().tobytes() for frame in containers.decoded(container, container.streams.audio[0]))
 
     data = (examples / "speech.wav").read_bytes()
     stream = io.BytesIO(data)
-    with media.opened(stream, "a stream") as first, media.opened(stream, "a stream") as second:
+    with containers.opened(stream, "a stream") as first, containers.opened(stream, "a stream") as second:
         assert first.name == "a stream"
         ours, theirs = zip(*zip(sound(first), sound(second), strict=True), strict=True)
     assert ours == theirs
