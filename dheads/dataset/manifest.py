@@ -36,6 +36,11 @@ class Clip:
     frames: int
     source: str
 
+    @property
+    def moves(self) -> bool:
+        """Whether it is a video and not a still photo."""
+        return self.frames > 1
+
 
 def shard_path(root: Path, name: str, shard: Shard | None) -> Path:
     """`root`/clips.csv or, of a shard, `root`/clips.3-of-16.csv."""
