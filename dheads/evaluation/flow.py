@@ -61,10 +61,10 @@ def _pair(last: np.ndarray, frame: np.ndarray) -> tuple[float, float, float, flo
     return float(_jet(magnitude).mean()), float(wrapped.mean()), float(magnitude.mean()), float((difference**2).mean())
 
 
-# OpenCV's types do not know that it allocates a result that is None.
 def _flow(last: np.ndarray, frame: np.ndarray) -> np.ndarray:
     """Farneback's optical flow (H, W, 2) px."""
     before, after = (cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) for picture in (last, frame))
+    # OpenCV's types do not know that it allocates a result given as None.
     flow: np.ndarray = cv2.calcOpticalFlowFarneback(  # type: ignore[call-overload]
         before, after, None, 0.5, 7, 5, 15, 5, 1.2, 0
     )

@@ -21,7 +21,7 @@ from dheads import __version__, cli
 from dheads import config as configuration
 from dheads.diffusion import SOLVERS
 from dheads.errors import DheadsError
-from dheads.evaluation.report import ClipReport, Report
+from dheads.evaluation.results import ClipReport, Report
 
 RUN = "from dheads.cli import app; app(prog_name='dheads')"
 
