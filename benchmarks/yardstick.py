@@ -243,7 +243,7 @@ def measure_drift(
 
 
 def write_videos(out: Path, take: Take, variants: dict[str, np.ndarray]) -> None:
-    """Write generated/, which `dheads eval` can compare with the dataset's clips, and side/, all variants side by side."""
+    """Write generated/, which `dheads eval` can compare with the dataset's clips, and side/ with all variants."""
     name = f"{take.clip.clip}.mp4"
     write_video(ready(out / "generated" / name), iter(variants["own"]), take.sound)
     side = np.concatenate([take.truth, *variants.values()], axis=2)

@@ -46,15 +46,8 @@ PERFECT = {
     "wer": 0,
     "frames": FRAMES,
 }
-NOT_PACKAGED = {
-    "av_offset",
-    "av_confidence",
-    "av_distance",
-    "fid",
-    "fvd",
-    "identity_similarity",
-    "wer",
-}  # not available without a download
+# Measures that need a download or a lip reader.
+NOT_PACKAGED = {"av_offset", "av_confidence", "av_distance", "fid", "fvd", "identity_similarity", "wer"}
 
 
 # ---- Stand-ins for networks that need a download ----

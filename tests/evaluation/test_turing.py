@@ -279,8 +279,8 @@ def test_a_reload_continues_and_the_next_person_starts_over(browser: Browser, fo
     seen = browser.run(ANSWER_ALL % 3)
     assert [name for name, *_ in seen] == [f"{token}.mp4" for token in order[1:]]
     first = browser.run("state.voter")
-    assert browser.run("find('anew').disabled")  # until the votes are saved
-    browser.run("find('save').click(); find('anew').click()")
+    assert browser.run("find('restart').disabled")  # until the votes are saved
+    browser.run("find('save').click(); find('restart').click()")
     assert browser.run("document.querySelector('#start').textContent") == "Start"
     assert browser.run("[state.place, Object.keys(state.votes).length, state.order.length]") == [0, 0, 4]
     assert browser.run("state.voter") != first
