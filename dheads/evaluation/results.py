@@ -1,4 +1,4 @@
-"""The results of an evaluation as plain data, and the measures of all clips with the paper's beside them."""
+"""The results of an evaluation as plain data, and its measures next to those of the paper."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ def test_a_reload_continues_and_the_next_person_starts_over(browser: Browser, fo
     assert browser.run("find('restart').disabled")  # until the votes are saved
     browser.run("find('save').click(); find('restart').click()")
     assert browser.run("document.querySelector('#start').textContent") == "Start"
-    assert browser.run("[state.place, Object.keys(state.votes).length, state.order.length]") == [0, 0, 4]
+    assert browser.run("[state.index, Object.keys(state.votes).length, state.order.length]") == [0, 0, 4]
     assert browser.run("state.voter") != first
 
 
@@ -297,7 +297,7 @@ def test_a_video_that_does_not_play_can_be_skipped(browser: Browser, folder: Pat
     )
     assert shown
     browser.run("find('skip').click()")
-    assert browser.run("[state.place, Object.keys(state.votes).length]") == [1, 0]
+    assert browser.run("[state.index, Object.keys(state.votes).length]") == [1, 0]
     browser.run("localStorage.clear()")
 
 
