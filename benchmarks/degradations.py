@@ -1,9 +1,9 @@
-"""Which measure of `dheads eval` catches which fault: real clips are spoilt in known ways and compared with themselves.
+"""Which measure of `dheads eval` detects which degradation: degraded real clips are compared with the originals.
 
     python benchmarks/degradations.py clip.mp4 another.mp4
 
-Prints a markdown table: a row a measure, a column a fault, means over the clips. The faults are made in copies that are
-near-lossless, beside a copy that nothing was done to.
+Prints a Markdown table with a row per measure and a column per degradation: means over the clips. Originals and
+degraded clips are both encoded near-losslessly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import typer
 from dheads.config import FPS, SAMPLE_RATE, AlignmentConfig
 from dheads.evaluation.catalogue import CATALOGUE
 from dheads.evaluation.evaluate import evaluate
-from dheads.evaluation.report import Report, figure
+from dheads.evaluation.results import Report, figure
 from dheads.faces.alignment import align_transforms, mouth_box, unwarp, warp
 from dheads.faces.landmarks import load_backend
 from dheads.media.reading import read_frames
@@ -35,49 +35,49 @@ LATE = 5  # frames
 
 @dataclass(frozen=True)
 class Clip:
-    """A real clip, or what was made of it."""
+    """A real clip."""
 
     frames: np.ndarray  # (F, H, W, 3) uint8
     landmarks: np.ndarray  # (F, 68, 2) px
     sound: torch.Tensor  # (N,) at 16 kHz
 
 
-# ---- Faults: each takes a clip and gives other frames and sound ----
+# ---- Degradations ----
 
-Spoilt = tuple[np.ndarray, torch.Tensor]
+Degraded = tuple[np.ndarray, torch.Tensor]  # frames and sound, as in Clip
 
 
-def nothing(clip: Clip) -> Spoilt:
+def nothing(clip: Clip) -> Degraded:
     return clip.frames, clip.sound
 
 
-def late_sound(clip: Clip) -> Spoilt:
-    """As a player that shows the picture too early."""
+def late_sound(clip: Clip) -> Degraded:
+    """Sound that is 5 frames late, as in a player that shows the picture too early."""
     delay = torch.zeros(LATE * SAMPLE_RATE // FPS)
     return clip.frames, torch.cat([delay, clip.sound])[: len(clip.sound)]
 
 
-def late_picture(clip: Clip) -> Spoilt:
-    """Lips that come 3 frames after the real ones, in the right place otherwise."""
+def late_picture(clip: Clip) -> Degraded:
+    """A picture that is 3 frames late."""
     return np.concatenate([clip.frames[:1].repeat(3, axis=0), clip.frames[:-3]]), clip.sound
 
 
-def blurred(clip: Clip) -> Spoilt:
+def blurred(clip: Clip) -> Degraded:
     sigma = 2 * clip.frames.shape[1] / 256
     return np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in clip.frames]), clip.sound
 
 
-def noisy(clip: Clip) -> Spoilt:
+def noisy(clip: Clip) -> Degraded:
     noise = np.random.default_rng(0).normal(0, 8, clip.frames.shape)
     return (clip.frames + noise).round().clip(0, 255).astype(np.uint8), clip.sound
 
 
-def frozen(clip: Clip) -> Spoilt:
+def frozen(clip: Clip) -> Degraded:
     return clip.frames[:1].repeat(len(clip.frames), axis=0), clip.sound
 
 
-def mouth_frozen(clip: Clip) -> Spoilt:
-    """The first frame's mouth laid over every other frame's."""
+def mouth_frozen(clip: Clip) -> Degraded:
+    """The mouth of the first frame, pasted into all frames."""
     alignment, size = AlignmentConfig(smooth_frames=0), 256
     matrices = align_transforms(clip.landmarks, alignment, size)
     mouth = warp(clip.frames[0], matrices[0], size)
@@ -93,15 +93,15 @@ def mouth_frozen(clip: Clip) -> Spoilt:
     return np.stack(frames), clip.sound
 
 
-def colour_drifting(clip: Clip) -> Spoilt:
-    """Green and blue fall to four fifths."""
+def colour_drifting(clip: Clip) -> Degraded:
+    """Green and blue fall to 0.8 of their value."""
     fall = np.linspace(1, 0.8, len(clip.frames))[:, None, None, None] * np.ones(3)
     fall[..., 0] = 1
     return (clip.frames * fall).round().astype(np.uint8), clip.sound
 
 
-def trembling(clip: Clip) -> Spoilt:
-    """Each frame is moved by up to 2 of 256 px at random."""
+def trembling(clip: Clip) -> Degraded:
+    """Each frame is shifted at random by up to 2 of 256 px."""
     reach = 2 * clip.frames.shape[1] / 256
     shifts = np.random.default_rng(0).uniform(-reach, reach, (len(clip.frames), 2))
     frames = [
@@ -111,8 +111,8 @@ def trembling(clip: Clip) -> Spoilt:
     return np.stack(frames), clip.sound
 
 
-def widening(clip: Clip) -> Spoilt:
-    """The picture grows wider by an eighth: another face in the end."""
+def widening(clip: Clip) -> Degraded:
+    """The picture grows wider by an eighth, which changes the face's shape."""
     height, width = clip.frames.shape[1:3]
     frames = []
     for frame, factor in zip(clip.frames, np.linspace(1, 1.125, len(clip.frames)), strict=True):
@@ -121,7 +121,7 @@ def widening(clip: Clip) -> Spoilt:
     return np.stack(frames), clip.sound
 
 
-FAULTS: dict[str, Callable[[Clip], Spoilt]] = {
+DEGRADATIONS: dict[str, Callable[[Clip], Degraded]] = {
     "none": nothing,
     f"sound {LATE} frames late": late_sound,
     "picture 3 frames late": late_picture,
@@ -134,35 +134,35 @@ FAULTS: dict[str, Callable[[Clip], Spoilt]] = {
     "grows wider": widening,
 }
 
-# ---- Measuring them ----
+# ---- Measures ----
 
 
 def main(
     clips: Annotated[list[Path], typer.Argument(help="Videos of one talking face.")],
-    frames: Annotated[int, typer.Option(help="Only so many frames of each.")] = 75,
+    frames: Annotated[int, typer.Option(help="Only so many frames of each clip.")] = 75,
 ) -> None:
-    """Measure spoilt copies of real clips."""
+    """Measure degraded copies of real clips."""
     with TemporaryDirectory() as folder:
         print(table(measure(clips, frames, Path(folder))))
 
 
-def measure(clips: list[Path], frames: int, folder: Path, faults: list[str] | None = None) -> dict[str, Report]:
-    """The report of every fault. Copies are left in `folder`."""
-    chosen = faults or list(FAULTS)
+def measure(clips: list[Path], frames: int, folder: Path, names: list[str] | None = None) -> dict[str, Report]:
+    """The report of each degradation of `names`, by default of all. The degraded clips stay in `folder`."""
+    chosen = names or list(DEGRADATIONS)
     backend = load_backend("mesh")
     for index, path in enumerate(clips):
         pictures = np.stack(list(islice(read_frames(path), frames)))
         sound = load_waveform(path)[: len(pictures) * SAMPLE_RATE // FPS]
         clip = Clip(pictures, backend.track(pictures), sound)
-        for fault in ["none", *chosen]:
-            target = folder / fault / f"{index}_{path.stem}.mp4"
+        for name in ["none", *chosen]:
+            target = folder / name / f"{index}_{path.stem}.mp4"
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_clip(target, *FAULTS[fault](clip))
-    return {fault: evaluate(folder / fault, folder / "none", progress=False) for fault in chosen}
+            write_clip(target, *DEGRADATIONS[name](clip))
+    return {name: evaluate(folder / name, folder / "none", progress=False) for name in chosen}
 
 
 def table(reports: dict[str, Report]) -> str:
-    """Markdown; the measures that have a value in the catalogue's order, the faults in theirs."""
+    """Markdown; the rows are the measures that have a value, in the order of the catalogue."""
     lines = ["| measure | " + " | ".join(reports) + " |", "|---|" + "---|" * len(reports)]
     for name, known in CATALOGUE.items():
         cells = [figure(report.summary.get(name)) for report in reports.values()]

@@ -1,12 +1,12 @@
-"""Whether quality holds in a long video: its first seconds against the same seconds of speech much later.
+"""Whether quality lasts in a long video: its first seconds against the same seconds of speech much later.
 
     python benchmarks/endurance.py PHOTO... --speech SOUND --at 60 --at 300 --out endurance
 
-Speech and a pause of digital silence are repeated until the last of the times. Every repetition hears the same, so what
-differs is what the network made of its own frames. Told for the first and for those that end at the given times:
-sharpness of the mouth, colour and shape of the face against the photo's, how well the mouth follows the lip code that
-is predicted from the sound, how far the head moves, and how much the mouth moves in the pause against in speech.
-The videos are written to --out.
+Speech and a pause of digital silence are repeated until the last of the times. All repetitions have the same sound, so
+they differ only by errors that the network accumulates over its own frames. Printed for the first repetition and for
+those that end at the given times: sharpness of the mouth, colour and shape of the face compared with the photo's, how
+well the mouth follows the lip code that is predicted from the sound, how far the head moves, and the motion of the
+mouth in the pause relative to that in speech. The videos are written to --out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dheads.sampling.pipeline import Studio, find_portrait
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE
-from dheads.evaluation.footage import watch
+from dheads.evaluation.footage import track_face
 from dheads.evaluation.measures import (
     blinks_per_second,
     correlation,
@@ -42,7 +42,7 @@ from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.devices import resolve_device
 
 SPEECH_SECONDS, PAUSE_SECONDS = 7.5, 2.5
-SETTLING = 10  # frames of the pause in which the mouth may still close, and before its end open again
+SETTLING = 10  # frames at either end of the pause in which the mouth closes and opens
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Stretch:
     """The measures of one repetition."""
 
     sharpness: float  # variance of the Laplacian
-    colour: float  # distance of the face's mean colour from the photo's, of 255
-    shape: float  # distance of the landmarks that speech does not move from the photo's, eye distances
-    following: float  # correlation of the mouth's opening with the lip code that the sound foretells
-    head: float  # standard deviation of the head's place, eye distances
+    colour: float  # distance of the face's mean colour from the photo's, levels of 0 to 255
+    shape: float  # distance of the landmarks other than mouth and lower jaw from the photo's, eye distances
+    following: float  # correlation of the mouth's opening with the lip code predicted from the sound
+    head: float  # standard deviation of the head's position, eye distances
     still_mouth: float  # motion of the mouth in the pause, as a share of that in speech
 
 
@@ -62,35 +62,37 @@ def main(
     speech: Annotated[Path, typer.Option(help="Some seconds of speech.")],
     out: Annotated[Path, typer.Option(help="Folder for the videos and report.json.")],
     weights: str = "small",
-    at: Annotated[list[int] | None, typer.Option(help="Seconds.", show_default="60")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps; the weights' own by default.")] = None,
-    still: Annotated[bool, typer.Option("--still", help="As `dheads sample --still`.")] = False,
+    at: Annotated[
+        list[int] | None, typer.Option(help="Time to measure at, in seconds; can be repeated.", show_default="60")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; those of the weights by default.")] = None,
+    still: Annotated[bool, typer.Option("--still", help="As in `dheads sample --still`.")] = False,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
-    """Measure how long videos hold."""
+    """Measure how long quality lasts."""
     times = at or [60]
     studio = Studio(weights, resolve_device(device))
     engine = studio.engine(Job(photos[0], speech, out, steps=steps, still=still))
-    loop = heard(studio, speech)
+    loop = repetition(studio, speech)
     count = round(max(times) * FPS)
-    told = loop[torch.arange(count) % len(loop)]
-    foretold = (
+    repeated = loop[torch.arange(count) % len(loop)]
+    predicted = (
         studio.unet.lip_predictor.predict(loop)[:, 0].cpu().numpy()
         if studio.unet.lip_predictor
         else np.zeros(len(loop))
     )
     faces = [crop(studio, photo) for photo in photos]
     made: list[list[np.ndarray]] = [[] for _ in photos]
-    talks = (VideoSpec(face, told, seed) for face in faces)
+    talks = (VideoSpec(face, repeated, seed) for face in faces)
     for index, frame, _ in tqdm(in_lockstep(engine, talks, len(photos)), total=count * len(photos), unit="frame"):
         made[index].append(frame)
     out.mkdir(parents=True, exist_ok=True)
     report = []
     for photo, face, frames in zip(photos, faces, made, strict=True):
         write_video(out / f"{photo.stem}.mp4", frames, None)
-        stretches = {int(t): measure(face, frames, round(t * FPS), foretold) for t in (len(loop) / FPS, *times)}
-        footage = watch(photo.name, lambda frames=frames: frames, load_backend("mesh"))
+        stretches = {int(t): measure(face, frames, round(t * FPS), predicted) for t in (len(loop) / FPS, *times)}
+        footage = track_face(photo.name, lambda frames=frames: frames, load_backend("mesh"))
         rate = blinks_per_second(eye_openness(frames, footage.landmarks))
         report.append({"photo": photo.name, "blinks_per_second": rate} | {t: asdict(s) for t, s in stretches.items()})
         print(f"{photo.name}: {rate:.2f} blinks/s")
@@ -101,12 +103,12 @@ def main(
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def heard(studio: Studio, speech: Path) -> torch.Tensor:
-    """(F, D): the embeddings of one repetition, with others on either side of it."""
-    said = load_waveform(speech)[: round(SPEECH_SECONDS * SAMPLE_RATE)]
-    if len(said) < SPEECH_SECONDS * SAMPLE_RATE:
+def repetition(studio: Studio, speech: Path) -> torch.Tensor:
+    """The embeddings (F, D) of one repetition, computed with another one on either side."""
+    spoken = load_waveform(speech)[: round(SPEECH_SECONDS * SAMPLE_RATE)]
+    if len(spoken) < SPEECH_SECONDS * SAMPLE_RATE:
         raise typer.BadParameter(f"must last {SPEECH_SECONDS:g} s", param_hint="--speech")
-    once = torch.cat([said, torch.zeros(round(PAUSE_SECONDS * SAMPLE_RATE))])
+    once = torch.cat([spoken, torch.zeros(round(PAUSE_SECONDS * SAMPLE_RATE))])
     frames = len(once) * FPS // SAMPLE_RATE
     return torch.cat(list(studio.hear([once.repeat(3)])))[frames : 2 * frames]
 
@@ -116,10 +118,10 @@ def crop(studio: Studio, photo: Path) -> np.ndarray:
     return framed(portrait.picture, portrait.matrix, studio.config.network.image_size)
 
 
-def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, foretold: np.ndarray) -> Stretch:
-    """One repetition, which ends before frame `end`, beside the photo (S, S, 3)."""
-    shown = [photo, *frames[end - len(foretold) : end]]
-    landmarks = watch("the video", lambda: shown, load_backend("mesh")).landmarks
+def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np.ndarray) -> Stretch:
+    """Measure the repetition that ends before frame `end`; photo: (S, S, 3) uint8; predicted: lip code (F,)."""
+    shown = [photo, *frames[end - len(predicted) : end]]
+    landmarks = track_face("the video", lambda: shown, load_backend("mesh")).landmarks
     shapes, opening = face_shapes(landmarks), mouth_opening(landmarks)[1:]
     middle = np.nanmean(landmarks, axis=0)
     colours = np.stack([face_colour(frame, middle) for frame in shown])
@@ -127,13 +129,13 @@ def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, foretold: np.
     pause = np.zeros(len(moves), bool)
     begin = round(SPEECH_SECONDS * FPS)
     pause[begin + SETTLING : -SETTLING] = True
-    places = landmarks[1:, STABLE].mean(axis=1) / eye_distance(landmarks[1:])[:, None]
+    positions = landmarks[1:, STABLE].mean(axis=1) / eye_distance(landmarks[1:])[:, None]
     return Stretch(
         float(np.nanmean([sharpness(*pair) for pair in zip(shown[1:], landmarks[1:], strict=True)])),
         float(np.abs(colours[1:].mean(axis=0) - colours[0]).mean()),
         float(np.nanmean(shape_distance(shapes[1:], shapes[0]))),
-        correlation(opening[:begin], foretold[:begin]),
-        float(np.nanstd(places, axis=0).mean()),
+        correlation(opening[:begin], predicted[:begin]),
+        float(np.nanstd(positions, axis=0).mean()),
         float(np.nanmean(moves[pause]) / np.nanmean(moves[:begin])),
     )
 

@@ -1,11 +1,11 @@
-"""What fewer steps cost: the yardstick's figures over solvers, spacings and numbers of steps.
+"""The cost of fewer steps: the yardstick's measures by solver, spacing and number of steps.
 
     python benchmarks/steps.py --weights small --data prepared --out steps.jsonl
     python benchmarks/steps.py --weights small --data prepared --out steps.jsonl --solver dpm++2m --warm 4
 
-Every held-out person speaks with their own sound, all in lock-step; means over people. A row is appended to --out as
-soon as it is known, and rows that are there are not made again, so the sweep can be interrupted. The table that is
-printed is the one of docs/speed.md.
+Every held-out clip is generated from its own sound, all in lock-step; a row has the means over clips. A row is appended
+to --out as soon as it is complete, and existing rows are not computed again, so the sweep can be interrupted. The
+printed table is that of docs/speed.md.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from yardstick import Take, measure, read_takes
 
 from dheads.config import SamplingConfig
 from dheads.dataset.dataset import Dataset
-from dheads.evaluation.evaluate import mean_values
-from dheads.evaluation.footage import watch
+from dheads.evaluation.footage import track_face
+from dheads.evaluation.scoring import mean_values
 from dheads.extensions.network import ExtendedUNet
 from dheads.faces.landmarks import load_backend
 from dheads.sampling.engine import Engine
@@ -47,31 +47,36 @@ COLUMNS = {
 
 def main(
     data: Annotated[Path, typer.Option(help="Dataset made by `dheads prepare`.")],
-    out: Annotated[Path, typer.Option(help="File of rows, one line of JSON each; gone on with where it is there.")],
+    out: Annotated[Path, typer.Option(help="File of rows, one line of JSON each; an existing one is continued.")],
     weights: Annotated[str, typer.Option(help="Name of packaged weights, or a checkpoint.")] = "small",
-    solver: Annotated[list[str] | None, typer.Option(help="Only these; may be given again.")] = None,
-    spacing: Annotated[list[str] | None, typer.Option(help="Only these; may be given again.")] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="Only these; may be given again.")] = None,
+    solver: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated.")] = None,
+    spacing: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="Only this number; can be repeated.")] = None,
     warm: Annotated[
-        list[int] | None, typer.Option(help="Start from the last frame at so many steps; 0: do not.")
+        list[int] | None, typer.Option(help="Start from the last frame, with so many steps; 0: do not.")
     ] = None,
-    guidance: Annotated[list[float] | None, typer.Option(help="1: none.")] = None,
+    guidance: Annotated[list[float] | None, typer.Option(help="Guidance scale; 1: none.")] = None,
     split: str = "val",
-    frames: Annotated[int, typer.Option(help="Of each clip.")] = 40,
+    frames: Annotated[int, typer.Option(help="Frames of each clip.")] = 40,
     device: str = "auto",
 ) -> None:
-    """Measure what steps buy."""
+    """Measure quality by number of steps."""
     unet, config, _ = load_model(weights, resolve_device(device))
     dataset = Dataset(data)
     dataset.check(config)
     takes = read_takes(dataset, split, None, frames)
     swept = itertools.product(solver or SOLVERS, spacing or SPACINGS, warm or [0], guidance or [1.0], steps or STEPS)
-    for kind, lie, start, guide, count in tqdm(list(swept), desc="sweep", unit="setting"):
+    for solver_name, spacing_name, warm_steps, scale, count in tqdm(list(swept), desc="sweep", unit="setting"):
         known = [row["sampling"] for row in read_rows(out)]
         sampling = dataclasses.replace(
-            config.sampling, solver=kind, spacing=lie, warm_steps=start, guidance=guide, steps=count
+            config.sampling,
+            solver=solver_name,
+            spacing=spacing_name,
+            warm_steps=warm_steps,
+            guidance=scale,
+            steps=count,
         )
-        if dataclasses.asdict(sampling) not in known and start < count:
+        if dataclasses.asdict(sampling) not in known and warm_steps < count:
             row = {"sampling": dataclasses.asdict(sampling), **figures(unet, sampling, takes)}
             with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -83,16 +88,16 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def figures(unet: ExtendedUNet, sampling: SamplingConfig, takes: list[Take]) -> dict[str, float]:
-    """The means over all people of the measures of `dheads eval`."""
+    """The means over all takes of the measures of `dheads eval`."""
     videos: list[list[np.ndarray]] = [[] for _ in takes]
     talks = [VideoSpec(take.truth[0], take.speech) for take in takes]
     total = sum(len(take.speech) for take in takes)
-    said = in_lockstep(Engine(unet, sampling), talks, len(talks))
-    for index, frame, _ in tqdm(said, total=total, unit="frame", leave=False):
+    generated = in_lockstep(Engine(unet, sampling), talks, len(talks))
+    for index, frame, _ in tqdm(generated, total=total, unit="frame", leave=False):
         videos[index].append(frame)
     backend = load_backend("mesh")
     rows = [
-        measure(np.stack(video), watch(take.clip.clip, lambda take=take: take.truth, backend), backend)
+        measure(np.stack(video), track_face(take.clip.clip, lambda take=take: take.truth, backend), backend)
         for take, video in zip(takes, videos, strict=True)
     ]
     means = mean_values(row for row in rows if row)
@@ -107,13 +112,12 @@ def figures(unet: ExtendedUNet, sampling: SamplingConfig, takes: list[Take]) -> 
 def table(rows: list[dict]) -> str:
     lines = ["| solver | spacing | steps | " + " | ".join(COLUMNS.values()) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
     for row in rows:
-        told = row["sampling"]
-        steps = f"{told['steps']}" + (
-            f", last {told['warm_steps']} from the frame before" if told["warm_steps"] else ""
-        )
-        steps += f", guidance {told['guidance']:g}" if told["guidance"] != 1 else ""
+        sampling = row["sampling"]
+        steps = str(sampling["steps"])
+        steps += f", last {sampling['warm_steps']} from the frame before" if sampling["warm_steps"] else ""
+        steps += f", guidance {sampling['guidance']:g}" if sampling["guidance"] != 1 else ""
         cells = [f"{row[name]:.2f}" if name != "network_calls" else str(row[name]) for name in COLUMNS if name in row]
-        lines.append(f"| {told['solver']} | {told['spacing']} | {steps} | " + " | ".join(cells) + " |")
+        lines.append(f"| {sampling['solver']} | {sampling['spacing']} | {steps} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

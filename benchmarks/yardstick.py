@@ -1,11 +1,11 @@
-"""The yardstick: how well weights talk, on the held-out clips of a prepared dataset.
+"""The yardstick: the quality of weights on the held-out clips of a prepared dataset.
 
     python benchmarks/yardstick.py --weights run/weights.safetensors --data prepared --out figures
 
-Every moving clip of the split is made anew from its first frame and its own sound, and compared with the truth; as a
-control with another clip's sound, and, for weights that are told a lip code, with the clip's true code in place of the
-predicted one. Then two people speak for 20 seconds, to see what drifts. The result is a table on the screen and, in
---out, report.json, contact.png and the videos. A quick look: --limit 3 --frames 50 --drift-seconds 0.
+Every video of the split is generated from its first frame and its own sound, and compared with the real one; as a
+control also from another clip's sound, and, if the weights have a lip code, with the clip's true code instead of the
+predicted one. Then two people speak for 20 seconds, to measure drift. The result is a table on the screen and, in
+--out, report.json, contact.png and the videos. A quick run: --limit 3 --frames 50 --drift-seconds 0.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE, Config
-from dheads.dataset.dataset import Clip, Dataset
-from dheads.dataset.manifest import clip_path
+from dheads.dataset.dataset import Dataset
+from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
-from dheads.evaluation.comparison import compare, describe
-from dheads.evaluation.evaluate import mean_values
-from dheads.evaluation.footage import Footage, watch
+from dheads.evaluation.comparison import compare
+from dheads.evaluation.footage import Footage, track_face
 from dheads.evaluation.measures import correlation
 from dheads.evaluation.remake import chosen_clips
+from dheads.evaluation.scoring import mean_values
 from dheads.extensions.lips import LipPredictor, centred
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
@@ -58,19 +58,20 @@ COLUMNS = {  # heading: (variant, measure)
     "blinks/s": ("own", "blinks_per_second"),
     "(true) ": ("own", "true_blinks_per_second"),
 }
+DRIFT_MEASURES = ("identity_shape", "landmark_drift", "colour_drift", "blinks_per_second", "blink_seconds")
 SHEET_COLUMNS = 12
 DRIFT_PEOPLE = 2
 
 
 @dataclass(frozen=True)
 class Talker:
-    """Weights with everything that stays the same from clip to clip."""
+    """Weights and settings that all clips share."""
 
     engine: Engine
     seed: int
 
     def say(self, name: str, photo: np.ndarray, speech: Tensor, lips: Tensor | None = None) -> np.ndarray:
-        """(F, H, W, 3) uint8."""
+        """The frames (F, H, W, 3) uint8 of a photo (H, W, 3) that speaks (F, D); lips: normalised codes (F, L)."""
         frames = generate(self.engine, photo, speech, seed=self.seed, lips=lips)
         bar = tqdm(frames, total=len(speech), desc=name, unit="frame", leave=False)
         return np.stack(list(bar))
@@ -78,7 +79,7 @@ class Talker:
 
 @dataclass(frozen=True)
 class Take:
-    """One held-out clip, or its first frames."""
+    """A held-out clip, or its first frames."""
 
     clip: Clip
     truth: np.ndarray  # (F, H, W, 3) uint8
@@ -92,17 +93,17 @@ def main(
     data: Annotated[Path, typer.Option(help="Dataset made by `dheads prepare`.")],
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, contact.png and the videos.")] = None,
     split: str = "val",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps; the weights' own by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; those of the weights by default.")] = None,
     solver: str | None = None,
     seed: int = 0,
     limit: Annotated[int | None, typer.Option(help="Only so many clips.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Only so many frames of each.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Only so many frames of each clip.")] = None,
     drift_seconds: Annotated[float, typer.Option(help="Length of the drift test; 0: none.")] = 20.0,
-    drift_audio: Annotated[Path | None, typer.Option(help="Its speech; the split's own by default.")] = None,
+    drift_audio: Annotated[Path | None, typer.Option(help="Its speech; that of the split by default.")] = None,
     device: str = "auto",
-    threads: Annotated[int | None, typer.Option(help="Processor cores to use.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads to use.")] = None,
 ) -> None:
-    """Measure weights on the held-out clips of a prepared dataset."""
+    """Measure the quality of weights on the held-out clips of a prepared dataset."""
     if threads:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
@@ -117,7 +118,7 @@ def main(
     for index, take in enumerate(tqdm(takes, desc="clips", unit="clip")):
         variants = speak(talker, take, other_speech(takes, index))
         made[take.clip.clip] = variants["own"]
-        truth = watch(take.clip.clip, lambda take=take: take.truth, backend)
+        truth = track_face(take.clip.clip, lambda take=take: take.truth, backend)
         result = {name: measure(video, truth, backend) for name, video in variants.items()}
         if unet.lip_predictor is not None:
             result["heard"] = heard(unet.lip_predictor, take)
@@ -140,7 +141,7 @@ def main(
     }
     print(table(results, report["mean"]))
     if report["lost"]:
-        print("not in the means, as the face is lost:", ", ".join(report["lost"]))
+        print("not in the means, as no face is found:", ", ".join(report["lost"]))
     for row in drift:
         print(drift_line(row, drift_seconds))
     if out:
@@ -153,7 +154,7 @@ def main(
 
 
 def read_takes(dataset: Dataset, split: str, limit: int | None, frames: int | None) -> list[Take]:
-    """The split's moving clips, those of different speakers first, so that a limit takes many people in."""
+    """The videos of a split, at most `limit`, of as many speakers as possible."""
     takes = []
     for clip in chosen_clips(dataset, split, limit):
         label = dataset.labels(clip)
@@ -170,7 +171,7 @@ def read_takes(dataset: Dataset, split: str, limit: int | None, frames: int | No
 
 
 def other_speech(takes: list[Take], index: int) -> Tensor | None:
-    """Another speaker's embeddings at the length of this clip; None where there is no other speaker."""
+    """The embeddings of another speaker, at the length of this clip; None if there is only one speaker."""
     take = takes[index]
     for other in [*takes[index + 1 :], *takes[:index]]:
         if other.clip.speaker != take.clip.speaker:
@@ -179,12 +180,12 @@ def other_speech(takes: list[Take], index: int) -> Tensor | None:
 
 
 def repeated(speech: Tensor, count: int) -> Tensor:
-    """(F, D) -> (count, D), from the beginning again where it ends."""
+    """(F, D) -> (count, D), repeated from the start as often as needed."""
     return speech[torch.arange(count) % len(speech)]
 
 
 def speak(talker: Talker, take: Take, other: Tensor | None) -> dict[str, np.ndarray]:
-    """The clip made anew: with its own sound, another's, and with its true lip code."""
+    """The clip generated from its own sound, from another's, and with its true lip code."""
     name, photo, lips = take.clip.clip, take.truth[0], talker.engine.unet.lip_predictor
     variants = {"own": talker.say(name, photo, take.speech)}
     if other is not None:
@@ -199,22 +200,25 @@ def speak(talker: Talker, take: Take, other: Tensor | None) -> dict[str, np.ndar
 
 
 def measure(video: np.ndarray, truth: Footage | None, backend: LandmarkBackend) -> dict[str, float]:
-    """The measures of `dheads eval`; none where no face can be found."""
+    """The measures of `dheads eval`, or without `truth` those of the video alone; empty if no face is found."""
     try:
-        footage = watch("generated", lambda: video, backend)
+        footage = track_face("generated", lambda: video, backend)
     except DheadsError:
         return {}
-    return describe(footage) if truth is None else compare(footage, truth).values
+    if truth is not None:
+        return compare(footage, truth).values
+    values = compare(footage, footage).values
+    return {name: values[name] for name in DRIFT_MEASURES if name in values}
 
 
 def heard(lips: LipPredictor, take: Take) -> dict[str, float]:
-    """How well the lip code that is predicted from the sound follows the truth: what the network can know."""
+    """How well the lip code predicted from the sound follows the true one: the most that the network can know."""
     predicted = lips.predict(take.speech.to(lips.mean.device)).cpu()
     return {"mouth_correlation": correlation(predicted[:, 0].numpy(), take.lips[:, 0].numpy())}
 
 
 def drift_speech(config: Config, takes: list[Take], seconds: float, audio: Path | None) -> Tensor:
-    """(F, D) embeddings of that many seconds of speech."""
+    """Embeddings (F, D) of `seconds` of speech, from `audio` or the takes."""
     if audio is None:
         speech = torch.cat([take.speech for take in takes])
     else:
@@ -225,7 +229,7 @@ def drift_speech(config: Config, takes: list[Take], seconds: float, audio: Path 
 def measure_drift(
     talker: Talker, takes: list[Take], speech: Tensor, backend: LandmarkBackend, out: Path | None
 ) -> list[dict[str, float | str]]:
-    """How far colour and landmarks of two people move from the first second to the last."""
+    """How much the colour and the landmarks of two people change from the first second to the last."""
     rows: list[dict[str, float | str]] = []
     for take in takes[-DRIFT_PEOPLE:] if len(speech) else []:
         name = take.clip.clip
@@ -240,7 +244,7 @@ def measure_drift(
 
 
 def write_videos(out: Path, take: Take, variants: dict[str, np.ndarray]) -> None:
-    """generated/ holds what `dheads eval` compares with the dataset's clips; side/ all variants beside the truth."""
+    """Write generated/, which `dheads eval` can compare with the dataset's clips, and side/ with all variants."""
     name = f"{take.clip.clip}.mp4"
     write_video(ready(out / "generated" / name), iter(variants["own"]), take.sound)
     side = np.concatenate([take.truth, *variants.values()], axis=2)
@@ -268,7 +272,7 @@ def table(results: list[dict], means: dict) -> str:
 
 def drift_line(row: dict, seconds: float) -> str:
     if "colour_drift" not in row:
-        return f"{seconds:g} s of {row['clip']}: the face is lost"
+        return f"{seconds:g} s of {row['clip']}: no face is found"
     return (
         f"{seconds:g} s of {row['clip']}: from the first second to the last, the colour drifts "
         f"{row['colour_drift']:.1f} of 255 and the landmarks {row['landmark_drift']:.3f} eye distances"
@@ -276,7 +280,7 @@ def drift_line(row: dict, seconds: float) -> str:
 
 
 def contact_sheet(takes: list[Take], made: dict[str, np.ndarray]) -> np.ndarray:
-    """RGB: time across, people down; for each the truth, what was made, and the sound's envelope."""
+    """RGB: columns of time and rows of takes, each with the real frames, the generated ones and the loudness."""
     return np.concatenate([part for take in takes for part in _sheet_rows(take, made[take.clip.clip])])
 
 
@@ -288,7 +292,7 @@ def _sheet_rows(take: Take, video: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def envelope(sound: Path, frames: int, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8: the loudness of a sound over that many frames."""
+    """The loudness of a sound over its first `frames` video frames, as a picture (height, width, 3) uint8."""
     waveform = load_waveform(sound)[: frames * SAMPLE_RATE // FPS].numpy()
     loudness = np.array([np.sqrt(np.square(part).mean()) for part in np.array_split(waveform, width)])
     bars = (loudness / max(loudness.max(), 1e-6) * (height - 4)).round()

@@ -15,7 +15,7 @@ from dheads import diffusion
 from dheads.conditioning import Condition, Cues
 from dheads.config import Config
 from dheads.errors import DheadsError
-from dheads.model import UNet
+from dheads.extensions.network import ExtendedUNet
 from dheads.reference import audio_cues, reference_frames
 from dheads.weights.released import config_from_released, from_released
 
@@ -33,8 +33,8 @@ class Golden:
     def config(self, net: str) -> Config:
         return config_from_released(json.loads(self.metadata[f"{net}.config"]))
 
-    def unet(self, net: str, state: dict[str, Tensor]) -> UNet:
-        unet = UNet(self.config(net))
+    def unet(self, net: str, state: dict[str, Tensor]) -> ExtendedUNet:
+        unet = ExtendedUNet(self.config(net))
         unet.load_state_dict(from_released(state))
         return unet.eval()
 
@@ -73,7 +73,7 @@ def test_every_weight_of_the_network_comes_from_the_released_state(golden: Golde
     state = golden.under("attn_low.state.")
     renamed = from_released(state)
     assert len(renamed) == len(state)
-    assert set(renamed) == set(UNet(golden.config("attn_low")).state_dict())
+    assert set(renamed) == set(ExtendedUNet(golden.config("attn_low")).state_dict())
 
 
 def test_copies_that_differ_are_refused(golden: Golden) -> None:

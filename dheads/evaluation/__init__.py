@@ -1,1 +1,1 @@
-"""How good generated videos are."""
+"""Measuring how good generated videos are."""

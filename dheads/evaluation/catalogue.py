@@ -1,4 +1,4 @@
-"""What every measure of `dheads eval` is, and what the paper reports of it."""
+"""The definitions of the measures of `dheads eval`, and the values that the paper reports."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ _PAPER_ITSELF = "Stypulkowski et al. 2024, the released script"
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of a generated clip, or of the whole set."""
+    """A measure of a generated clip or of the whole set."""
 
-    name: str  # the key in all outputs; the real clip's own value has the prefix `true_`
+    name: str  # key in all outputs; the value of the real clip alone has the prefix `true_`
     title: str
     definition: str
     source: str  # who defined it
-    better: Literal["higher", "lower", "truth"]  # truth: nearer to the real clips' own value
-    unit: str  # empty for a plain number
+    better: Literal["higher", "lower", "truth"]  # truth: closer to the value of the real clips
+    unit: str  # empty for a dimensionless number
 
 
 _MEASURES = [
     Measure(
         "fvd",
         "FVD",
-        "Frechet distance of I3D's features of 16 whole frames in a row, generated against real; of the whole set",
+        "Frechet distance between I3D's features of generated and real clips of 16 whole frames; of the whole set",
         "Unterthiner et al. 2018, computed as StyleGAN-V does",
         "lower",
         "",
@@ -32,7 +32,7 @@ _MEASURES = [
     Measure(
         "fid",
         "FID",
-        "Frechet distance of Inception-v3's features of whole frames, generated against real; of the whole set",
+        "Frechet distance between Inception-v3's features of generated and real whole frames; of the whole set",
         "Heusel et al. 2017, computed as pytorch-fid does",
         "lower",
         "",
@@ -40,7 +40,7 @@ _MEASURES = [
     Measure(
         "blinks_per_second",
         "Blinks a second",
-        "How often the eyes' aspect ratio stays under 0.75 of its median in the clip for two frames or more",
+        "How often the eyes' aspect ratio falls below 0.75 of the clip's median for two frames or more",
         "Soukupova and Cech 2016",
         "truth",
         "1/s",
@@ -48,7 +48,7 @@ _MEASURES = [
     Measure(
         "blink_seconds",
         "Length of a blink",
-        "How long the eyes' aspect ratio stays under 0.75 of its median in the clip, mean over its blinks",
+        "How long the eyes' aspect ratio stays below 0.75 of the clip's median, mean over the clip's blinks",
         "Soukupova and Cech 2016",
         "truth",
         "s",
@@ -56,8 +56,8 @@ _MEASURES = [
     Measure(
         "ofm_paper",
         "OFM, as published",
-        "Optical flow as the paper's script has it: each frame's magnitude is stretched to 0..255 and drawn in "
-        "colours, whose levels are averaged; a still video scores 42.67",
+        "Optical flow as the paper's script computes it: the magnitude in each frame is stretched to 0..255 and shown "
+        "as JET colours, of which the levels are averaged; a still video scores 42.67",
         _PAPER_ITSELF,
         "truth",
         "",
@@ -65,7 +65,7 @@ _MEASURES = [
     Measure(
         "fmse_paper",
         "F-MSE, as published",
-        "Squared difference of frames in a row as the paper's script has it: in 8 bits, modulo 256",
+        "Squared difference of consecutive frames as the paper's script computes it: in 8 bits, modulo 256",
         _PAPER_ITSELF,
         "truth",
         "",
@@ -73,7 +73,7 @@ _MEASURES = [
     Measure(
         "av_offset",
         "AV offset",
-        "Frames by which the picture comes late: the shift of the sound at which SyncNet's embeddings lie closest",
+        "Frames by which the picture is late: the shift of the sound at which SyncNet's embeddings are closest",
         "Chung and Zisserman 2016 (SyncNet)",
         "truth",
         "frames",
@@ -81,7 +81,7 @@ _MEASURES = [
     Measure(
         "av_confidence",
         "AV confidence (LSE-C)",
-        "The median of SyncNet's distances over all shifts of the sound, less the smallest",
+        "The median minus the minimum of SyncNet's distances over all shifts of the sound",
         "Chung and Zisserman 2016 (SyncNet); Prajwal et al. 2020 (LSE-C)",
         "higher",
         "",
@@ -89,7 +89,7 @@ _MEASURES = [
     Measure(
         "av_distance",
         "AV distance (LSE-D)",
-        "The smallest of SyncNet's distances over all shifts of the sound",
+        "The minimum of SyncNet's distances over all shifts of the sound",
         "Chung and Zisserman 2016 (SyncNet); Prajwal et al. 2020 (LSE-D)",
         "lower",
         "",
@@ -97,8 +97,8 @@ _MEASURES = [
     Measure(
         "wer",
         "Word error rate",
-        "Words that a lip reader gets wrong, misses or adds, over the words said; of the whole set. It depends on the "
-        "lip reader: the paper's is private",
+        "Words that a lip reader gets wrong, misses or adds, divided by the words spoken; of the whole set. It depends "
+        "on the lip reader: the paper's is private",
         "Levenshtein 1966",
         "lower",
         "",
@@ -106,7 +106,7 @@ _MEASURES = [
     Measure(
         "ssim",
         "SSIM",
-        "Structural similarity of each aligned frame and the real one of the same time, at the generated one's scale",
+        "Structural similarity of each aligned frame to the real frame of the same time, at the generated one's scale",
         "Wang et al. 2004",
         "higher",
         "",
@@ -114,8 +114,8 @@ _MEASURES = [
     Measure(
         "psnr",
         "PSNR",
-        "Peak signal-to-noise ratio of each aligned frame and the real one of the same time, at the generated one's "
-        "scale; at most 100",
+        "Peak signal-to-noise ratio of each aligned frame against the real frame of the same time, at the generated "
+        "one's scale; at most 100",
         "mean over frames of 10 log10(255^2 / MSE)",
         "higher",
         "dB",
@@ -123,7 +123,7 @@ _MEASURES = [
     Measure(
         "lmd",
         "LMD",
-        "Distance of the mouth's landmarks from the real ones of the same time, the mouths' centres laid on each other",
+        "Distance of the mouth's landmarks from the real ones of the same time, after centring both mouths",
         "Chen et al. 2018",
         "lower",
         "px at 128",
@@ -131,7 +131,7 @@ _MEASURES = [
     Measure(
         "ofm",
         "Optical flow",
-        "Mean length of the optical flow from frame to frame, frames shrunk to 128 px",
+        "Mean length of the optical flow from frame to frame, with frames resized to 128 px",
         "Farneback 2003",
         "truth",
         "px a frame",
@@ -139,7 +139,7 @@ _MEASURES = [
     Measure(
         "fmse",
         "Frame difference",
-        "Mean squared difference of frames in a row, of 0 to 255, frames shrunk to 128 px",
+        "Mean squared difference of consecutive frames, levels from 0 to 255, with frames resized to 128 px",
         "the paper's F-MSE without its wrap-around",
         "truth",
         "",
@@ -147,7 +147,7 @@ _MEASURES = [
     Measure(
         "mouth_correlation",
         "Mouth: correlation",
-        "Pearson's r of the opening between the inner lips and the real one over time",
+        "Pearson's r of the opening between the inner lips and that of the real clip over time",
         "dheads",
         "higher",
         "",
@@ -155,8 +155,8 @@ _MEASURES = [
     Measure(
         "mouth_offset_frames",
         "Mouth: offset",
-        "By how many frames, up to 5 either way, the mouth's opening comes late: the shift that correlates best with "
-        "the real one",
+        "Frames, up to 5 either way, by which the mouth's opening is late: the shift of best correlation with that of "
+        "the real clip",
         "dheads",
         "truth",
         "frames",
@@ -164,7 +164,7 @@ _MEASURES = [
     Measure(
         "mouth_range_ratio",
         "Mouth: range",
-        "The 95th less the 5th percentile of the mouth's opening, over the real one's; 1 is as wide as in truth",
+        "The 95th minus the 5th percentile of the mouth's opening, divided by the real clip's; 1 is as wide as real",
         "dheads",
         "truth",
         "",
@@ -172,7 +172,7 @@ _MEASURES = [
     Measure(
         "mouth_sharpness",
         "Mouth: sharpness",
-        "Variance of the Laplacian of the mouth region, over the real one's at the same scale; 1 is as sharp",
+        "Variance of the Laplacian of the mouth region, divided by the real clip's at the same scale; 1 is as sharp",
         "Pech-Pacheco et al. 2000",
         "truth",
         "",
@@ -181,7 +181,7 @@ _MEASURES = [
         "identity_similarity",
         "Identity: similarity",
         "Cosine of each frame's face embedding (SFace) with that of the real clip's first frame, mean over the frames; "
-        "0.363 and more is taken for one person",
+        "from 0.363 on, two faces count as the same person's",
         "Zhong et al. 2021 (SFace)",
         "higher",
         "",
@@ -189,7 +189,7 @@ _MEASURES = [
     Measure(
         "identity_shape",
         "Identity: shape",
-        "Distance of the landmarks that speech does not move from those of the real clip's first frame",
+        "Distance of the landmarks other than mouth and lower jaw from those of the real clip's first frame",
         "dheads",
         "lower",
         "eye distances",
@@ -197,7 +197,7 @@ _MEASURES = [
     Measure(
         "landmark_drift",
         "Drift of the shape",
-        "Distance of the mean face shape of the last second from that of the first",
+        "Distance between the mean face shapes of the last and the first second",
         "dheads",
         "truth",
         "eye distances",
@@ -205,7 +205,7 @@ _MEASURES = [
     Measure(
         "colour_drift",
         "Drift of the colour",
-        "Difference of the face's mean colour in the last second and in the first, of 0 to 255",
+        "Difference between the face's mean colours in the last and the first second, levels from 0 to 255",
         "dheads",
         "truth",
         "levels",

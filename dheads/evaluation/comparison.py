@@ -1,10 +1,8 @@
-"""What can be measured of a generated face and the real one without any further network."""
+"""The measures of a generated face and the real one that need no network but the packaged ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -34,30 +32,15 @@ from dheads.faces.eyelids import eye_openness
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A generated clip and the real one, of as many frames."""
-
-    clip: str  # its name
-    generated: Footage
-    reference: Footage
-    paths: tuple[Path, Path]  # of the two videos
-
-    def sides(self) -> Iterator[tuple[str, Footage, Path]]:
-        """The prefix of its measures, the footage and the file of each."""
-        yield "", self.generated, self.paths[0]
-        yield "true_", self.reference, self.paths[1]
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """What `compare` finds. A measure that has no value is absent."""
+    """The result of `compare`. Measures without a value are absent."""
 
-    values: dict[str, float]  # those of the real video alone begin with `true_`
-    curves: dict[str, list[float]]  # one value a second; NaN where a second has none
+    values: dict[str, float]  # keys with the prefix `true_`: of the real video alone
+    curves: dict[str, list[float]]  # one value per second; NaN in seconds without one
 
 
 def compare(generated: Footage, reference: Footage) -> Comparison:
-    """A generated video beside the real one of as many frames, at the scale of the generated one."""
+    """Compare a generated video with a real one of the same number of frames, at the generated one's scale."""
     scale = generated.eye_distance  # for both, so that neither gains by being larger
     (ours, real), likeness = _side_by_side(generated, reference, scale)
     shapes, true_shapes = face_shapes(generated.landmarks), face_shapes(reference.landmarks)
@@ -89,55 +72,52 @@ def compare(generated: Footage, reference: Footage) -> Comparison:
     return Comparison(_finite(values), curves)
 
 
-def describe(video: Footage) -> dict[str, float]:
-    """The measures of one video by itself; its identity is that of its first frame."""
-    points, crops = aligned(video, video.eye_distance)
-    face = _middle(points)
-    view = _view(points, [_look(crop, row, face) for crop, row in zip(crops, points, strict=True)])
-    shapes = face_shapes(video.landmarks)
-    return _finite(_alone(video, shapes, shapes[video.seen][0], view.colours))
-
-
 @dataclass(frozen=True, eq=False)
-class _View:
-    """What a video's aligned crops show; NaN in frames without a face."""
+class _CropValues:
+    """Properties of a video's aligned crops; NaN in frames without a face."""
 
     points: np.ndarray  # (F, 68, 2) px
     sharpness: np.ndarray  # (F,) of the mouth
     colours: np.ndarray  # (F, 3) of the face
 
 
-def _side_by_side(generated: Footage, reference: Footage, scale: float) -> tuple[tuple[_View, _View], np.ndarray]:
-    """What each video shows, and the likeness (F, 2) of their frames: SSIM and PSNR. Both are read at once."""
+def _side_by_side(
+    generated: Footage, reference: Footage, scale: float
+) -> tuple[tuple[_CropValues, _CropValues], np.ndarray]:
+    """The crops of both videos, and (F, 2) SSIM and PSNR of their frames; both videos are read in step."""
     (points, crops), (true_points, true_crops) = (aligned(video, scale) for video in (generated, reference))
-    face, true_face = _middle(points), _middle(true_points)
-    looks, true_looks, likeness = [], [], []
+    face, true_face = _mean_points(points), _mean_points(true_points)
+    rows, true_rows, likeness = [], [], []
     for crop, row, true_crop, true_row in zip(crops, points, true_crops, true_points, strict=True):
-        looks.append(_look(crop, row, face))
-        true_looks.append(_look(true_crop, true_row, true_face))
-        seen = crop is not None and true_crop is not None
-        likeness.append((ssim(crop, true_crop), psnr(crop, true_crop)) if seen else (np.nan, np.nan))
-    return (_view(points, looks), _view(true_points, true_looks)), np.array(likeness)
+        rows.append(_sharpness_and_colour(crop, row, face))
+        true_rows.append(_sharpness_and_colour(true_crop, true_row, true_face))
+        if crop is None or true_crop is None:
+            likeness.append((np.nan, np.nan))
+        else:
+            likeness.append((ssim(crop, true_crop), psnr(crop, true_crop)))
+    return (_crop_values(points, rows), _crop_values(true_points, true_rows)), np.array(likeness)
 
 
-def _look(crop: np.ndarray | None, points: np.ndarray, face: np.ndarray) -> np.ndarray:
-    """(4,): sharpness of the mouth, and the mean colour within the clip's mean landmarks; NaN without a crop."""
+def _sharpness_and_colour(crop: np.ndarray | None, points: np.ndarray, face: np.ndarray) -> np.ndarray:
+    """(4,): the sharpness of the mouth, and the mean colour within the landmarks `face`; NaN without a crop."""
     if crop is None:
         return np.full(4, np.nan)
     return np.append(sharpness(crop, points), face_colour(crop, face))
 
 
-def _view(points: np.ndarray, looks: list[np.ndarray]) -> _View:
-    rows = np.stack(looks)  # (F, 4)
-    return _View(points, rows[:, 0], rows[:, 1:])
+def _crop_values(points: np.ndarray, rows: list[np.ndarray]) -> _CropValues:
+    table = np.stack(rows)  # (F, 4)
+    return _CropValues(points, table[:, 0], table[:, 1:])
 
 
-def _middle(points: np.ndarray) -> np.ndarray:
-    """The mean landmarks (68, 2) of (F, 68, 2)."""
-    return np.nanmean(points, axis=0)
+def _mean_points(points: np.ndarray) -> np.ndarray:
+    """The mean landmarks (68, 2) of (F, 68, 2), over the frames with a face."""
+    mean: np.ndarray = np.nanmean(points, axis=0)
+    return mean
 
 
 def _alone(video: Footage, shapes: np.ndarray, identity: np.ndarray, colours: np.ndarray) -> dict[str, float]:
+    """The measures that a video has without the other one."""
     openness = eye_openness(video.read(), video.landmarks)
     return {
         "identity_shape": _mean(shape_distance(shapes, identity)),
@@ -153,8 +133,8 @@ def _true(values: dict[str, float]) -> dict[str, float]:
 
 
 def _mean(values: np.ndarray) -> float:
-    found = values[np.isfinite(values)]
-    return float(found.mean()) if len(found) else float("nan")
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
 
 
 def _ratio(value: float, truth: float) -> float:

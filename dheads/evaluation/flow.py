@@ -1,9 +1,9 @@
-"""How a video moves: optical flow (OFM) and the difference of frames in a row (F-MSE), as published and as meant.
+"""The motion of a video: optical flow (OFM) and the difference of consecutive frames (F-MSE).
 
-The script behind the paper's figures measures something else than it says: it squares differences in uint8, which wrap
-modulo 256, and averages the colours of a JET map of the flow's magnitude, which it stretches to 0..255 in every frame.
-So a still video scores OFM 42.67, and a jump of 16 counts 0. `ofm_paper` and `fmse_paper` follow it to the letter, to
-stand beside published figures; `ofm` and `fmse` are the mean flow and the mean squared difference.
+The script behind the paper's figures does not compute what the paper describes. It squares differences in uint8, which
+wrap modulo 256, and averages the colours of a JET map of the flow magnitude, stretched to 0..255 in every frame. So a
+still video scores OFM 42.67, and a jump of 16 levels counts 0. `ofm_paper` and `fmse_paper` reproduce the script, for
+comparison with published figures; `ofm` and `fmse` are the mean flow and the mean squared difference.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-SIDE = 128  # px, at which frames are compared whatever their own size
+SIDE = 128  # px to which all frames are resized
 
 
 def smoothness(frames: Iterable[np.ndarray]) -> dict[str, float]:
     """OFM and F-MSE of (H, W, 3) uint8 RGB frames, of which two are held at a time; empty for fewer than two frames.
 
-    Means over all pairs of frames in a row: `ofm` in px a frame at 128 px, `fmse` in squared levels of 0 to 255;
-    `ofm_paper` and `fmse_paper` as the released script has them.
+    Means over all pairs of consecutive frames: `ofm` in px per frame at 128 px, `fmse` in squared levels of 0 to 255,
+    `ofm_paper` and `fmse_paper` as in the released script.
     """
     meter = Smoothness()
     for frame in frames:
@@ -29,7 +29,7 @@ def smoothness(frames: Iterable[np.ndarray]) -> dict[str, float]:
 
 
 class Smoothness:
-    """As `smoothness`, for frames that come one by one."""
+    """As `smoothness`, for frames that arrive one by one."""
 
     def __init__(self) -> None:
         self._last: np.ndarray | None = None
@@ -37,8 +37,8 @@ class Smoothness:
         self._pairs = 0
 
     def add(self, frame: np.ndarray) -> None:
-        """Take the next (H, W, 3) uint8 RGB frame."""
-        # The script reads BGR and shrinks by cv2.resize's default, the nearest four pixels.
+        """Add the next (H, W, 3) uint8 RGB frame."""
+        # As in the script: BGR, and cv2.resize's default, which interpolates the nearest four pixels.
         frame = cv2.resize(frame[..., ::-1], (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
         if self._last is not None:
             self._sums += _pair(self._last, frame)
@@ -63,11 +63,15 @@ def _pair(last: np.ndarray, frame: np.ndarray) -> tuple[float, float, float, flo
 
 def _flow(last: np.ndarray, frame: np.ndarray) -> np.ndarray:
     """Farneback's optical flow (H, W, 2) px."""
-    gray = [cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) for picture in (last, frame)]
-    return cv2.calcOpticalFlowFarneback(*gray, None, 0.5, 7, 5, 15, 5, 1.2, 0)
+    before, after = (cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) for picture in (last, frame))
+    # OpenCV's types do not know that it allocates a result given as None.
+    flow: np.ndarray = cv2.calcOpticalFlowFarneback(  # type: ignore[call-overload]
+        before, after, None, 0.5, 7, 5, 15, 5, 1.2, 0
+    )
+    return flow
 
 
 def _jet(magnitude: np.ndarray) -> np.ndarray:
-    """The JET map (H, W, 3) uint8 of a magnitude (H, W) that is stretched to 0..255."""
-    stretched = cv2.normalize(magnitude, None, 0, 255, cv2.NORM_MINMAX)
+    """The JET map (H, W, 3) uint8 of a magnitude (H, W), stretched to 0..255."""
+    stretched: np.ndarray = cv2.normalize(magnitude, None, 0, 255, cv2.NORM_MINMAX)  # type: ignore[call-overload]
     return cv2.applyColorMap(stretched.astype(np.uint8), cv2.COLORMAP_JET)

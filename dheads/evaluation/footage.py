@@ -1,4 +1,4 @@
-"""A face throughout a video: its frames, which are decoded once where they fit into memory, and its landmarks."""
+"""One person's face throughout a video: frames, which are decoded once if they fit into memory, and landmarks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from dheads.faces.alignment import align_transforms, apply_transform, eye_distan
 from dheads.faces.detection import LandmarkBackend
 from dheads.media.reading import read_frames
 
-MAX_MISSING = 0.2  # share of the frames in which the face may be lost
-_KEPT_BYTES = 2**29  # of decoded frames; a longer video is decoded anew each time it is read
+MAX_MISSING = 0.2  # share of the frames that may lack a face
+_CACHE_BYTES = 2**29  # of decoded frames; a longer video is decoded again each time it is read
 _ALIGNMENT = AlignmentConfig()
-Read = Callable[[], Iterable[np.ndarray]]  # starts a video: (H, W, 3) uint8 frames
+Read = Callable[[], Iterable[np.ndarray]]  # starts a video from its first frame: (H, W, 3) uint8 RGB frames
 
 
 @dataclass(frozen=True)
 class Footage:
-    """One person's face throughout a video. Raises DheadsError where it is lost in more than a fifth of the frames."""
+    """One person's face throughout a video.
+
+    Raises DheadsError for a video without frames, or if more than a fifth of them lack a face.
+    """
 
     name: str  # for messages
     read: Read
-    landmarks: np.ndarray  # (F, 68, 2) px; NaN rows where no face was found
-    eye_distance: float  # its median, px
-    side: int  # the video's longer side, px
+    landmarks: np.ndarray  # (F, 68, 2) px; NaN in frames without a face
+    eye_distance: float  # median over the frames, px
+    side: int  # longer side of the frames, px
 
     def __post_init__(self) -> None:
         missing = len(self.landmarks) - int(self.seen.sum())
@@ -40,26 +43,32 @@ class Footage:
 
     @property
     def seen(self) -> np.ndarray:
-        """(F,) bool: the frames in which there is a face."""
-        return np.isfinite(self.landmarks).all(axis=(1, 2))
+        """(F,) bool: the frames that show a face."""
+        return has_face(self.landmarks)
+
+
+def has_face(landmarks: np.ndarray) -> np.ndarray:
+    """(F,) bool for landmarks (F, 68, 2): the frames whose landmarks are finite."""
+    seen: np.ndarray = np.isfinite(landmarks).all(axis=(1, 2))
+    return seen
 
 
 class Recording:
-    """A video file that may be read again and again. Calling it starts the video: (H, W, 3) uint8 frames at 25 fps."""
+    """A video file that can be read repeatedly: each call yields its (H, W, 3) uint8 RGB frames at 25 fps."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._frames: list[np.ndarray] | None = None
 
     def __reduce__(self) -> tuple[type[Recording], tuple[Path]]:
-        return Recording, (self._path,)  # travels without its frames
+        return Recording, (self._path,)  # pickled without its frames
 
     def __call__(self) -> Iterator[np.ndarray]:
         if self._frames is not None:
             yield from self._frames
             return
         kept: list[np.ndarray] = []
-        room = _KEPT_BYTES
+        room = _CACHE_BYTES
         for frame in read_frames(self._path):
             room -= frame.nbytes
             if room >= 0:
@@ -71,22 +80,22 @@ class Recording:
             self._frames = kept
 
 
-def watch(name: str, read: Read, backend: LandmarkBackend) -> Footage:
-    """Follow the largest face of a video. Raises DheadsError where it is lost too often."""
+def track_face(name: str, read: Read, backend: LandmarkBackend) -> Footage:
+    """Track the largest face of a video. Raises DheadsError as `Footage` does."""
     sides: list[int] = []
 
-    def noted() -> Iterator[np.ndarray]:
+    def measured() -> Iterator[np.ndarray]:
         for frame in read():
             sides.append(max(frame.shape[:2]))
             yield frame
 
-    landmarks = backend.track(noted())
-    found = eye_distance(landmarks[np.isfinite(landmarks).all(axis=(1, 2))])
-    return Footage(name, read, landmarks, float(np.median(found)) if len(found) else 0.0, max(sides, default=0))
+    landmarks = backend.track(measured())
+    distances = eye_distance(landmarks[has_face(landmarks)])
+    return Footage(name, read, landmarks, float(np.median(distances)) if len(distances) else 0.0, max(sides, default=0))
 
 
 def shortened(video: Footage, count: int) -> Footage:
-    """The video's first frames."""
+    """The first `count` frames of a video."""
     return replace(video, read=partial(_first, video.read, count), landmarks=video.landmarks[:count])
 
 
@@ -95,7 +104,7 @@ def _first(read: Read, count: int) -> Iterator[np.ndarray]:
 
 
 def resized(video: Footage, side: int) -> Footage:
-    """The video with a longer side of `side` px, averaged over areas."""
+    """The video with a longer side of `side` px, resampled by area averaging."""
     factor = side / video.side
     # Lengths count from the picture's edge, points from the centre of its first pixel.
     points = (video.landmarks + 0.5) * factor - 0.5
@@ -108,14 +117,14 @@ def _scaled(read: Read, factor: float) -> Iterator[np.ndarray]:
 
 
 def crop_side(scale: float) -> int:
-    """The side in px of a crop of `aligned`."""
+    """The side in px of an aligned crop in which the eyes are `scale` px apart."""
     return max(16, round(scale / _ALIGNMENT.eye_distance))
 
 
 def aligned(video: Footage, scale: float) -> tuple[np.ndarray, Iterator[np.ndarray | None]]:
-    """Landmarks (F, 68, 2) px in crops (S, S, 3) uint8 in which the eyes are `scale` px apart, and these crops.
+    """Aligned crops (S, S, 3) uint8 in which the eyes are `scale` px apart, S = `crop_side(scale)`.
 
-    A frame without a face has NaN landmarks and None for a crop.
+    Returns the landmarks (F, 68, 2) in px of the crops, NaN in frames without a face, and the crops, None there.
     """
     size = crop_side(scale)
     matrices = align_transforms(video.landmarks, _ALIGNMENT, size)

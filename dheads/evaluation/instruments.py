@@ -1,7 +1,6 @@
-"""Measures that need more than the packaged networks, each behind the same few words; and which of them are at hand.
+"""Measures that need a downloaded network or a lip reader, behind one interface.
 
-An instrument looks at one pair of videos after another. What it cannot say of a pair it says in a DheadsError; what it
-can only say of the whole set it keeps until asked.
+An instrument measures one pair of videos after another. Measures of the whole set, such as the FID, follow at the end.
 """
 
 from __future__ import annotations
@@ -16,37 +15,31 @@ import numpy as np
 import torch
 
 from dheads.errors import DheadsError
-from dheads.evaluation.comparison import Pair
-from dheads.evaluation.frechet import (
-    CLIP_FRAMES,
-    I3D_DIM,
-    INCEPTION_DIM,
-    Gaussian,
-    frechet_distance,
-    load_i3d,
-    load_inception,
-    too_few,
-)
-from dheads.evaluation.lipreading import LipReader, load_lip_reader, read_words, spoken_words, word_error_rate
+from dheads.evaluation.features import CLIP_FRAMES, I3D_DIM, INCEPTION_DIM, load_i3d, load_inception
+from dheads.evaluation.frechet import Gaussian, frechet_distance, too_few
+from dheads.evaluation.lipreading import LipReader, load_lip_reader
+from dheads.evaluation.pairs import FootagePair
 from dheads.evaluation.recognition import Recogniser, load_recogniser, similarity
-from dheads.evaluation.syncnet import SyncNet, face_crops, load_syncnet, sync
+from dheads.evaluation.syncnet import SyncNet, load_syncnet, sync
+from dheads.evaluation.syncnet_crops import face_crops
+from dheads.evaluation.transcripts import read_words, spoken_words, word_error_rate
 from dheads.media.sound import load_waveform
 from dheads.weights.checkpoints import cached, home, known
 
-_FRAMES_AT_ONCE = CLIP_FRAMES  # of the FVD; a batch of the FID
+_BATCH = CLIP_FRAMES  # frames: one clip of the FVD
 
 
 class Instrument(ABC):
-    """Measures that are taken together."""
+    """Takes one or more related measures."""
 
     measures: tuple[str, ...]
 
     @abstractmethod
-    def look(self, pair: Pair) -> dict[str, float]:
-        """The measures of one pair. Raises DheadsError where it has none."""
+    def measure(self, pair: FootagePair) -> dict[str, float]:
+        """The measures of one pair, by name. Raises DheadsError if it cannot be measured."""
 
     def total(self) -> tuple[dict[str, float], list[str]]:
-        """The measures of all pairs so far together, and what a reader must know of them."""
+        """The measures of all pairs together, and warnings about them."""
         return {}, []
 
 
@@ -54,32 +47,32 @@ class Instrument(ABC):
 
 
 class SyncMeter(Instrument):
-    """Whether lips and sound agree."""
+    """How well lips and sound agree."""
 
     measures = ("av_offset", "av_confidence", "av_distance")
 
     def __init__(self, net: SyncNet) -> None:
         self._net = net
 
-    def look(self, pair: Pair) -> dict[str, float]:
+    def measure(self, pair: FootagePair) -> dict[str, float]:
         values: dict[str, float] = {}
         for prefix, video, path in pair.sides():
-            sound = load_waveform(path).numpy() * 32768  # to int16 units
-            found = sync(self._net, face_crops(video.read(), video.landmarks), sound)
-            figures = (found.offset, found.confidence, found.distance)
+            waveform = load_waveform(path).numpy() * 32768  # to int16 units
+            result = sync(self._net, face_crops(video.read(), video.landmarks), waveform)
+            figures = (result.offset, result.confidence, result.distance)
             values |= {f"{prefix}{name}": figure for name, figure in zip(self.measures, figures, strict=True)}
         return values
 
 
 class IdentityMeter(Instrument):
-    """Whether the face stays that of the real clip's first frame."""
+    """How similar the face stays to the first frame of the real clip."""
 
     measures = ("identity_similarity",)
 
     def __init__(self, recogniser: Recogniser) -> None:
         self._recogniser = recogniser
 
-    def look(self, pair: Pair) -> dict[str, float]:
+    def measure(self, pair: FootagePair) -> dict[str, float]:
         first = int(pair.reference.seen.argmax())
         identity = next(islice(pair.reference.read(), first, None)), pair.reference.landmarks[first]
         return {
@@ -91,68 +84,69 @@ class IdentityMeter(Instrument):
 
 
 class FrechetMeter(Instrument):
-    """The distance of all generated frames, or short clips, from the real ones."""
+    """The Frechet distance of all generated frames, or short clips, from the real ones."""
 
     def __init__(self, name: str, features: Callable[[np.ndarray], np.ndarray], dim: int) -> None:
-        """features: of (F, H, W, 3) uint8 frames, (N, dim)."""
+        """features: (F, H, W, 3) uint8 frames -> (N, dim)."""
         self.measures = (name,)
         self._features, self._dim = features, dim
-        self._seen = Gaussian(), Gaussian()
+        self._gaussians = Gaussian(), Gaussian()  # generated, real
 
-    def look(self, pair: Pair) -> dict[str, float]:
-        # Both before either is taken in, so that a video that fails has no part in the distance.
-        found = [self._of(video.read()) for _, video, _ in pair.sides()]
-        for gaussian, features in zip(self._seen, found, strict=True):
-            gaussian.add(features)
+    def measure(self, pair: FootagePair) -> dict[str, float]:
+        # Both sides first, so that a pair of which one side fails adds nothing.
+        features = [self._features_of(video.read()) for _, video, _ in pair.sides()]
+        for gaussian, rows in zip(self._gaussians, features, strict=True):
+            gaussian.add(rows)
         return {}
 
-    def _of(self, frames: Iterable[np.ndarray]) -> np.ndarray:
-        waiting = iter(frames)
-        batches = iter(lambda: list(islice(waiting, _FRAMES_AT_ONCE)), [])
+    def _features_of(self, frames: Iterable[np.ndarray]) -> np.ndarray:
+        remaining = iter(frames)
+        batches = iter(lambda: list(islice(remaining, _BATCH)), [])
         return np.concatenate([self._features(np.stack(batch)) for batch in batches])
 
     def total(self) -> tuple[dict[str, float], list[str]]:
         (name,) = self.measures
         try:
-            distance = frechet_distance(*self._seen)
+            distance = frechet_distance(*self._gaussians)
         except DheadsError as error:
             return {}, [f"{name}: {error}"]
-        notes = too_few(min(gaussian.count for gaussian in self._seen), self._dim)
-        return {name: distance}, [f"{name}: {notes}"] if notes else []
+        warning = too_few(min(gaussian.count for gaussian in self._gaussians), self._dim)
+        return {name: distance}, [f"{name}: {warning}"] if warning else []
 
 
 class WordMeter(Instrument):
-    """What a lip reader makes of the videos."""
+    """The word error rate of a lip reader."""
 
     measures = ("wer",)
 
-    def __init__(self, reader: LipReader, words: dict[str, str] | None) -> None:
-        """words: what is said, by clip; None: what the surroundings of the real clips tell."""
-        self._reader, self._words = reader, words
-        self._said: list[str] = []
+    def __init__(self, reader: LipReader, transcripts: dict[str, str] | None) -> None:
+        """transcripts: the spoken words by clip; None: those of `spoken_words`."""
+        self._reader, self._transcripts = reader, transcripts
+        self._spoken: list[str] = []
         self._read: dict[str, list[str]] = {"wer": [], "true_wer": []}
 
-    def look(self, pair: Pair) -> dict[str, float]:
-        said = spoken_words(pair.paths[1]) if self._words is None else self._words.get(pair.clip)
-        if said is None:
-            raise DheadsError("nothing tells what is said in it; list it in the file of words")
+    def measure(self, pair: FootagePair) -> dict[str, float]:
+        files = pair.files
+        spoken = spoken_words(files.reference) if self._transcripts is None else self._transcripts.get(files.clip)
+        if spoken is None:
+            raise DheadsError("its spoken words are not known; list them in the file of words")
         read = {f"{prefix}wer": self._reader(path) for prefix, _, path in pair.sides()}
-        values = {name: word_error_rate([said], [words]) for name, words in read.items()}
-        self._said.append(said)
+        values = {name: word_error_rate([spoken], [words]) for name, words in read.items()}
+        self._spoken.append(spoken)
         for name, words in read.items():
             self._read[name].append(words)
         return values
 
     def total(self) -> tuple[dict[str, float], list[str]]:
-        if not self._said:
+        if not self._spoken:
             return {}, []
-        return {name: word_error_rate(self._said, words) for name, words in self._read.items()}, []
+        return {name: word_error_rate(self._spoken, words) for name, words in self._read.items()}, []
 
 
-# ---- Which are at hand ----
+# ---- Loading those that are available ----
 
 _Load = Callable[[torch.device | str, bool], Instrument]
-_NETWORKS: dict[str, tuple[tuple[str, ...], _Load]] = {  # weights: the measures that need them
+_NETWORKS: dict[str, tuple[tuple[str, ...], _Load]] = {  # weights: (measures that need them, loader)
     "syncnet": (SyncMeter.measures, lambda device, progress: SyncMeter(load_syncnet(device, progress))),
     "sface": (IdentityMeter.measures, lambda device, progress: IdentityMeter(load_recogniser(progress))),
     "fid-inception": (
@@ -170,32 +164,33 @@ def load_instruments(
     words: Path | None = None,
     progress: bool = True,
 ) -> tuple[list[Instrument], dict[str, str]]:
-    """The instruments of the measures `only`, or of all that are at hand; and what the others lack, by measure.
+    """Load the instruments of the measures `only`, or all that are available without a download.
 
-    Weights are downloaded for measures that are asked for by name, not for others.
-    Raises DheadsError where a measure that is asked for by name cannot be taken.
+    Returns them, and for each measure that is not available the reason. Weights of the measures in `only` are
+    downloaded. lip_reader: see `load_lip_reader`. words: see `read_words`.
+    Raises DheadsError if a measure in `only` is not available.
     """
-    found: list[Instrument] = []
-    lacking: dict[str, str] = {}
+    instruments: list[Instrument] = []
+    unavailable: dict[str, str] = {}
 
     def add(measures: tuple[str, ...], load: Callable[[], Instrument]) -> None:
         if only is not None and not set(only) & set(measures):
             return
         try:
-            found.append(load())
+            instruments.append(load())
         except DheadsError as error:
             if only is not None:
                 raise
-            lacking.update(dict.fromkeys(measures, str(error)))
+            unavailable.update(dict.fromkeys(measures, str(error)))
 
     for weights, (measures, load) in _NETWORKS.items():
         add(measures, partial(_with_weights, weights, partial(load, device, progress), only is not None))
     add(WordMeter.measures, partial(_word_meter, lip_reader, words))
-    return found, lacking
+    return instruments, unavailable
 
 
-def _with_weights(name: str, load: Callable[[], Instrument], may_fetch: bool) -> Instrument:
-    if not may_fetch and cached(name) is None:
+def _with_weights(name: str, load: Callable[[], Instrument], may_download: bool) -> Instrument:
+    if not may_download and cached(name) is None:
         entry = known()[name]
         raise DheadsError(
             f"{home() / entry['file']} is missing or damaged; name the measure (--metric) to download it "

@@ -1,6 +1,6 @@
-"""Measures of a talking-head video as pure functions: of landmarks (F, 68, 2), of crops (N, S, S, 3), of signals (F,).
+"""Measures of a talking-head video as pure functions: of signals (F,), crops (S, S, 3) and landmarks (F, 68, 2).
 
-Rows of NaN are frames in which no face was found, and count nowhere. A measure that has no value is NaN.
+Rows of NaN are frames without a face and are ignored. A measure without a value is NaN.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RIGID = np.setdiff1d(np.arange(68), [*MOUTH, *_JAW])
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's r of two signals over their common frames; 0 where one of them does not move."""
+    """Pearson's r of two signals over their common frames; 0 if one of them is constant."""
     count = min(len(a), len(b))
     both = np.isfinite(a[:count]) & np.isfinite(b[:count])
     if both.sum() < 2:
@@ -34,31 +34,35 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def best_offset(a: np.ndarray, b: np.ndarray, reach: int = 5) -> int:
-    """By how many frames, -5 to 5, signal `a` comes late: the shift that correlates best. Of equals, the smallest."""
+    """The number of frames, at most `reach` either way, by which signal `a` is late: the shift of best correlation.
+
+    Of equally good shifts, the smallest.
+    """
     shifts = sorted(range(-reach, reach + 1), key=abs)
     return max(shifts, key=lambda k: np.nan_to_num(correlation(a[max(k, 0) :], b[max(-k, 0) :]), nan=-1.0))
 
 
 def spread(signal: np.ndarray) -> float:
-    """Its 95th less its 5th percentile."""
+    """The 95th minus the 5th percentile of a signal."""
     low, high = np.nanpercentile(signal, [5, 95])
     return float(high - low)
 
 
 def by_second(values: np.ndarray) -> list[float]:
-    """The mean of values (F,) in each second, the last one begun included; NaN where all of a second's are."""
+    """The mean of values (F,) in each second, including an incomplete last one; NaN for a second without values."""
     seconds = (values[begin : begin + FPS] for begin in range(0, len(values), FPS))
     return [float(found.mean()) if len(found := part[np.isfinite(part)]) else float("nan") for part in seconds]
 
 
-# ---- Blinks: of the eyes' openness (F,) ----
+# ---- Blinks ----
 
 
 def blinks(openness: np.ndarray, closed: float = 0.75, shortest: int = 2) -> list[tuple[int, int]]:
-    """First and last frame of every blink: the eyes' openness is below that share of its median for `shortest` frames.
+    """First and last frame of every blink, by the openness (F,) of the eyes.
 
-    The median is the clip's own, so narrow eyes are not shut ones. NaN (no face) counts as open. Of 67 blinks that were
-    marked by eye in 20 clips, this finds 62 in the openness of `dheads.eyes`, and one that is none (a laugh).
+    A blink is `shortest` frames or more below `closed` times the median openness of the clip, so that narrow eyes do
+    not count as shut. NaN (no face) counts as open. Of 67 blinks marked by eye in 20 clips, this finds 62 in the
+    openness of `dheads.faces.eyelids`, and one false one (a laugh).
     """
     shut = openness < closed * np.nanmedian(openness) if np.isfinite(openness).any() else np.zeros(len(openness), bool)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], shut, [0]]).astype(int)))
@@ -66,12 +70,12 @@ def blinks(openness: np.ndarray, closed: float = 0.75, shortest: int = 2) -> lis
 
 
 def blinks_per_second(openness: np.ndarray) -> float:
-    """How often the eyes blink; NaN where there is no face at all."""
+    """Blinks per second, by the openness (F,) of the eyes; NaN if no frame has a face."""
     return len(blinks(openness)) * FPS / len(openness) if np.isfinite(openness).any() else float("nan")
 
 
 def blink_seconds(openness: np.ndarray) -> float:
-    """How long a blink takes, their mean; NaN where there is none."""
+    """The mean length of a blink in seconds, by the openness (F,) of the eyes; NaN without a blink."""
     lengths = [last - first + 1 for first, last in blinks(openness)]
     return float(np.mean(lengths)) / FPS if lengths else float("nan")
 
@@ -80,26 +84,26 @@ def blink_seconds(openness: np.ndarray) -> float:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity of two frames (H, W, 3) uint8, mean of R, G, B; 1 for equal ones.
+    """Structural similarity of two frames (H, W, 3) uint8, mean over R, G and B; 1 for equal ones.
 
-    As Wang et al. (2004) define it: a Gaussian window of 1.5 px, K1 0.01, K2 0.03. Sides of 11 px or more.
+    As Wang et al. (2004) define it: a Gaussian window of sigma 1.5 px, K1 0.01, K2 0.03. H and W are 11 or more.
     """
     return float(
-        structural_similarity(
+        structural_similarity(  # type: ignore[no-untyped-call]
             a, b, channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
     )
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two frames (H, W, 3) uint8, dB; at most 100, which equal frames have."""
+    """Peak signal-to-noise ratio of two frames (H, W, 3) uint8 in dB; at most 100, which is that of equal frames."""
     mse = np.square(a.astype(np.float64) - b).mean()
     # PSNR = 10 log10(255^2 / MSE)
     return float(min(100.0, 10 * np.log10(255**2 / max(mse, 1e-9))))
 
 
 def sharpness(crop: np.ndarray, points: np.ndarray) -> float:
-    """Variance of the Laplacian of the gray mouth region of a crop (S, S, 3) uint8 with landmarks (68, 2) px in it."""
+    """Variance of the Laplacian of the mouth region, in gray, of a crop (S, S, 3) uint8 with landmarks (68, 2) px."""
     x0, y0, x1, y1 = mouth_box(points, len(crop))
     laplacian = cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_64F)
     return float(laplacian[y0:y1, x0:x1].var())
@@ -112,46 +116,48 @@ def face_colour(crop: np.ndarray, face: np.ndarray) -> np.ndarray:
 
 
 def colour_drift(colours: np.ndarray) -> float:
-    """Absolute difference of colours (N, 3) in the last second and the first, of 0 to 255, mean of R, G, B."""
+    """Absolute difference between the mean colours (N, 3) of the last and the first second, mean over R, G and B."""
     first, last = _first_and_last(colours)
     return float(np.abs(last.mean(axis=0) - first.mean(axis=0)).mean())
 
 
 def colour_change(colours: np.ndarray) -> np.ndarray:
-    """Absolute difference (F,) of colours (F, 3) from their mean in the first second, mean of R, G, B.
+    """Absolute difference (F,) of colours (F, 3) from their mean in the first second, mean over R, G and B.
 
-    A row of NaN, a frame without a face, stays one.
+    NaN in frames without a face.
     """
     first, _ = _first_and_last(colours[np.isfinite(colours).all(axis=1)])
-    return np.abs(colours - first.mean(axis=0)).mean(axis=1)
+    change: np.ndarray = np.abs(colours - first.mean(axis=0)).mean(axis=1)
+    return change
 
 
 # ---- Landmarks ----
 
 
 def face_shapes(landmarks: np.ndarray) -> np.ndarray:
-    """Landmarks (F, 68, 2) px laid on the mean face, each frame by itself, in eye distances."""
+    """Landmarks (F, 68, 2) px aligned to the mean face, each frame by itself, in eye distances."""
     unit = replace(_ALIGNMENT, eye_distance=1.0, smooth_frames=0.0)
     matrices = align_transforms(landmarks, unit, 1)
     return np.stack([apply_transform(matrix, points) for matrix, points in zip(matrices, landmarks, strict=True)])
 
 
 def shape_distance(shapes: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Mean distance (...) of the landmarks that speech does not move: neither mouth nor lower jaw."""
-    return np.linalg.norm(shapes[..., _RIGID, :] - other[..., _RIGID, :], axis=-1).mean(axis=-1)
+    """Mean distance (...) of shapes (..., 68, 2) from others, over the landmarks other than the mouth and lower jaw."""
+    distance: np.ndarray = np.linalg.norm(shapes[..., _RIGID, :] - other[..., _RIGID, :], axis=-1).mean(axis=-1)
+    return distance
 
 
 def landmark_drift(shapes: np.ndarray) -> float:
-    """Distance of the mean of shapes (N, 68, 2) in the last second from that in the first, in eye distances."""
+    """Distance between the mean shapes (N, 68, 2) of the last and the first second, in eye distances."""
     first, last = _first_and_last(shapes)
     return float(shape_distance(last.mean(axis=0), first.mean(axis=0)))
 
 
 def lmd(a: np.ndarray, b: np.ndarray, size: int) -> float:
-    """Landmark distance of the mouths of the same frames of two videos, px at 128 (Chen et al. 2018); 0 for equal ones.
+    """Distance of the mouth landmarks of two videos in px at 128 (Chen et al. 2018); 0 for equal ones.
 
-    LMD = mean over frames and mouth landmarks of |a - b|, each frame's mouths laid on one centre first. a and b are
-    landmarks (F, 68, 2) px in aligned crops of `size` px; frames in which one has no face count nowhere.
+    LMD = mean over frames and mouth landmarks of |a - b|, the mouths of each frame centred first. a and b are
+    landmarks (F, 68, 2) px in aligned crops of `size` px; frames in which one has no face are ignored.
     """
     mouths = [points[:, MOUTH] - points[:, MOUTH].mean(axis=1, keepdims=True) for points in (a, b)]  # (F, 20, 2)
     distances = np.linalg.norm(mouths[0] - mouths[1], axis=-1).mean(axis=-1)  # (F,)
@@ -160,6 +166,6 @@ def lmd(a: np.ndarray, b: np.ndarray, size: int) -> float:
 
 
 def _first_and_last(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last second; of a clip under two seconds, its halves."""
+    """The first and the last second; the two halves of a clip shorter than two seconds."""
     count = max(1, min(FPS, len(frames) // 2))
     return frames[:count], frames[-count:]

@@ -1,7 +1,7 @@
-"""Whether a generated face is still the same person: the cosine of face embeddings by OpenCV's SFace.
+"""The similarity of a face to an identity: the cosine of face embeddings by OpenCV's SFace.
 
-SFace (Zhong et al., 2021) gives 128 numbers for a face of 112 px whose eyes, nose and mouth lie where it learned them.
-OpenCV takes two faces for one person's from a cosine of 0.363 on.
+SFace (Zhong et al., 2021) embeds a face of 112 px, aligned to the positions of eyes, nose and mouth of its training
+data, as 128 numbers. OpenCV takes two faces for the same person's from a cosine of 0.363 on.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dheads.errors import DheadsError
 from dheads.faces.alignment import EYES, fit_similarity, warp
 from dheads.weights.checkpoints import fetch
 
-_SIZE, _DIM = 112, 128  # px of a face, numbers of an embedding
-# Where SFace wants the left eye of the picture, the right one, the tip of the nose, and the corners of the mouth, px.
+_SIZE, _DIM = 112, 128  # px of an aligned face, dimensions of its embedding
+# Positions in an aligned face of the eye on the left, the right one, the tip of the nose, and the mouth's corners, px.
 _TEMPLATE = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
@@ -24,7 +24,7 @@ _NOSE_AND_MOUTH = [30, 48, 54]
 
 
 class Recogniser:
-    """SFace, run by cv2.dnn: cv2.FaceRecognizerSF does the same, but warns of OpenCV 5's engine at every start."""
+    """SFace, run by cv2.dnn, as cv2.FaceRecognizerSF prints a warning about OpenCV 5's engine at every start."""
 
     def __init__(self, net: cv2.dnn.Net) -> None:
         self._net = net
@@ -32,7 +32,7 @@ class Recogniser:
     def __call__(self, frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         """The embedding (128,) float64, of length 1, of a frame (H, W, 3) uint8 RGB with landmarks (68, 2) px.
 
-        NaN where the landmarks are NaN.
+        NaN if the landmarks are NaN.
         """
         if not np.isfinite(landmarks).all():
             return np.full(_DIM, np.nan)
@@ -42,7 +42,7 @@ class Recogniser:
 
 
 def load_recogniser(progress: bool = True) -> Recogniser:
-    """SFace, downloaded at the first call. Raises DheadsError, which says where the file belongs."""
+    """SFace, downloaded on first use. Raises DheadsError if the download fails or OpenCV cannot open the file."""
     path = fetch("sface", progress)
     try:
         return Recogniser(cv2.dnn.readNetFromONNX(np.fromfile(path, np.uint8)))
@@ -57,10 +57,10 @@ def similarity(
     identity_frame: np.ndarray,
     identity_landmarks: np.ndarray,
 ) -> np.ndarray:
-    """The cosine (F,) of every frame's embedding with the identity frame's: 1 for the same picture, NaN without a face.
+    """The cosine (F,) of each frame's embedding with that of the identity frame; NaN in frames without a face.
 
-    frames: F of (H, W, 3) uint8 RGB with landmarks (F, 68, 2) px, a NaN row where there is no face; identity_frame
-    (H, W, 3) with (68, 2). Raises DheadsError where the identity frame has no face.
+    frames: F of (H, W, 3) uint8 RGB, with landmarks (F, 68, 2) px, NaN in frames without a face. identity_frame:
+    (H, W, 3) uint8 RGB, with landmarks (68, 2) px. Raises DheadsError if it has no face.
     """
     identity = recogniser(identity_frame, identity_landmarks)
     if np.isnan(identity).any():
@@ -69,6 +69,6 @@ def similarity(
 
 
 def sface_transform(landmarks: np.ndarray) -> np.ndarray:
-    """The similarity (2, 3) that lays a face's landmarks (68, 2) px, by least squares, where SFace wants them."""
+    """The least-squares similarity transform (2, 3) of landmarks (68, 2) px to the positions that SFace expects."""
     eyes = [landmarks[eye].mean(axis=0) for eye in EYES]
     return fit_similarity(np.stack([*eyes, *landmarks[_NOSE_AND_MOUTH]]), _TEMPLATE)

@@ -1,11 +1,10 @@
-"""Clips of a prepared dataset made anew: from their first frame and their own sound."""
+"""Generating the clips of a prepared dataset from their first frame and their sound."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dheads.config import Config
+from dheads.dataset.choice import alternate_speakers
 from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
+from dheads.evaluation.results import Facts
 from dheads.media.sound import add_noise, load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
@@ -27,33 +28,25 @@ _SETTINGS = "settings.json"
 
 
 def chosen_clips(dataset: Dataset, split: str, limit: int | None) -> list[Clip]:
-    """The split's moving clips, those of different speakers first, so that a limit takes many people in.
-
-    Raises DheadsError where there is none.
-    """
+    """The videos of a split, at most `limit`, of as many speakers as possible. Raises DheadsError if there is none."""
     clips = [clip for clip in dataset.split(split) if clip.moves]
     if not clips:
         raise DheadsError(f"{dataset.root}: has no moving clip in the split {split!r}; choose train, val or test")
-    turns: dict[str, int] = {}
-    order = []
-    for clip in clips:
-        turns[clip.speaker] = turns.get(clip.speaker, 0) + 1
-        order.append((turns[clip.speaker], clip.clip, clip))
-    return [clip for _, _, clip in sorted(order)][:limit]
+    return alternate_speakers(clips)[:limit]
 
 
-def heard_speech(dataset: Dataset, config: Config, device: torch.device, progress: bool) -> Callable[[Clip], Tensor]:
-    """What a network hears of a clip, (F, D): as it was prepared, or with the noise that its weights want to hear."""
+def clip_speech(dataset: Dataset, config: Config, device: torch.device, progress: bool) -> Callable[[Clip], Tensor]:
+    """A function that returns a clip's speech embeddings (F, D): as prepared, or with the weights' room noise."""
     level = config.extensions.sound.room_noise
     if not level:
         return lambda clip: dataset.labels(clip)["speech"]
     encoder = load_speech_encoder(config.conditioning.speech_encoder, device, progress)
 
-    def heard(clip: Clip) -> Tensor:
+    def encode(clip: Clip) -> Tensor:
         waveform = load_waveform(clip_path(dataset.root, clip.clip, "mp4"))
         return torch.cat([*encoder.encode_pieces(add_noise([waveform], level), clip.frames)]).cpu()
 
-    return heard
+    return encode
 
 
 def remake(
@@ -63,17 +56,17 @@ def remake(
     speech: Callable[[Clip], Tensor],
     folder: Path,
     seed: int,
-    places: int,
+    slots: int,
     progress: bool,
 ) -> list[tuple[str, str]]:
-    """Write <folder>/<clip>.mp4 for every clip that is not there yet, `places` at once, by what `speech` says is heard;
-    returns (clip, reason) of the clips that cannot be read.
+    """Write <folder>/<clip>.mp4 for every clip that has none yet, `slots` clips in lock-step.
 
-    A clip's pictures do not depend on what is made beside it but for the device's rounding.
-    Raises DheadsError where a video cannot be written.
+    speech: returns the embeddings (F, D) of a clip. Returns (clip, reason) of the clips that cannot be read.
+    Other clips in the batch change the pixels of a clip by no more than the device's rounding.
+    Raises DheadsError if a video cannot be written.
     """
     todo = [clip for clip in clips if not _target(folder, clip).exists()]
-    taken: list[Clip] = []
+    started: list[Clip] = []
     failed: list[tuple[str, str]] = []
 
     def videos() -> Iterator[VideoSpec]:
@@ -83,24 +76,24 @@ def remake(
             except DheadsError as error:
                 failed.append((clip.clip, str(error)))
                 continue
-            taken.append(clip)
+            started.append(clip)
             yield video
 
-    made: dict[int, list[np.ndarray]] = {}
-    frames = sum(clip.frames for clip in todo)
-    with tqdm(total=frames, desc="sample", unit="frame", disable=not progress or not todo) as bar:
-        for index, frame, last in in_lockstep(engine, videos(), max(1, min(places, len(todo)))):
-            made.setdefault(index, []).append(frame)
+    unfinished: dict[int, list[np.ndarray]] = {}  # frames by index in `started`
+    total = sum(clip.frames for clip in todo)
+    with tqdm(total=total, desc="sample", unit="frame", disable=not progress or not todo) as bar:
+        for index, frame, last in in_lockstep(engine, videos(), max(1, min(slots, len(todo)))):
+            unfinished.setdefault(index, []).append(frame)
             bar.update()
             if last:
-                _write(folder, dataset, taken[index], made.pop(index))
+                _write(folder, dataset, started[index], unfinished.pop(index))
     return failed
 
 
 def _write(folder: Path, dataset: Dataset, clip: Clip, frames: list[np.ndarray]) -> None:
     target = _target(folder, clip)
     _make_folder(target.parent)
-    # As it is: a codec must not come between what is measured of a made clip and of the true one.
+    # The sound is copied, as encoding it again would change the measures of generated and real sound differently.
     write_video(target, frames, clip_path(dataset.root, clip.clip, "mp4"), audio_codec="copy")
 
 
@@ -115,10 +108,10 @@ def _make_folder(folder: Path) -> None:
         raise DheadsError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Note in <folder>/settings.json how its videos are made.
+def claim(folder: Path, settings: Facts) -> None:
+    """Record in <folder>/settings.json how the videos of the folder are generated.
 
-    Raises DheadsError for a folder whose videos were made otherwise, as both together would be nobody's figures.
+    Raises DheadsError for a folder with videos of other settings, as measures of both together would describe neither.
     """
     path = folder / _SETTINGS
     _make_folder(folder)

@@ -1,6 +1,7 @@
-"""A Turing test: people see generated and real clips and say which is which, as in the paper's Turing test.
+"""A Turing test as in the paper: people watch generated and real clips and judge which are real.
 
-The page keeps the votes in the voter's browser, sends nothing, gives the votes as a file, and holds no answer.
+The page does not contain the answers. It keeps the votes in the voter's browser, sends nothing, and saves them as a
+file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from dheads.errors import DheadsError
 from dheads.media.playback import longer_side, write_playable
@@ -24,12 +26,12 @@ from dheads.system.files import complete_or_absent, part_of
 GENERATED, REAL = "generated", "real"
 _MAX_FILE_BYTES = 1_000_000
 _Z = 1.959964  # of the normal distribution, for 95 %
-_TOKENS = "/*tokens*/[]"  # where the page gets its clips
+_TOKENS = "/*tokens*/[]"  # in the page: the list of its clips
 
 
 @dataclass(frozen=True)
 class Share:
-    """How often clips were judged real, with Wilson's 95 % interval."""
+    """The share of votes that judge a clip real, with Wilson's 95 % interval."""
 
     real: int
     votes: int
@@ -40,6 +42,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Tally:
+    """The result of a Turing test."""
+
     voters: int
     generated: Share
     real: Share
@@ -51,19 +55,20 @@ class Tally:
 def write_turing_test(
     generated: dict[str, Path], real: dict[str, Path], count: int, folder: Path | str, seed: int
 ) -> Path:
-    """`folder` with a page that shows `count` generated and `count` real videos; returns the key, which lies beside it.
+    """Write a page that shows `count` generated and `count` real videos to `folder`, and its key next to the folder.
 
-    generated, real: videos by name. Where there are enough, no name is shown twice. All are written anew in one form
-    (25 fps, no larger than the smallest, without metadata) and under random names, so that no file tells what it is.
-    The pictures should show the same part of the head, or that tells. seed: which clips are taken.
-    Raises DheadsError for too few or unreadable videos, and where the folder or the key is there already.
+    generated, real: videos by name; no name is shown twice if there are enough. All are encoded again in the same way
+    (25 fps, no larger than the smallest, without metadata) under random names, so that no file reveals its kind. The
+    videos should show the same part of the head, or that reveals it. seed: for the choice of clips.
+    Returns the path of the key. Raises DheadsError for too few or unreadable videos, and if the folder or the key
+    exists.
     """
     folder = Path(folder)
     key = Path(f"{folder.absolute()}-key.json")
     for path in (folder, key):
         if path.exists():
             raise DheadsError(f"{path} is there already; choose another folder, or move it away")
-    chosen = _choice(generated, real, count, random.Random(seed))
+    chosen = choose(generated, real, count, random.Random(seed))
     side = min(longer_side(path) for _, _, path in chosen)
     test = secrets.token_hex(8)
     tokens = sorted(secrets.token_hex(8) for _ in chosen)
@@ -87,18 +92,18 @@ def write_turing_test(
     return key
 
 
-def _choice(
-    generated: dict[str, Path], real: dict[str, Path], count: int, draw: random.Random
+def choose(
+    generated: dict[str, Path], real: dict[str, Path], count: int, rng: random.Random
 ) -> list[tuple[str, str, Path]]:
-    """(kind, clip, video) of each that is shown. Real clips whose generated ones are not shown come first."""
+    """(kind, clip, video) of the shown videos; preferably real clips of which the generated video is not shown."""
     if count < 1:
         raise DheadsError(f"a Turing test of {count} clips shows nothing; ask for 1 or more")
     for kind, videos in ((GENERATED, generated), (REAL, real)):
         if len(videos) < count:
             raise DheadsError(f"a Turing test of {count} clips of each kind needs more than {len(videos)} {kind} ones")
-    ours = draw.sample(sorted(generated), count)
-    truth = sorted(draw.sample(sorted(real), len(real)), key=lambda clip: clip in ours)[:count]
-    return [(GENERATED, clip, generated[clip]) for clip in ours] + [(REAL, clip, real[clip]) for clip in truth]
+    made = rng.sample(sorted(generated), count)
+    truth = sorted(rng.sample(sorted(real), len(real)), key=lambda clip: clip in made)[:count]
+    return [(GENERATED, clip, generated[clip]) for clip in made] + [(REAL, clip, real[clip]) for clip in truth]
 
 
 def _page(test: str, tokens: list[str]) -> str:
@@ -110,9 +115,9 @@ def _page(test: str, tokens: list[str]) -> str:
 
 
 def tally(votes_files: Sequence[Path | str], key: Path | str) -> Tally:
-    """The shares of votes for "real", of all voters together (a voter's votes count as independent).
+    """Count the votes of all voters, whose single votes are taken as independent.
 
-    Raises DheadsError for a file that is damaged, of another test, or of a voter who was counted already.
+    Raises DheadsError for a file that is damaged, of another test, or of a voter counted before.
     """
     key = Path(key)
     test, kinds = _read_key(key)
@@ -121,7 +126,7 @@ def tally(votes_files: Sequence[Path | str], key: Path | str) -> Tally:
     for path in map(Path, votes_files):
         voter, answers = _read_votes(path, test, kinds)
         if voter in voters:
-            raise DheadsError(f"{path} holds the votes of {voters[voter]} once more; give each voter's file once")
+            raise DheadsError(f"{path} is of the same voter as {voters[voter]}; give each voter's file once")
         voters[voter] = path
         for token, answer in answers.items():
             votes[kinds[token]].append(answer == REAL)
@@ -133,8 +138,9 @@ def tally(votes_files: Sequence[Path | str], key: Path | str) -> Tally:
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a share (E. B. Wilson, 1927): (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
+    """The 95 % confidence interval of a share (E. B. Wilson, 1927)."""
     p, n = successes / trials, trials
+    # (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     middle = p + _Z**2 / (2 * n)
     half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     scale = 1 + _Z**2 / n
@@ -146,19 +152,22 @@ def _share(real: int, votes: int) -> Share:
 
 
 def _read_key(path: Path) -> tuple[str, dict[str, str]]:
-    """(test, kind by token)."""
+    """(test, kind of each clip by its token)"""
     content = _read_json(path)
     clips, test = content.get("clips"), content.get("test")
     if not isinstance(test, str) or not isinstance(clips, dict) or not clips:
         raise DheadsError(f"{path} is no key of a Turing test; give the key.json that was written with the test")
-    kinds = {token: clip.get("kind") if isinstance(clip, dict) else None for token, clip in clips.items()}
-    if not all(kind in (GENERATED, REAL) for kind in kinds.values()):
-        raise DheadsError(f"{path} is a damaged key: a clip is neither generated nor real; write the test anew")
+    kinds: dict[str, str] = {}
+    for token, clip in clips.items():
+        kind = clip.get("kind") if isinstance(clip, dict) else None
+        if kind not in (GENERATED, REAL):
+            raise DheadsError(f"{path} is a damaged key: a clip is neither generated nor real; write the test again")
+        kinds[token] = kind
     return test, kinds
 
 
 def _read_votes(path: Path, test: str, kinds: dict[str, str]) -> tuple[str, dict[str, str]]:
-    """(voter, answer by token)."""
+    """(voter, answer by the clip's token)"""
     content = _read_json(path)
     voter, answers = content.get("voter"), content.get("votes")
     if content.get("test") != test:
@@ -171,7 +180,7 @@ def _read_votes(path: Path, test: str, kinds: dict[str, str]) -> tuple[str, dict
     return voter, answers
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_FILE_BYTES + 1)

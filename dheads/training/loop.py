@@ -14,9 +14,10 @@ import torch
 from tqdm import tqdm
 
 from dheads.config import FPS, Config, override, to_toml
+from dheads.dataset.choice import choose_evenly
 from dheads.dataset.clips import ResidentClips, fits
 from dheads.dataset.dataset import Dataset
-from dheads.dataset.manifest import Clip, clip_path
+from dheads.dataset.manifest import clip_path
 from dheads.denoiser import Denoiser
 from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
@@ -289,7 +290,7 @@ class _Records:
     def show(self) -> None:
         """A video of each of some held-out clips from its first frame and its sound, beside the truth."""
         config, folder = self._state.config, self._run / "samples"
-        for clip in _spread(self._held_out or self._dataset.split("train"), config.run.sample_clips):
+        for clip in choose_evenly(self._held_out or self._dataset.split("train"), config.run.sample_clips):
             with self._going_on(f"no sample video of {clip.clip}"):
                 folder.mkdir(exist_ok=True)
                 truth = self._dataset.frames(clip)[:_SAMPLE_FRAMES]
@@ -308,12 +309,3 @@ class _Records:
             if fatal:
                 raise
             self.journal.event(self._state.step, "failed", f"step {self._state.step}: {what}: {error}")
-
-
-def _spread(clips: list[Clip], count: int) -> list[Clip]:
-    """That many clips from all over the list: ones that move, where there are any, of as many speakers as possible."""
-    moving = [clip for clip in clips if clip.moves] or clips
-    firsts = list({clip.speaker: clip for clip in reversed(moving)}.values())[::-1]
-    pool = firsts if len(firsts) >= count else moving
-    count = min(count, len(pool))
-    return [pool[index * len(pool) // count] for index in range(count)]

@@ -22,7 +22,7 @@ from dheads import config as configuration
 from dheads.cli import licences
 from dheads.diffusion import SOLVERS
 from dheads.errors import DheadsError
-from dheads.evaluation.report import ClipReport, Report
+from dheads.evaluation.results import ClipReport, Report
 from dheads.sampling.jobs import Job
 
 RUN = "from dheads.cli import app; app(prog_name='dheads')"

@@ -1,4 +1,4 @@
-"""The list of measures and the paper's tables, row by row."""
+"""The catalogue of measures and the paper's tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ landmark_drift colour_drift wer
 """
 
 
-def test_every_measure_is_explained() -> None:
+def test_every_measure_is_defined() -> None:
     assert set(CATALOGUE) == set(NAMES.split())
     for name, measure in CATALOGUE.items():
         assert measure.name == name
@@ -23,7 +23,7 @@ def test_every_measure_is_explained() -> None:
 
 
 def test_the_papers_rows(shared: Path) -> None:
-    """As the facts about the paper have them."""
+    """As in paper.md."""
     text = (shared / "paper.md").read_text(encoding="utf-8")
     columns = ["fvd", "fid", "blinks_per_second", "blink_seconds", "ofm_paper", "fmse_paper", "av_offset"]
     columns += ["av_confidence", "wer"]

@@ -1,4 +1,4 @@
-"""OFM and F-MSE: closed form on constructed videos, as the released script has them and as they are meant."""
+"""OFM and F-MSE of constructed videos in closed form, as in the released script and as intended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dheads.evaluation.flow import Smoothness, smoothness
 from dheads.media.reading import read_frames
 
 FLAT = np.full((128, 128, 3), 100, np.uint8)
-JET_0 = 128 / 3  # the mean of (128, 0, 0), the map's colour for nothing
+JET_0 = 128 / 3  # mean of (128, 0, 0), the colour of zero
 
 
 def texture(seed: int = 0) -> np.ndarray:
@@ -41,7 +41,7 @@ def test_differences_wrap_as_published_and_do_not_in_truth(step: int, published:
 
 
 def test_flow_is_in_pixels_at_128() -> None:
-    """A shift of 2 px at 128 px is 2, also where the video is twice as large."""
+    """A shift of 2 px at 128 px scores 2, also in a video twice as large."""
     picture = texture()
     small = [picture[10 : 10 + 128, k : k + 128] for k in range(0, 8, 2)]
     assert smoothness(small)["ofm"] == pytest.approx(2, abs=0.15)
@@ -50,7 +50,7 @@ def test_flow_is_in_pixels_at_128() -> None:
 
 
 def test_the_published_flow_does_not_see_speed() -> None:
-    """Its stretch makes one moving corner and the same at twice the speed alike."""
+    """As it is stretched, a moving corner scores the same at twice the speed."""
     picture = texture()
     values = {}
     for speed in (1, 2):
@@ -62,7 +62,7 @@ def test_the_published_flow_does_not_see_speed() -> None:
 
 
 def test_the_colours_are_those_of_the_released_script() -> None:
-    """The channels are read as B, G, R, of which the gray picture for the flow is made."""
+    """Channels are in the order B, G, R when they are converted to gray."""
     red, blue = np.zeros((2, 128, 128, 3), np.uint8)
     red[..., 0] = texture()[:128, :128, 0]
     blue[..., 2] = red[..., 0]
@@ -82,7 +82,7 @@ def test_fewer_than_two_frames_have_no_value() -> None:
 
 
 def test_frames_are_taken_one_at_a_time() -> None:
-    """Only the last frame is kept: the frames' own memory is reused."""
+    """Only the last frame is kept, as a copy: the memory of the frames can be reused."""
     buffer = np.empty_like(FLAT)
 
     def reused() -> Iterator[np.ndarray]:
@@ -94,7 +94,7 @@ def test_frames_are_taken_one_at_a_time() -> None:
 
 
 def test_a_real_clip(shared: Path) -> None:
-    """As the published figures: CREMA's real clips have OFM 68.76 and F-MSE 7.76, LRW's 72.02 and 27.34."""
+    """In the range of the paper: real clips have OFM 68.76 and F-MSE 7.76 in CREMA, 72.02 and 27.34 in LRW."""
     meter = Smoothness()
     for frame in islice(read_frames(shared / "data" / "grid" / "other_lbbc2a.mp4"), 25):
         meter.add(frame)

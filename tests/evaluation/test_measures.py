@@ -1,4 +1,4 @@
-"""Measures in closed form, on constructed signals, pictures and landmarks."""
+"""Measures of constructed signals, pictures and landmarks, in closed form."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_sharpness() -> None:
     assert sharpness(elsewhere, FACE) == 0
 
 
-def test_shapes_do_not_depend_on_place_size_and_angle() -> None:
+def test_shapes_do_not_depend_on_position_size_and_angle() -> None:
     angle = 0.4
     turned = 2.5 * FACE @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + (40, 9)
     shapes = face_shapes(np.stack([FACE, turned, np.full((68, 2), np.nan)]))
@@ -140,7 +140,7 @@ def test_ssim_of_flat_frames() -> None:
 
 
 def test_ssim_of_a_frame_and_its_negative() -> None:
-    """Of equal mean and variance v, and covariance -v, SSIM is (C2 - 2 v) / (C2 + 2 v): near to -1."""
+    """With equal means, variance v and covariance -v, SSIM is (C2 - 2 v) / (C2 + 2 v), close to -1."""
     y, x = np.mgrid[:64, :64]
     board = np.where((x + y) % 2, 255, 0).astype(np.uint8)[..., None].repeat(3, axis=-1)
     assert ssim(board, 255 - board) == pytest.approx(-1, abs=0.01)
@@ -164,7 +164,7 @@ def test_psnr_of_equal_frames_is_finite() -> None:
 def test_lmd() -> None:
     still = np.repeat(FACE[None], 4, axis=0)
     moved = still.copy()
-    moved[1, 51] += (0, 10)  # one of 20 points: its distance to the mouth's new centre and that of the others
+    moved[1, 51] += (0, 10)  # one of 20 points: 9.5 px from the new centre, and the others 0.5 px
     assert lmd(still, still, 128) == 0
     assert lmd(moved, still, 128) == pytest.approx((9.5 + 19 * 0.5) / 20 / 4)
 

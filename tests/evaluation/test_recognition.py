@@ -1,4 +1,4 @@
-"""Identity similarity: alignment and cosine, beside OpenCV's own class; a small network stands in for SFace."""
+"""Identity similarity: alignment and cosine against OpenCV's class, with a small network in place of SFace."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dheads.faces.landmarks import find_face, load_backend
 from dheads.media.photos import load_photo
 from dheads.weights import checkpoints as weights
 
-# The weights of the stand-in: 8 x 8 means of each colour, red first, to 128 numbers.
+# The weights of the stand-in network: from 8 x 8 means of each colour, red first, to 128 dimensions.
 WEIGHTS = np.random.default_rng(0).standard_normal((192, 128)).astype(np.float32)
-# Where OpenCV's alignCrop lays the eyes, the tip of the nose and the corners of the mouth, px.
+# Positions to which OpenCV's alignCrop moves the eyes, the tip of the nose and the corners of the mouth, px.
 LEVEL = np.array([(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)])
 
 
@@ -47,7 +47,7 @@ def moved(points: np.ndarray, degrees: float, scale: float, shift: tuple[float, 
     return points @ np.array([[cos, sin], [-sin, cos]]) + shift
 
 
-def test_a_turned_and_enlarged_face_is_laid_where_sface_wants_it() -> None:
+def test_a_turned_and_enlarged_face_is_aligned_for_sface() -> None:
     points = moved(LEVEL, degrees=35, scale=2.5, shift=(200, -40))
     np.testing.assert_allclose(apply_transform(sface_transform(with_points(points)), points), LEVEL, atol=1e-9)
 
@@ -55,7 +55,7 @@ def test_a_turned_and_enlarged_face_is_laid_where_sface_wants_it() -> None:
 def test_alignment_and_embedding_are_those_of_opencvs_class(
     recogniser: Recogniser, face: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
-    """At a scale near 1, where OpenCV does not skip pixels."""
+    """At a scale close to 1, at which OpenCV does not skip pixels."""
     theirs = cv2.FaceRecognizerSF.create(str(tmp_path / "sface.onnx"), "")
     picture, landmarks = face
     side = round(picture.shape[0] * np.linalg.norm(sface_transform(landmarks)[0, :2]))
@@ -88,7 +88,7 @@ def test_the_cosine_is_that_of_the_networks_numbers_for_red_green_and_blue(
     assert expected < 0.99
 
 
-def test_size_and_place_of_the_face_do_not_matter(recogniser: Recogniser, face: tuple[np.ndarray, np.ndarray]) -> None:
+def test_size_and_position_do_not_matter(recogniser: Recogniser, face: tuple[np.ndarray, np.ndarray]) -> None:
     picture, landmarks = face
     side = picture.shape[0] // 2
     matrix = invert_transform(np.array([[1.9, 0.3, 5.0], [-0.3, 1.9, 8.0]]))
@@ -123,7 +123,7 @@ def test_a_file_that_opencv_cannot_open(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, path: Path, content: bytes) -> None:
-    """A file in the cache with that content is the one that weights.toml has; it can be had nowhere else."""
+    """Make weights.toml list a file in the cache with that content; its URL cannot be reached."""
     path.write_bytes(content)
     entry = {
         "kind": "metric",
@@ -136,11 +136,11 @@ def listed(monkeypatch: pytest.MonkeyPatch, path: Path, content: bytes) -> None:
     monkeypatch.setenv("DHEADS_HOME", str(path.parent))
 
 
-# --- An ONNX file, in protobuf's encoding: fields of a number and a value
+# --- An ONNX file in protobuf encoding: fields of a number and a value
 
 
 def stand_in() -> bytes:
-    """A network of SFace's form, (1, 3, 112, 112) -> (1, 128): means of 14 x 14 px, then a matrix."""
+    """A network with SFace's input and output, (1, 3, 112, 112) -> (1, 128): means of 14 x 14 px, then a matrix."""
     window = [_bytes(5, _bytes(1, name) + b"".join(_int(8, 14) for _ in "hw") + _int(20, 7)) for name in _WINDOW]
     nodes = [
         _node("AveragePool", ["data"], "means", *window),

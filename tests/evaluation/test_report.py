@@ -1,4 +1,4 @@
-"""The report of an evaluation: files for programs, a table for the terminal, and the page, seen in a browser."""
+"""The report of an evaluation: files, the table for a terminal, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 from browser import Browser
 
 from dheads.errors import DheadsError
-from dheads.evaluation import report as report_module
+from dheads.evaluation import page as page_module
 from dheads.evaluation.catalogue import CATALOGUE, PAPER
-from dheads.evaluation.report import ClipReport, Report, figure, screen_table, write_report
+from dheads.evaluation.report import screen_table, write_report
+from dheads.evaluation.results import ClipReport, Report, figure
 from dheads.media.playback import plays_in_browsers
 from dheads.media.reading import read_frames
 
@@ -28,7 +29,7 @@ CLIPS = ("talkvid/Language_en", "grid/s1_bbal7s", "hdtf/WDA_BobMenendez_000")
 
 @pytest.fixture(scope="module")
 def report(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Real clips stand in for generated ones; the last has a name as bad as can be, and a real clip in another form."""
+    """Real clips stand in for generated ones; the last one has a hostile name and its real clip another format."""
     flv = tmp_path_factory.mktemp("flv") / "real.flv"
     _as_flv(shared / "data" / "grid" / "s1_bbas3a.mp4", flv)
     sources = [shared / "data" / f"{clip}.mp4" for clip in CLIPS]
@@ -69,7 +70,7 @@ def folder(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _as_flv(source: Path, target: Path) -> None:
-    """As CREMA-D's videos are: no browser plays them."""
+    """Convert to the format of CREMA-D, which no browser plays."""
     with av.open(str(target), "w", format="flv") as output:
         stream = output.add_stream("flv1", rate=25)
         stream.width, stream.height, stream.pix_fmt = 224, 224, "yuv420p"
@@ -255,15 +256,15 @@ def test_the_first_the_best_and_the_worst_are_shown() -> None:
     ]
     clips[15].values["mouth_correlation"] = -0.5
     clips[3].values.clear()
-    assert report_module._selection(clips) == dict.fromkeys(range(12), "") | {
+    assert page_module.selection(clips) == dict.fromkeys(range(12), "") | {
         19: "the mouth follows best",
         15: "the mouth follows worst",
     }
 
 
 def test_a_page_has_room_for_so_many_bytes_of_video(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_module, "_MAX_VIDEO_BYTES", 350_000)
-    assert [pair.clip.clip for pair in report_module._videos(report)] == list(CLIPS[:2])
+    monkeypatch.setattr(page_module, "_MAX_VIDEO_BYTES", 350_000)
+    assert [pair.clip.clip for pair in page_module.shown_clips(report)] == list(CLIPS[:2])
 
 
 def test_which_videos_browsers_play(report: Report, shared: Path) -> None:

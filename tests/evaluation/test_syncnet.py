@@ -1,4 +1,4 @@
-"""SyncNet against reference numbers of the released code, its windows, crops and search, and what it refuses."""
+"""SyncNet: reference values of the released code, windows, search, errors and loading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,9 +19,8 @@ from torch import Tensor
 
 from dheads.errors import DheadsError
 from dheads.evaluation import syncnet
-from dheads.evaluation.syncnet import SIZE, SyncNet, face_crops, load_syncnet, mfcc, offset_of, sync
-from dheads.faces.landmarks import load_backend
-from dheads.media.reading import read_frames
+from dheads.evaluation.syncnet import SyncNet, load_syncnet, offset_of, sync
+from dheads.evaluation.syncnet_crops import SIZE
 from dheads.weights import checkpoints as weights
 
 FRAMES = 24
@@ -34,7 +32,7 @@ def golden(shared: Path) -> dict[str, Any]:
 
 
 def formula_state(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """The weights of which the reference numbers were computed."""
+    """The weights with which the reference values were computed."""
     state = {}
     for i, (name, shape) in enumerate(sorted(shapes.items())):
         count = math.prod(shape)
@@ -66,7 +64,7 @@ def net(state: dict[str, Tensor]) -> SyncNet:
 
 @pytest.fixture(scope="module")
 def pictures() -> np.ndarray:
-    """(24, 224, 224, 3) uint8, in the order of channels in which the network takes them."""
+    """(24, 224, 224, 3) uint8 BGR, as the network expects them."""
     t, y, x, c = np.meshgrid(*map(np.arange, (FRAMES, SIZE, SIZE, 3)), indexing="ij", sparse=True)
     waves = np.sin(0.05 * x + 0.03 * y * (1 + 0.1 * t) + 0.4 * t + c)
     return np.round(127.5 + 127.5 * waves).astype(np.uint8)
@@ -79,20 +77,13 @@ def sound() -> np.ndarray:
     return np.round(8000 * chirp * (0.6 + 0.4 * np.sin(8 * np.pi * u))).astype(np.int16)
 
 
-# ---- Reference numbers ----
+# ---- Reference values ----
 
 
 def test_names_and_shapes_are_the_released_networks(golden: dict[str, Any]) -> None:
     with torch.device("meta"):
         shapes = {name: list(tensor.shape) for name, tensor in SyncNet().state_dict().items()}
     assert shapes == golden["state_names"]
-
-
-def test_mfcc_equal_the_reference(golden: dict[str, Any], sound: np.ndarray) -> None:
-    found = mfcc(sound)
-    assert list(found.shape) == golden["mfcc_shape"]
-    np.testing.assert_allclose(found[0], golden["mfcc_row0"], atol=1e-9)
-    np.testing.assert_allclose(found[40], golden["mfcc_row40"], atol=1e-9)
 
 
 def test_embeddings_and_sync_equal_the_reference(
@@ -119,58 +110,12 @@ def test_embeddings_and_sync_equal_the_reference(
         assert float((seen["lip"] - shift).norm(dim=1).mean()) == pytest.approx(distance, abs=1e-3)
 
 
-# ---- MFCC ----
-
-
-def cepstra_by_definition(window: np.ndarray) -> np.ndarray:
-    """One row, with sums written out, of 400 samples that preemphasis has gone over."""
-    n, k = np.arange(400), np.arange(257)[:, None]
-    power = np.abs((window * np.exp(-2j * np.pi * k * n / 512)).sum(axis=1)) ** 2 / 512
-    mels = [2595 * math.log10(1 + 8000 / 700) * m / 27 for m in range(28)]
-    bins = [int(513 * 700 * (10 ** (mel / 2595) - 1) / 16_000) for mel in mels]
-    logs = []
-    for low, peak, high in zip(bins, bins[1:], bins[2:], strict=False):
-        rising = sum(power[b] * (b - low) / (peak - low) for b in range(low, peak))
-        falling = sum(power[b] * (high - b) / (high - peak) for b in range(peak, high))
-        logs.append(math.log(rising + falling))
-    row = []
-    for i in range(13):
-        cosines = sum(log * math.cos(math.pi * i * (2 * j + 1) / 52) for j, log in enumerate(logs))
-        row.append((1 + 11 * math.sin(math.pi * i / 22)) * math.sqrt(2 / 26) * cosines)
-    return np.array([math.log(power.sum()), *row[1:]])
-
-
-def test_mfcc_follow_their_definition() -> None:
-    sound = np.random.default_rng(0).normal(0, 1000, 800)
-    emphasised = np.concatenate([sound[:1], sound[1:] - 0.97 * sound[:-1]])
-    found = mfcc(sound)
-    assert found.shape == (4, 13)
-    np.testing.assert_allclose(found[1], cepstra_by_definition(emphasised[160:560]), rtol=1e-9)
-    last = np.concatenate([emphasised[480:], np.zeros(80)])
-    np.testing.assert_allclose(found[3], cepstra_by_definition(last), rtol=1e-9)
-
-
-@pytest.mark.parametrize(("samples", "rows"), [(1, 1), (400, 1), (401, 2), (560, 2), (561, 3), (640 * 25, 99)])
-def test_mfcc_have_a_row_every_ten_milliseconds(samples: int, rows: int) -> None:
-    assert mfcc(np.ones(samples, np.int16)).shape == (rows, 13)
-
-
-def test_mfcc_of_long_sound_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch, sound: np.ndarray) -> None:
-    whole = mfcc(sound)
-    monkeypatch.setattr(syncnet, "_COLUMNS_AT_ONCE", 40)
-    np.testing.assert_allclose(mfcc(sound), whole, atol=1e-9)
-
-
-def test_mfcc_of_silence_are_finite() -> None:
-    assert np.isfinite(mfcc(np.zeros(1000, np.int16))).all()
-
-
 # ---- Search ----
 
 
 @pytest.fixture
 def embeddings() -> Tensor:
-    """Those of 60 windows, no two alike, of the norm that SyncNet's have about."""
+    """Embeddings of 60 windows, all different, of about the norm of SyncNet's."""
     return torch.nn.functional.normalize(torch.randn(60, 1024)) * 10
 
 
@@ -193,8 +138,8 @@ def test_reach_limits_the_offset(embeddings: Tensor) -> None:
     assert abs(offset_of(torch.roll(embeddings, 9, dims=0), embeddings, reach=4).offset) <= 4
 
 
-class Told(torch.nn.Module):
-    """Stands for the network: it says the brightness of the window's first picture, and how loud a window is."""
+class Brightness(torch.nn.Module):
+    """Stands in for SyncNet: embeds the brightness of a window's first picture, and whether a window is loud."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +158,7 @@ class Told(torch.nn.Module):
 
 
 def blinking(on: np.ndarray) -> Iterator[np.ndarray]:
-    """Pictures that are bright where `on` says so."""
+    """Pictures that are bright where `on` is true."""
     return (np.full((SIZE, SIZE, 3), 200 * int(bright), np.uint8) for bright in on)
 
 
@@ -225,14 +170,14 @@ def beeping(on: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("late", [0, 5, -5])
 def test_sound_that_comes_later_lowers_the_offset_by_as_many_frames(late: int) -> None:
     on = np.random.default_rng(1).random(120) < 0.4
-    found = sync(Told(), blinking(on), beeping(np.roll(on, late)))
+    found = sync(Brightness(), blinking(on), beeping(np.roll(on, late)))
     assert found.offset == -late
 
 
 def test_pictures_are_read_once_in_batches_and_only_as_far_as_there_is_sound() -> None:
     on = np.arange(60) % 7 < 3
     crops = blinking(on)
-    net = Told()
+    net = Brightness()
     sync(net, crops, beeping(on[:48]), batch=20)
     assert net.batches == [20, 20, 3], "48 frames of sound have 43 windows"
     assert sum(1 for _ in crops) == 12
@@ -240,7 +185,7 @@ def test_pictures_are_read_once_in_batches_and_only_as_far_as_there_is_sound() -
 
 def test_the_network_sees_blue_first() -> None:
     seen: list[Tensor] = []
-    net = Told()
+    net = Brightness()
     net.embed_picture = lambda x: seen.append(x) or torch.zeros(len(x), 1)
     crops = np.zeros((7, SIZE, SIZE, 3), np.uint8)
     crops[...] = (10, 20, 255)  # RGB
@@ -255,95 +200,21 @@ def test_the_network_sees_blue_first() -> None:
 def test_a_clip_of_too_few_frames_is_refused(frames: int) -> None:
     on = np.arange(25) % 2 == 0
     with pytest.raises(DheadsError, match="needs at least 6 frames and their sound"):
-        sync(Told(), blinking(on[:frames]), beeping(on))
+        sync(Brightness(), blinking(on[:frames]), beeping(on))
     with pytest.raises(DheadsError, match="needs at least 6 frames and their sound"):
-        sync(Told(), blinking(on), beeping(on)[: frames * 640])
+        sync(Brightness(), blinking(on), beeping(on)[: frames * 640])
 
 
 @pytest.mark.parametrize("level", [0, 500])
 def test_silence_is_refused(level: int) -> None:
     hum = level + np.random.default_rng(0).integers(-3, 4, 25 * 640)
     with pytest.raises(DheadsError, match="is silent, so SyncNet cannot say"):
-        sync(Told(), blinking(np.arange(25) % 2), hum.astype(np.int16))
+        sync(Brightness(), blinking(np.arange(25) % 2), hum.astype(np.int16))
 
 
 def test_the_loudest_sound_is_not_taken_for_silence() -> None:
     square = np.where(np.arange(25 * 640) % 16 < 8, 32767, -32768).astype(np.int16)
-    assert np.isfinite(sync(Told(), blinking(np.arange(25) % 2), square).distance)
-
-
-# ---- Crops ----
-
-
-def face(centre: tuple[float, float], width: float, height: float) -> np.ndarray:
-    """68 landmarks on an ellipse: (68, 2) px."""
-    angle = np.arange(68) / 68 * 2 * np.pi
-    return np.column_stack([centre[0] + width / 2 * np.cos(angle), centre[1] + height / 2 * np.sin(angle)])
-
-
-def cropped_by_slices(frame: np.ndarray, x: int, y: int, s: int) -> np.ndarray:
-    """The crop about a box as the released code cuts it: a gray border, whole pixels, cv2.resize."""
-    margin = int(s * 1.8)
-    framed = np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), constant_values=110)
-    left, top = x + margin - round(1.4 * s), y + margin - s
-    return cv2.resize(framed[top : top + round(2.8 * s), left : left + round(2.8 * s)], (SIZE, SIZE))
-
-
-@pytest.mark.parametrize("centre", [(150, 140), (20, 200)], ids=["inside", "at the edge"])
-def test_crops_are_cut_as_the_released_code_cuts_them(centre: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    frame = cv2.GaussianBlur(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8), (0, 0), 3)
-    # 100 px of landmarks and 32 of forehead: a box of 132 px, s = 66, whose centre is 16 px higher.
-    crops = np.stack(list(face_crops([frame] * 3, np.stack([face(centre, 90, 100)] * 3))))
-    assert crops.shape == (3, SIZE, SIZE, 3)
-    assert crops.dtype == np.uint8
-    expected = cropped_by_slices(frame, centre[0], centre[1] - 16, 66)[2:-2, 2:-2].astype(int)
-    difference = np.abs(crops[0][2:-2, 2:-2] - expected)
-    assert difference.mean() < 1  # 185 px are 184.8
-    assert np.array_equal(crops[0], crops[2])
-
-
-def test_a_single_jump_of_the_landmarks_does_not_move_the_crop() -> None:
-    frame = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
-    still = np.stack([face((150, 140), 90, 100)] * 20)
-    jumping = still.copy()
-    jumping[[0, 9, 10]] += 40
-    for crop, expected in zip(face_crops([frame] * 20, jumping), face_crops([frame] * 20, still), strict=True):
-        assert np.array_equal(crop, expected)
-
-
-def test_crops_follow_a_moving_face_and_pass_over_gaps() -> None:
-    frame = np.zeros((240, 320, 3), np.uint8)
-    landmarks = np.stack([face((100 + 2 * i, 140), 90, 100) for i in range(40)])
-    landmarks[[0, 17, 18, 39]] = np.nan
-    frames = []
-    for i in range(40):
-        cv2.circle(picture := frame.copy(), (100 + 2 * i, 124), 6, (255, 255, 255), -1)
-        frames.append(picture)
-    for crop in list(face_crops(frames, landmarks))[8:-8]:
-        white = np.argwhere(crop[..., 0] > 127)
-        y, x = white.mean(axis=0)
-        assert x == pytest.approx(SIZE / 2, abs=1)
-        assert y == pytest.approx(SIZE / 2.8, abs=1)
-
-
-def test_no_face_in_any_frame_is_refused_at_once() -> None:
-    with pytest.raises(DheadsError, match="no frame shows a face"):
-        face_crops([], np.full((3, 68, 2), np.nan))
-
-
-def test_a_real_face_fills_the_crop_as_the_network_expects(shared: Path) -> None:
-    """The box of a detector that was trained like the released code's, about the same frames."""
-    clip = shared / "data" / "grid" / "other_lbbc2a.mp4"
-    frames = [frame for _, frame in zip(range(13), read_frames(clip), strict=False)]
-    crops = list(face_crops(frames, load_backend("mesh").track(iter(frames))))
-    path = str(shared / "weights" / "face_detection_yunet_2023mar.onnx")
-    found = cv2.FaceDetectorYN.create(path, "", (SIZE, SIZE)).detect(cv2.cvtColor(crops[6], cv2.COLOR_RGB2BGR))[1]
-    x, y, width, height = found[0, :4]
-    # The box's centre lies in the middle and at 1 / 2.8 of the height, and its larger side is 2 / 2.8 of the crop.
-    assert x + width / 2 == pytest.approx(SIZE / 2, abs=10)
-    assert y + height / 2 == pytest.approx(SIZE / 2.8, abs=12)
-    assert max(width, height) == pytest.approx(SIZE * 2 / 2.8, rel=0.1)
+    assert np.isfinite(sync(Brightness(), blinking(np.arange(25) % 2), square).distance)
 
 
 # ---- Loading ----
@@ -356,7 +227,7 @@ def entry_of(content: bytes, url: str = "http://127.0.0.1:1/w") -> dict[str, Any
 
 @pytest.fixture
 def list_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Path]:
-    """Saves an object, or bytes, in the cache folder, as the file that weights.toml lists for SyncNet."""
+    """Saves an object, or bytes, in the cache folder as the file that weights.toml lists for SyncNet."""
 
     def save(content: Any) -> Path:
         path = tmp_path / "net.model"

@@ -1,4 +1,4 @@
-"""The Turing test: a page that does not tell, taken in a browser, and the count of its votes."""
+"""The Turing test: its files, its page in a browser, and counting the votes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from browser import Browser
 from real_data import decoded
 
 from dheads.errors import DheadsError
-from dheads.evaluation.turing import Share, Tally, _choice, tally, wilson_interval, write_turing_test
+from dheads.evaluation.turing import Share, Tally, choose, tally, wilson_interval, write_turing_test
 from dheads.media.reading import read_frames
 from dheads.media.writing import write_video
 
 pytest_plugins = "browser"
 
 FRAMES = 8
-# Counts a video as seen to its end, and gives an answer to each in turn.
+# Plays each video to its end and answers it.
 ANSWER_ALL = """
 (async () => {
   const seen = [];
@@ -45,7 +45,7 @@ ANSWER_ALL = """
 
 @pytest.fixture(scope="module")
 def sources(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Beginnings of real clips; the generated ones stand in, marked as dheads marks them, and smaller."""
+    """The first frames of real clips; the generated ones are smaller copies with the metadata of dheads."""
     root = tmp_path_factory.mktemp("sources")
     generated, real = {}, {}
     for index, name in enumerate(("s1_bbal7s", "s1_bbas3a", "s4_pgbq8s")):
@@ -72,11 +72,11 @@ def key_of(folder: Path) -> Path:
 
 
 def test_wilson_interval() -> None:
-    # Of none of n votes the interval reaches z^2 / (n + z^2).
+    # For 0 of n votes, the interval ends at z^2 / (n + z^2).
     z = 1.959964
     assert wilson_interval(0, 10) == pytest.approx((0, z**2 / (10 + z**2)))
     assert wilson_interval(10, 10) == pytest.approx((10 / (10 + z**2), 1))
-    # Of half of them it is 1/2 -+ z / (2 sqrt(n + z^2)).
+    # For half of them, it is 1/2 -+ z / (2 sqrt(n + z^2)).
     half = z / (2 * math.sqrt(40 + z**2))
     assert wilson_interval(20, 40) == pytest.approx((0.5 - half, 0.5 + half))
     # Its ends solve (p - s)^2 = z^2 s (1 - s) / n.
@@ -163,7 +163,7 @@ def test_what_is_no_key_is_refused(tmp_path: Path, content: dict, message: str) 
 def test_every_voter_counts_once(key: Path, tmp_path: Path) -> None:
     first = votes(tmp_path / "first.json")
     again = votes(tmp_path / "again.json", voter="first")
-    with pytest.raises(DheadsError, match=r"again.json holds the votes of .*first.json once more"):
+    with pytest.raises(DheadsError, match=r"again.json is of the same voter as .*first.json"):
         tally([first, again], key)
 
 
@@ -182,11 +182,11 @@ def test_no_votes_make_no_share(key: Path, tmp_path: Path) -> None:
 def test_no_clip_is_shown_twice_where_there_are_enough() -> None:
     videos = {str(i): Path(str(i)) for i in range(6)}
     for seed in range(20):
-        shown = _choice(videos, videos, 3, random.Random(seed))
+        shown = choose(videos, videos, 3, random.Random(seed))
         assert [kind for kind, _, _ in shown] == ["generated"] * 3 + ["real"] * 3
         assert {clip for _, clip, _ in shown} == set(videos)
-    assert _choice(videos, videos, 3, random.Random(1)) == _choice(videos, videos, 3, random.Random(1))
-    assert len({clip for _, clip, _ in _choice(videos, videos, 5, random.Random(0))}) == 6
+    assert choose(videos, videos, 3, random.Random(1)) == choose(videos, videos, 3, random.Random(1))
+    assert len({clip for _, clip, _ in choose(videos, videos, 5, random.Random(0))}) == 6
 
 
 def test_too_few_clips(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_nothing_is_half_written_or_overwritten(
         write_turing_test(generated, real, 1, tmp_path / "test", 0)
 
 
-def test_no_file_tells_what_it_is(folder: Path, sources: tuple[dict[str, Path], dict[str, Path]]) -> None:
+def test_no_file_reveals_its_kind(folder: Path, sources: tuple[dict[str, Path], dict[str, Path]]) -> None:
     key = json.loads(key_of(folder).read_text())["clips"]
     files = sorted(path.name for path in folder.iterdir())
     assert files == sorted([*(f"{token}.mp4" for token in key), "index.html"])
@@ -269,7 +269,7 @@ def test_votes_come_back_as_a_file(browser: Browser, folder: Path, tmp_path: Pat
     assert all(url.startswith(("file:", "data:", "blob:")) for url in browser.requests)
 
 
-def test_a_reload_goes_on_and_the_next_person_begins_anew(browser: Browser, folder: Path) -> None:
+def test_a_reload_continues_and_the_next_person_starts_over(browser: Browser, folder: Path) -> None:
     browser.open(folder / "index.html")
     browser.run("localStorage.clear()")
     browser.open(folder / "index.html")
@@ -280,10 +280,10 @@ def test_a_reload_goes_on_and_the_next_person_begins_anew(browser: Browser, fold
     seen = browser.run(ANSWER_ALL % 3)
     assert [name for name, *_ in seen] == [f"{token}.mp4" for token in order[1:]]
     first = browser.run("state.voter")
-    assert browser.run("find('anew').disabled")  # until the votes are saved
-    browser.run("find('save').click(); find('anew').click()")
+    assert browser.run("find('restart').disabled")  # until the votes are saved
+    browser.run("find('save').click(); find('restart').click()")
     assert browser.run("document.querySelector('#start').textContent") == "Start"
-    assert browser.run("[state.place, Object.keys(state.votes).length, state.order.length]") == [0, 0, 4]
+    assert browser.run("[state.index, Object.keys(state.votes).length, state.order.length]") == [0, 0, 4]
     assert browser.run("state.voter") != first
 
 
@@ -298,7 +298,7 @@ def test_a_video_that_does_not_play_can_be_skipped(browser: Browser, folder: Pat
     )
     assert shown
     browser.run("find('skip').click()")
-    assert browser.run("[state.place, Object.keys(state.votes).length]") == [1, 0]
+    assert browser.run("[state.index, Object.keys(state.votes).length]") == [1, 0]
     browser.run("localStorage.clear()")
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dheads.sampling.pipeline import frames
 from real_data import write_wav
 
-from dheads.evaluation.footage import watch
+from dheads.evaluation.footage import track_face
 from dheads.extensions.pauses import hushed, pause_degree
 from dheads.faces.alignment import mouth_opening
 from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
-from dheads.sampling.pipeline import frames
 
 
 @pytest.mark.parametrize(("change", "degree"), [(0.0, 1), (0.12, 1), (0.17, 0.5), (0.22, 0), (3.0, 0)])
@@ -41,7 +41,7 @@ def test_the_mouth_rests_where_nothing_is_said(examples: Path, tmp_path: Path) -
     write_wav(tmp_path / "pause.wav", torch.cat([speech, torch.zeros(25_600)]))
     video = list(frames(examples / "face.jpg", tmp_path / "pause.wav", device="cpu", progress=False))
     assert len(video) == 70
-    opening = mouth_opening(watch("the video", lambda: iter(video), load_backend("mesh")).landmarks)
+    opening = mouth_opening(track_face("the video", lambda: iter(video), load_backend("mesh")).landmarks)
     moves = np.abs(np.diff(opening))
     # The mouth has 0.4 s to close.
     assert moves[40:].mean() < 0.25 * moves[:30].mean()
