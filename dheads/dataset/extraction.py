@@ -24,6 +24,7 @@ from dheads.faces.alignment import (
     mouth_box,
     mouth_opening,
     mouth_width,
+    scale_points,
 )
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import find_face, load_backend
@@ -145,9 +146,9 @@ class Importer:
         lengths = {"picture": len(shapes), "sound": frame_count(len(waveform))}
         lengths |= {"landmarks": len(landmarks), "embeddings": len(speech)}
         count = _common_length(lengths, limits.max_skew_seconds)
-        # Pixel i reaches from i - 0.5 to i + 0.5. What is not square is stretched, as the released code does.
+        # What is not square is stretched, as the released code does.
         size, (height, width, _) = self.config.network.image_size, shapes[0]
-        scaled = (screen(landmarks[:count], limits) + 0.5) * np.array([size / width, size / height]) - 0.5
+        scaled = scale_points(screen(landmarks[:count], limits), np.array([size / width, size / height]))
 
         def resized() -> Iterator[np.ndarray]:
             return (_resized(image, size) for image in islice(pictures, count))

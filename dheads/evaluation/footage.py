@@ -13,7 +13,7 @@ import numpy as np
 
 from dheads.config import AlignmentConfig
 from dheads.errors import DheadsError
-from dheads.faces.alignment import align_transforms, apply_transform, eye_distance, warp
+from dheads.faces.alignment import align_transforms, apply_transform, eye_distance, scale_points, warp
 from dheads.faces.detection import LandmarkBackend
 from dheads.media.reading import read_frames
 
@@ -107,7 +107,7 @@ def resized(video: Footage, side: int) -> Footage:
     """The video with a longer side of `side` px, resampled by area averaging."""
     factor = side / video.side
     # Lengths count from the picture's edge, points from the centre of its first pixel.
-    points = (video.landmarks + 0.5) * factor - 0.5
+    points = scale_points(video.landmarks, factor)
     return Footage(video.name, partial(_scaled, video.read, factor), points, video.eye_distance * factor, side)
 
 
