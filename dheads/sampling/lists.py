@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ SLOTS = {"cuda": 16, "mps": 8, "cpu": 8}  # videos in lock-step; more make no mo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one job of a list."""
+    """The outcome of one job of a list."""
 
     output: Path
     frames: int = 0
@@ -49,7 +50,7 @@ def sample_all(
     shard: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> Generator[Outcome, None, None]:
-    """Make many videos in lock-step, and yield what became of each job as soon as that is known.
+    """Make many videos in lock-step, and yield the outcome of each job as soon as it is known.
 
     Photos and sounds are read when their turn comes. An output that is there already is kept, unless `overwrite`, so
     that a run that was killed goes on where it stopped; what it left half-written is removed. A job that fails is no
@@ -100,41 +101,39 @@ def _grouped(jobs: Iterable[Job], key: Callable[[Job], Hashable]) -> list[list[J
 
 def _together(talker: Talker, engine: Engine, jobs: list[Job], tick: Callable[[], object]) -> Iterator[Outcome]:
     """Jobs that the same engine makes, in lock-step."""
-    refused: deque[Outcome] = deque()  # jobs whose video could not be begun
-    videos_begun: dict[int, _Video] = {}  # under way, by the number of their video
-    over: set[int] = set()  # numbers of videos, made or failed
-    begun = 0
+    refused: deque[Outcome] = deque()  # of jobs whose video could not be begun
+    active: dict[int, _Video] = {}  # by index of the videos that were begun
+    finished: set[int] = set()  # indices of videos that were made or failed
+    indices = count()
 
     def videos() -> Iterator[VideoSpec]:
-        nonlocal begun
         for job in jobs:
             try:
-                begun_video = _Video(job, talker)
+                video = _Video(job, talker)
             except Exception as error:  # whatever a hostile file provokes, the other jobs go on
                 refused.append(Outcome(job.output_path, error=_reason(error)))
                 continue
-            videos_begun[begun] = begun_video
-            begun += 1
-            yield begun_video.video()
+            active[next(indices)] = video
+            yield video.spec()
 
     slots = min(SLOTS[engine.device.type], len(jobs))
     try:
-        for number, frame, last in in_lockstep(engine, videos(), slots, over):
+        for index, frame, last in in_lockstep(engine, videos(), slots, finished):
             while refused:
                 yield refused.popleft()
             tick()
-            if outcome := videos_begun[number].add(frame, last):
-                del videos_begun[number]
-                over.add(number)
+            if outcome := active[index].add(frame, last):
+                del active[index]
+                finished.add(index)
                 yield outcome
         yield from refused
     finally:
-        for begun_video in videos_begun.values():
-            begun_video.writer.discard()
+        for video in active.values():
+            video.writer.discard()
 
 
 class _Video:
-    """A job under way."""
+    """The video of a job while it is made."""
 
     def __init__(self, job: Job, talker: Talker) -> None:
         """Raises DheadsError for a job that cannot be done; then nothing is left of it."""
@@ -144,7 +143,7 @@ class _Video:
         self._fault: str | None = None  # what is wrong with the rest of the sound
         self.writer = video_writer(job.output, job.audio, audio_codec=job.audio_codec)
 
-    def video(self) -> VideoSpec:
+    def spec(self) -> VideoSpec:
         return dataclasses.replace(self._scene.video, speech=self._speech())
 
     def _speech(self) -> Iterator[Tensor]:
@@ -154,7 +153,7 @@ class _Video:
             self._fault = _reason(error)
 
     def add(self, frame: np.ndarray, last: bool) -> Outcome | None:
-        """Write the next frame; with the last one, or when something fails, what became of the job."""
+        """Write the next frame; with the last one, or when something fails, the outcome of the job."""
         if self._fault:
             self.writer.discard()
             return Outcome(self._output, error=self._fault)
