@@ -45,7 +45,8 @@ from dheads.errors import DheadsError
 from dheads.media.containers import decoded, name_of, opened
 from dheads.media.sound import SAMPLES_PER_FRAME, waveform_pieces
 from dheads.media.video import write_clip
-from dheads.speech.encoders import SpeechEncoder, load_speech_encoder
+from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.interface import SpeechEncoder
 from dheads.system.devices import resolve_device
 from dheads.system.files import part_of
 from dheads.system.workers import cores

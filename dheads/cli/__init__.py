@@ -29,8 +29,8 @@ from dheads import config as configuration
 from dheads.config import AudioCodec, Config
 from dheads.errors import DheadsError
 from dheads.sampling.jobs import LARGEST_SEED, LAST_SECOND, MOST_GUIDANCE, SIZES
-from dheads.system.ending import ended_cleanly, undo_all
 from dheads.system.files import Stream
+from dheads.system.signals import ended_cleanly, undo_all
 from dheads.system.startup import check_folder, lacking, open_streams
 
 
@@ -584,7 +584,7 @@ def _finite(value: float | None, option: str) -> float | None:
 
 def _ask_consent(name: str, accepted: bool) -> None:
     """Weights under a licence of their own are used once it was accepted: by the flag, or at the terminal."""
-    from dheads.weights.checkpoints import accept, consent
+    from dheads.weights.licences import accept, consent
 
     text = consent(name)
     if text is None:

@@ -27,7 +27,9 @@ from dheads.media.video import VIDEOS
 from dheads.sampling.engine import Engine
 from dheads.sampling.pipeline import PLACES, chosen
 from dheads.system.devices import resolve_device
-from dheads.weights.checkpoints import file_sha256, load_model, resolve
+from dheads.system.files import file_sha256
+from dheads.weights.checkpoints import load_model
+from dheads.weights.fetching import resolve
 
 _PLACES = 8  # clips made at once on a device that `sample` names no number for
 _NAMED = 5  # clips that a warning names

@@ -31,7 +31,8 @@ from dheads.evaluation.lipreading import LipReader, load_lip_reader, read_words,
 from dheads.evaluation.recognition import Recogniser, load_recogniser, similarity
 from dheads.evaluation.syncnet import SyncNet, face_crops, load_syncnet, sync
 from dheads.media.sound import load_waveform
-from dheads.weights.checkpoints import cached, home, known
+from dheads.weights.fetching import cached
+from dheads.weights.listing import home, known
 
 _FRAMES_AT_ONCE = CLIP_FRAMES  # of the FVD; a batch of the FID
 

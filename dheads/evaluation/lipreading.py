@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from dheads.errors import DheadsError
-from dheads.system.ending import undoing
+from dheads.system.signals import undoing
 
 LipReader = Callable[[Path], str]  # a video's path -> its words
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dheads.errors import DheadsError
 from dheads.faces.alignment import EYES, warp
-from dheads.weights.checkpoints import fetch
+from dheads.weights.fetching import fetch
 
 _SIZE, _DIM = 112, 128  # px of a face, numbers of an embedding
 # Where SFace wants the left eye of the picture, the right one, the tip of the nose, and the corners of the mouth, px.

@@ -21,8 +21,8 @@ import numpy as np
 from dheads.errors import DheadsError
 from dheads.evaluation.catalogue import CATALOGUE, PAPER, Measure
 from dheads.media.playback import plays_in_browsers, write_playable
-from dheads.system.ending import undoing
 from dheads.system.files import complete_or_absent
+from dheads.system.signals import undoing
 
 _FIRST_CLIPS = 12  # of the page's videos; the best and the worst follow
 _RANKED_BY = "mouth_correlation"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
 from dheads.faces.alignment import fill_gaps
-from dheads.weights.checkpoints import fetch
+from dheads.weights.fetching import fetch
 
 SIZE = 224  # px, a crop's side
 _FRAMES = 5  # a window of pictures

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from dheads.errors import DheadsError
 from dheads.media.playback import longer_side, write_playable
-from dheads.system.ending import undoing
 from dheads.system.files import complete_or_absent, part_of
+from dheads.system.signals import undoing
 
 GENERATED, REAL = "generated", "real"
 _MAX_FILE_BYTES = 1_000_000

@@ -34,7 +34,8 @@ from dheads.media.video import check_even, container_of, frame_at, read_frames, 
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job, check_inputs
 from dheads.sampling.lockstep import Talk, perform
-from dheads.speech.encoders import SpeechEncoder, load_speech_encoder
+from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.interface import SpeechEncoder
 from dheads.system.devices import own_device, resolve_device
 from dheads.system.distributed import world
 from dheads.system.files import PART, is_endless, target_of

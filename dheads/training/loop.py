@@ -25,9 +25,10 @@ from dheads.model import UNet
 from dheads.sampling.engine import Engine
 from dheads.sampling.pipeline import generate
 from dheads.system.devices import COMPILE_OPTIONS, best_dtype
-from dheads.system.distributed import Ending, joined
+from dheads.system.distributed import joined
 from dheads.system.files import complete_or_absent
 from dheads.system.locks import alone
+from dheads.system.signals import Ending
 from dheads.training.batches import Draws
 from dheads.training.journal import Journal
 from dheads.training.objective import TALLIED, tally, training_loss

@@ -350,9 +350,9 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Weights that ask until somebody accepts; returns the names that were accepted."""
     accepted: list[str] = []
     monkeypatch.setattr(
-        "dheads.weights.checkpoints.consent", lambda name: None if name in accepted else "CC BY-NC-SA 4.0"
+        "dheads.weights.licences.consent", lambda name: None if name in accepted else "CC BY-NC-SA 4.0"
     )
-    monkeypatch.setattr("dheads.weights.checkpoints.accept", accepted.append)
+    monkeypatch.setattr("dheads.weights.licences.accept", accepted.append)
     return accepted
 
 

@@ -205,7 +205,7 @@ def test_torchruns_processes_are_shards(
     prepare.prepare(whole.raw, tmp_path, TINY, progress=False)
     assert tried == ["ann/2.mp4"], "the third"
     assert (tmp_path / "clips.3-of-7.csv").exists()
-    with pytest.raises(DheadsError, match="--shard and torchrun both part the work; use one of them"):
+    with pytest.raises(DheadsError, match="--shard and torchrun both divide the work; use one of them"):
         prepare.prepare(whole.raw, tmp_path, TINY, shard=(1, 2), progress=False)
 
 

@@ -27,7 +27,7 @@ from dheads.media.video import (
     write_clip,
     write_video,
 )
-from dheads.system.ending import undo_all
+from dheads.system.signals import undo_all
 
 
 def gray(index: int, size: int = 64) -> np.ndarray:

@@ -20,8 +20,12 @@ from dheads.errors import DheadsError
 from dheads.media import containers as media
 from dheads.media.hearing import hear
 from dheads.media.sound import claimed_seconds, frame_count, load_waveform, wav_file, waveform_pieces
-from dheads.speech import encoders as audio
-from dheads.speech.encoders import BundleEncoder, ReleasedEncoder, SpeechEncoder, WhisperEncoder, load_speech_encoder
+from dheads.speech import bundles
+from dheads.speech.bundles import BundleEncoder
+from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.interface import SpeechEncoder
+from dheads.speech.released import ReleasedEncoder
+from dheads.speech.whisper import WhisperEncoder
 
 
 def speechlike(seconds: float, rate: int = 16_000) -> np.ndarray:
@@ -461,22 +465,22 @@ def test_the_resampler_is_torchaudios(tmp_path):
 # --- The authors' encoder: what it is called with
 
 
-class Told(torch.nn.Module):
-    """Gives back what it hears: first and last sample, sum, length, and how often it was called before."""
+class Recorder(torch.nn.Module):
+    """Returns a summary of its inputs: first and last sample, sum, length, and the number of earlier calls."""
 
     def forward(self, window, lengths, init_state):
         assert window.shape == (1, 1, 3200)
         assert init_state.shape == (2, 1, 256)
         embedding = torch.zeros(1, 256)
-        told = (window[0, 0, 0], window[0, 0, -1], window.sum(), lengths[0], init_state[0, 0, 0])
-        embedding[0, :5] = torch.stack([torch.as_tensor(value).float() for value in told])
+        inputs = (window[0, 0, 0], window[0, 0, -1], window.sum(), lengths[0], init_state[0, 0, 0])
+        embedding[0, :5] = torch.stack([torch.as_tensor(value).float() for value in inputs])
         return embedding, lengths, init_state + 1
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(6_400, 10), (6_400 + 319, 10), (6_400 + 321, 11), (100, 1)])
 def test_the_released_encoder_hears_five_frames_around_each(samples, frames):
     sound = torch.arange(1.0, samples + 1)
-    embeddings = ReleasedEncoder(Told()).encode(sound)
+    embeddings = ReleasedEncoder(Recorder()).encode(sound)
     assert (embeddings.shape, embeddings.dtype) == ((frames, 256), torch.float32)
     padded = torch.zeros(samples + 20_000)
     padded[1_280 : 1_280 + samples] = sound
@@ -487,7 +491,7 @@ def test_the_released_encoder_hears_five_frames_around_each(samples, frames):
 
 
 def test_the_released_encoder_gives_as_many_frames_as_asked_for():
-    encoder = ReleasedEncoder(Told())
+    encoder = ReleasedEncoder(Recorder())
     own = encoder.encode(torch.ones(6_400))
     assert torch.equal(encoder.encode(torch.ones(6_400), 7), own[:7])
     longer = encoder.encode(torch.ones(6_400), 15)
@@ -526,7 +530,7 @@ def bundle(monkeypatch, tmp_path) -> Path:
     """A bundle in place of HuBERT, whose file lies in the cache already."""
     torch.manual_seed(0)
     small = torchaudio.pipelines.Wav2Vec2Bundle("small.pth", SMALL, 16_000, False, _model_type="Wav2Vec2")
-    monkeypatch.setattr(audio, "_BUNDLES", {"hubert-base": small})
+    monkeypatch.setattr(bundles, "BUNDLES", {"hubert-base": small})
     monkeypatch.setenv("DHEADS_HOME", str(tmp_path))
     torch.save(torchaudio.models.wav2vec2_model(**SMALL).state_dict(), tmp_path / "small.pth")
     return tmp_path / "small.pth"
@@ -602,7 +606,7 @@ def encoders() -> list[SpeechEncoder]:
     torch.manual_seed(0)
     bundle = BundleEncoder("bundle", torchaudio.models.wav2vec2_model(**SMALL).eval())
     bundle.chunk, bundle.margin = 30, 20
-    return [WhisperEncoder(blocks=1).eval(), ReleasedEncoder(Told()), bundle]
+    return [WhisperEncoder(blocks=1).eval(), ReleasedEncoder(Recorder()), bundle]
 
 
 @pytest.mark.parametrize("encoder", encoders(), ids=lambda encoder: encoder.name)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 
 import pytest
 import torch
@@ -18,7 +15,7 @@ from real_data import Prepared
 
 from dheads.config import override, preset
 from dheads.errors import DheadsError
-from dheads.system.distributed import Ending, World, joined, world
+from dheads.system.distributed import World, joined, world
 from dheads.training import loop as verb
 from dheads.weights.checkpoints import load_checkpoint
 
@@ -86,77 +83,6 @@ def test_processes_that_see_different_states_are_refused(
     config = override(TINY, {"conditioning": {"lip_dims": 0}})
     with pytest.raises(DheadsError, match=r"not all processes see its state.pt; choose an --out that all machines"):
         verb.train(config, prepared.data, tmp_path, progress=False)
-
-
-# --- How they end
-
-
-def test_a_signal_waits_for_the_end_of_the_block() -> None:
-    with pytest.raises(KeyboardInterrupt), Ending() as ending:  # noqa: PT012
-        assert not ending.asked
-        signal.raise_signal(signal.SIGINT)
-        assert ending.asked
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_an_ignored_signal_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with Ending() as ending:
-            signal.raise_signal(signal.SIGINT)
-            assert not ending.asked
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_a_second_signal_does_not_wait() -> None:
-    reached = []
-    with pytest.raises(KeyboardInterrupt), Ending():  # noqa: PT012
-        signal.raise_signal(signal.SIGINT)
-        reached.append(1)
-        signal.raise_signal(signal.SIGINT)
-        reached.append(2)
-    assert reached == [1]
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_goes_to_who_handled_it_before(name: str) -> None:
-    number = getattr(signal, name, None)
-    if number is None:
-        pytest.skip("there is no such signal here")
-    seen = []
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-
-    before = signal.signal(number, handler)
-    try:
-        with Ending() as ending:
-            signal.raise_signal(number)
-            assert ending.asked
-            assert seen == []
-        assert seen == [number]
-        with Ending():
-            pass
-        assert seen == [number]
-        assert signal.getsignal(number) is handler
-    finally:
-        signal.signal(number, before)
-
-
-def test_a_thread_leaves_signals_alone() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    during = []
-
-    def work() -> None:
-        with Ending() as ending:
-            during.append((signal.getsignal(signal.SIGINT), ending.asked))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert during == [(before, False)]
 
 
 # --- That they train as one would

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dheads.system.ending import undo_all
 from dheads.system.files import PART, complete_or_absent, is_endless, part_of, stream_into, target_of
+from dheads.system.signals import undo_all
 
 posix = pytest.mark.skipif(os.name != "posix", reason="names of files only")
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
-from dheads.system.ending import SIGNALS, ended_cleanly, undo_all, undoing
+from dheads.system.signals import SIGNALS, Ending, ended_cleanly, undo_all, undoing
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it has no such signals")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
 # A program that is at work on a file when it gets a signal, within the given block.
 AT_WORK = """
 import signal, sys, time
 from pathlib import Path
-from dheads.system.ending import SIGNALS, ended_cleanly
+from dheads.system.signals import SIGNALS, ended_cleanly
 from dheads.system.files import complete_or_absent
 for number in SIGNALS:  # some are ignored where tests run in the background, and programs inherit that
     signal.signal(number, signal.SIG_DFL)
@@ -79,3 +81,74 @@ def test_handlers_are_put_back() -> None:
     with ended_cleanly():
         assert signal.getsignal(signal.SIGTERM) not in before
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+# --- A signal delayed to the end of a block
+
+
+def test_a_signal_waits_for_the_end_of_the_block() -> None:
+    with pytest.raises(KeyboardInterrupt), Ending() as ending:  # noqa: PT012
+        assert not ending.asked
+        signal.raise_signal(signal.SIGINT)
+        assert ending.asked
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_signal_is_not_noted() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Ending() as ending:
+            signal.raise_signal(signal.SIGINT)
+            assert not ending.asked
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), Ending():  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        reached.append(1)
+        signal.raise_signal(signal.SIGINT)
+        reached.append(2)
+    assert reached == [1]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_goes_to_who_handled_it_before(name: str) -> None:
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip("there is no such signal here")
+    seen = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+
+    before = signal.signal(number, handler)
+    try:
+        with Ending() as ending:
+            signal.raise_signal(number)
+            assert ending.asked
+            assert seen == []
+        assert seen == [number]
+        with Ending():
+            pass
+        assert seen == [number]
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_thread_leaves_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    during = []
+
+    def work() -> None:
+        with Ending() as ending:
+            during.append((signal.getsignal(signal.SIGINT), ending.asked))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert during == [(before, False)]
