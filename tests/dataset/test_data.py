@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dheads.config import override, preset
 from dheads.dataset import dataset as data
-from dheads.dataset.dataset import Clip, Dataset
+from dheads.dataset.dataset import Dataset
+from dheads.dataset.manifest import Clip
 from dheads.errors import DheadsError
 from dheads.extensions.blinks import eye_code
 from dheads.extensions.lips import centred

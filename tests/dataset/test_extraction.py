@@ -12,7 +12,7 @@ from real_data import CUTS, Prepared
 
 from dheads.dataset import extraction
 from dheads.dataset.extraction import Detector
-from dheads.dataset.layouts import Source
+from dheads.dataset.sources import Source
 from dheads.media.video import read_frames
 
 pytest_plugins = "real_data"

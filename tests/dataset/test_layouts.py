@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dheads.dataset import layouts
-from dheads.dataset.layouts import Source, detect_layout, find_sources
+from dheads.dataset.layouts import detect_layout, find_sources
+from dheads.dataset.sources import Source, safe_name
 from dheads.errors import DheadsError
 
 TEST_ACTORS = {"1015", "1020", "1021", "1030", "1033", "1052", "1062", "1081", "1082", "1089"}
@@ -358,7 +358,7 @@ def test_names_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert source.clip == "_.._etc/a_b_c_"
     assert source.speaker == "../../etc"
     for hostile in ("..", ".", "", "/", "a/../../b", "..\\..\\x", "nul\0l"):
-        safe = layouts._safe(hostile)
+        safe = safe_name(hostile)
         assert safe not in ("", ".", "..")
         assert not set(safe) & set("/\\\0")
 

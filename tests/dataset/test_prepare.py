@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from dheads.config import preset
 from dheads.dataset import prepare
 from dheads.dataset.extraction import Detector
-from dheads.dataset.layouts import Source
+from dheads.dataset.sources import Source
 from dheads.faces import alignment as faces
 from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
@@ -357,7 +357,7 @@ def test_missing_raw_folder_and_folder_that_is_a_file(tmp_path: Path) -> None:
 def test_the_result_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     results = {"ann/1.mp4": 50, "ann/2.mp4": 25, "bob/1.mp4": "no face in 3 of 8 frames", "cy.jpg": Died}
     monkeypatch.setattr(prepare, "run", lambda start, todo, count: ((s, results[s.name]) for s in todo))
-    monkeypatch.setattr(prepare, "_contact_sheet", lambda out, clips, path: path)
+    monkeypatch.setattr(prepare, "write_contact_sheet", lambda out, clips, path: path)
     for name in results:
         (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "raw" / name).touch()

@@ -21,11 +21,13 @@ from conftest import ROOT
 from real_data import cut, in_this_process
 
 from dheads.config import override, preset
-from dheads.dataset import prepare
-from dheads.dataset.extraction import Detector
-from dheads.dataset.layouts import Source
+from dheads.dataset import clip_worker, prepare
+from dheads.dataset.clip_worker import prepare_clip
+from dheads.dataset.extraction import Detector, Extract
 from dheads.dataset.manifest import Clip, read_clips
+from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
+from dheads.system.distributed import World
 
 pytest_plugins = "real_data"
 
@@ -223,14 +225,14 @@ def test_workers_by_cores_and_gpus(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
-    config, alone = override(TINY, {"alignment": {"landmarks": landmarks}}), prepare.World()
+    config, alone = override(TINY, {"alignment": {"landmarks": landmarks}}), World()
     assert prepare._devices(device, alone) == devices
     assert prepare._worker_count(config, devices, alone) == count
 
 
 def test_under_torchrun_each_process_has_its_gpu_and_its_part_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
-    here = prepare.World(rank=11, size=16, local_rank=3, local_size=8)
+    here = World(rank=11, size=16, local_rank=3, local_size=8)
     assert prepare._devices("cuda", here) == ["cuda:3"]
     assert prepare._worker_count(TINY, ["cpu"], here) == 8
 
@@ -251,8 +253,8 @@ def crash_at_one(source: Source) -> int:
 def test_a_clip_that_kills_its_worker_is_left_out(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "_start", start_crashing)
-    monkeypatch.setattr(prepare, "_contact_sheet", lambda out, clips, path: path)
+    monkeypatch.setattr(prepare, "start_worker", start_crashing)
+    monkeypatch.setattr(prepare, "write_contact_sheet", lambda out, clips, path: path)
     (tmp_path / "raw" / "ann").mkdir(parents=True)
     for name in ("1.mp4", "2.mp4", "3.mp4"):
         (tmp_path / "raw" / "ann" / name).touch()
@@ -279,20 +281,20 @@ def test_a_clip_that_kills_its_worker_is_left_out(
     ],
 )
 def test_whatever_a_damaged_file_raises_is_its_reason(tmp_path: Path, error: Exception, reason: str) -> None:
-    def extract(raw: Path, source: Source) -> prepare.Extract:
+    def extract(raw: Path, source: Source) -> Extract:
         raise error
 
     source = Source("a/b.mp4", "a/b", "a", "train", sound="a/b.wav")
-    assert prepare._attempt(extract, Path("/raw"), tmp_path, source) == reason
+    assert prepare_clip(extract, Path("/raw"), tmp_path, source) == reason
     assert not list(tmp_path.iterdir())
 
 
 def test_a_broken_gpu_ends_the_process_and_not_the_clip(tmp_path: Path) -> None:
-    def extract(raw: Path, source: Source) -> prepare.Extract:
+    def extract(raw: Path, source: Source) -> Extract:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        prepare._attempt(extract, tmp_path, tmp_path, Source("a.mp4", "a/a", "a", "train"))
+        prepare_clip(extract, tmp_path, tmp_path, Source("a.mp4", "a/a", "a", "train"))
 
 
 # --- Disks
@@ -323,7 +325,7 @@ def test_a_full_disk_is_nobodys_fault(
     for missing in ("clips.csv", "failed.csv", "clips/ann/ann_1.mp4", "clips/ann/ann_1.safetensors"):
         (data / missing).unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, name, writer)
+        patch.setattr(clip_worker, name, writer)
         with pytest.raises(DheadsError, match=r"cannot write to .*data: No space left on device; mend that and run"):
             prepare.prepare(whole.raw, data, TINY, progress=False)
     assert tried == ["ann/0.mp4", "ann/1.mp4"]
@@ -345,16 +347,16 @@ def test_a_disk_that_is_full_from_the_beginning(
 def test_frames_that_fail_only_when_they_are_written(whole: Whole, tmp_path: Path, detector: Detector) -> None:
     """The file's own fault, although it shows late."""
 
-    def extract(raw: Path, source: Source) -> prepare.Extract:
+    def extract(raw: Path, source: Source) -> Extract:
         made = detector(raw, source)
-        return prepare.Extract(damaged(made.frames), made.waveform, made.labels)
+        return Extract(damaged(made.frames), made.waveform, made.labels)
 
     def damaged(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield next(frames)
         raise ValueError("frame 1 is damaged")
 
     source = Source("ann/1.mp4", "ann/1", "ann", "train")
-    assert prepare._attempt(extract, whole.raw, tmp_path, source).startswith("ValueError: frame 1 is damaged (")
+    assert prepare_clip(extract, whole.raw, tmp_path, source).startswith("ValueError: frame 1 is damaged (")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,11 +18,13 @@ from real_data import cut, decoded, sound_seconds, write_wav
 from safetensors.torch import load_file
 
 from dheads.config import override, preset
-from dheads.dataset import extraction, prepare
+from dheads.dataset import prepare
+from dheads.dataset.clip_worker import prepare_clip
 from dheads.dataset.dataset import Dataset
-from dheads.dataset.extraction import Detector, Importer
-from dheads.dataset.layouts import Source
+from dheads.dataset.extraction import Detector
+from dheads.dataset.importer import Importer
 from dheads.dataset.manifest import read_clips
+from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
 from dheads.faces.alignment import mean_face
 from dheads.media.sound import load_waveform
@@ -100,14 +103,12 @@ def test_sound_and_picture_of_different_lengths(shared: Path, tmp_path: Path, de
     write_wav(raw / "a.wav", sound[: 14 * 640])
     assert len(detector(raw, source)) == 14, "the sound's"
     (raw / "a.wav").unlink()
-    assert (
-        prepare._attempt(detector, raw, tmp_path / "data", source) == "cannot read its sound: No such file or directory"
-    )
+    assert prepare_clip(detector, raw, tmp_path / "data", source) == "cannot read its sound: No such file or directory"
 
 
 def test_a_face_that_is_too_small_to_learn_from(shared: Path, tmp_path: Path, detector: Detector) -> None:
     cut(shared / "data" / "grid" / "s1_bbal7s.mp4", tmp_path / "a.mp4", 5)
-    shrunk = [extraction.cv2.resize(frame, (96, 96)) for frame in decoded(tmp_path / "a.mp4")]
+    shrunk = [cv2.resize(frame, (96, 96)) for frame in decoded(tmp_path / "a.mp4")]
     write_clip(tmp_path / "b.mp4", shrunk, torch.zeros(5 * 640))
     with pytest.raises(DheadsError, match=r"the face is .* px wide, less than 48"):
         detector(tmp_path, Source("b.mp4", "b/b", "b", "train"))
