@@ -25,8 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE, Config
-from dheads.dataset.dataset import Dataset
-from dheads.dataset.manifest import Clip, clip_path
+from dheads.dataset.dataset import Clip, Dataset
+from dheads.dataset.manifest import clip_path
 from dheads.errors import DheadsError
 from dheads.evaluation.comparison import compare, describe
 from dheads.evaluation.evaluate import mean_values

@@ -84,7 +84,7 @@ def detector() -> Detector:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch, detector: Detector) -> list[str]:
-    """Lets `prepare` work in this process and with that detector; the names of the sources that it tries."""
+    """Makes `prepare` work in this process, with that detector; returns the names of the sources that it tries."""
     return in_this_process(monkeypatch, detector)
 
 

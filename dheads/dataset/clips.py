@@ -15,8 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dheads.conditioning import window
-from dheads.dataset.dataset import Dataset
-from dheads.dataset.manifest import Clip
+from dheads.dataset.dataset import Clip, Dataset
 from dheads.errors import DheadsError
 from dheads.extensions.blinks import SHUT
 from dheads.system.prefetch import prefetch

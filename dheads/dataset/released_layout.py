@@ -28,7 +28,7 @@ def find_released(raw: Path, standing: Mapping[str, str]) -> list[Source]:
     pictures, lists = subfolder(raw, "video"), _file_lists(raw)
     if pictures is None or not lists:
         raise DheadsError(
-            f"{raw}: has no folder video with a file_list_train.txt or file_list_test.txt beside it, so the released "
+            f"{raw}: has no folder video with a file_list_train.txt or file_list_test.txt next to it, so the released "
             "code cannot read it; give the folder that holds them, or another layout"
         )
     splits = _read_lists(lists)

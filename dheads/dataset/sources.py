@@ -34,7 +34,7 @@ class Source:
 def check_folder(raw: Path) -> None:
     """Raises DheadsError where `raw` is not a folder."""
     if not os.path.isdir(raw):
-        raise DheadsError(f"{raw}: is no folder; give the folder that holds the raw videos")
+        raise DheadsError(f"{raw}: is not a folder; give the folder that holds the raw videos")
 
 
 def entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -31,9 +31,7 @@ class ReleasedEncoder(SpeechEncoder):
     def __init__(self, script: nn.Module) -> None:
         super().__init__()
         self.script = script
-        self.register_buffer(
-            "hidden", torch.zeros(2, 1, 256), persistent=False
-        )  # the initial state
+        self.register_buffer("hidden", torch.zeros(2, 1, 256), persistent=False)  # the initial state
 
     @torch.inference_mode()
     def encode_pieces(self, pieces: Iterable[Tensor], frames: int | None = None) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Files: written under a temporary name until they are complete, hashed, and told apart from pipes and devices."""
+"""Files: temporary names until a file is complete, hashes, and output to pipes and devices."""
 
 from __future__ import annotations
 

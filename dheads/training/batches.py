@@ -16,8 +16,7 @@ from torch import Tensor
 from dheads.conditioning import motion_indices
 from dheads.config import Config
 from dheads.dataset.clips import ClipReader, Clips, Kind
-from dheads.dataset.dataset import Dataset
-from dheads.dataset.manifest import Clip
+from dheads.dataset.dataset import Clip, Dataset
 from dheads.errors import DheadsError
 from dheads.media.video import to_unit
 from dheads.system.prefetch import prefetch

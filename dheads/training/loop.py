@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from dheads.config import FPS, Config, override, to_toml
 from dheads.dataset.clips import ResidentClips, fits
-from dheads.dataset.dataset import Dataset
-from dheads.dataset.manifest import Clip, clip_path
+from dheads.dataset.dataset import Clip, Dataset
+from dheads.dataset.manifest import clip_path
 from dheads.denoiser import Denoiser
 from dheads.errors import DheadsError
 from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform, wav_file

@@ -349,9 +349,7 @@ def test_messages_of_the_modules_go_to_stderr(training: Verb, monkeypatch: pytes
 def asking(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Weights that ask until somebody accepts; returns the names that were accepted."""
     accepted: list[str] = []
-    monkeypatch.setattr(
-        "dheads.weights.licences.consent", lambda name: None if name in accepted else "CC BY-NC-SA 4.0"
-    )
+    monkeypatch.setattr("dheads.weights.licences.consent", lambda name: None if name in accepted else "CC BY-NC-SA 4.0")
     monkeypatch.setattr("dheads.weights.licences.accept", accepted.append)
     return accepted
 

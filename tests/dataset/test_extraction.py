@@ -1,4 +1,4 @@
-"""One raw clip to an aligned one."""
+"""One raw clip to an aligned clip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytest_plugins = "real_data"
 def test_a_video_is_decoded_once_where_it_can_be_kept(
     prepared: Prepared, detector: Detector, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, times: int
 ) -> None:
-    """And the clip is the same where it cannot."""
+    """Where it cannot be kept it is decoded again, and the clip is the same."""
     name = next(name for name in CUTS if "grid" in name)
     decoded: list[Path] = []
 

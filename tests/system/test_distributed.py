@@ -1,4 +1,4 @@
-"""Several processes as one: who is who, what they exchange, how they end, and that they train as one would."""
+"""Training in several processes: their ranks, what they exchange, and that they train as one process does."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ pytest_plugins = "real_data"
 TINY = preset("tiny")
 
 
-# --- Who is who
+# --- Ranks
 
 
 @pytest.fixture
 def torchrun(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The environment of the fourth of eight processes on two machines."""
+    """The environment of rank 3 of eight processes on two machines."""
     for name, value in {"RANK": 3, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
     return monkeypatch
@@ -59,7 +59,7 @@ def test_a_process_of_torchrun(torchrun: pytest.MonkeyPatch) -> None:
     assert here.device("cpu") == torch.device("cpu")
 
 
-def test_a_garbled_environment_is_refused(torchrun: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_numbers_is_refused(torchrun: pytest.MonkeyPatch) -> None:
     torchrun.setenv("LOCAL_RANK", "one")
     with pytest.raises(DheadsError, match="must be numbers; let torchrun set them"):
         world()
@@ -85,11 +85,11 @@ def test_processes_that_see_different_states_are_refused(
         verb.train(config, prepared.data, tmp_path, progress=False)
 
 
-# --- That they train as one would
+# --- Training
 
 
 def test_two_processes_learn_what_one_with_two_batches_learns(prepared: Prepared, tmp_path: Path) -> None:
-    """Under torchrun, from weights that only the main process reads; then one process takes over."""
+    """Two processes under torchrun start from weights that only the main one reads; then one process continues."""
     common = {"log_every": 1, "checkpoint_every": 3, "sample_clips": 0}
     steps = {"conditioning": {"lip_dims": 0}, "model": {"dropout": 0.1}, "training": common | {"steps": 6}}
     start = override(TINY, steps | {"training": common | {"steps": 1, "seed": 5, "checkpoint_every": 1}})
@@ -106,7 +106,7 @@ def test_two_processes_learn_what_one_with_two_batches_learns(prepared: Prepared
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "8 examples a step: 4 at once x 2 processes" in done.stderr
-    assert done.stderr.count(" examples a step: ") == 1, "the main process speaks alone"
+    assert done.stderr.count(" examples a step: ") == 1, "only the main process writes messages"
 
     ours, theirs = rows(two), rows(one)
     assert [row["step"] for row in ours] == [1, 2, 3, 4, 5, 6]

@@ -1,4 +1,4 @@
-"""The end by a signal: nothing half-written stays, and what is ignored stays ignored."""
+"""Signals that end the program: no half-written file remains, and ignored signals stay ignored."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dheads.system.signals import SIGNALS, Ending, ended_cleanly, undo_all, undo
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
-# A program that is at work on a file when it gets a signal, within the given block.
-AT_WORK = """
+# A program that is writing a file when it receives a signal.
+WRITER = """
 import signal, sys, time
 from pathlib import Path
 from dheads.system.signals import SIGNALS, ended_cleanly
 from dheads.system.files import complete_or_absent
-for number in SIGNALS:  # some are ignored where tests run in the background, and programs inherit that
+for number in SIGNALS:  # tests that run in the background ignore some, and programs inherit that
     signal.signal(number, signal.SIG_DFL)
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 with ended_cleanly(), complete_or_absent(Path(sys.argv[1])) as part:
@@ -32,8 +32,8 @@ with ended_cleanly(), complete_or_absent(Path(sys.argv[1])) as part:
 
 
 def signalled(folder: Path, number: int) -> subprocess.Popen[bytes]:
-    """The program, which has got the signal."""
-    command = [sys.executable, "-c", AT_WORK, str(folder / "o.txt")]
+    """The program, after the signal is sent."""
+    command = [sys.executable, "-c", WRITER, str(folder / "o.txt")]
     running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout.read(1) == b"\n"
     assert len(list(folder.iterdir())) == 1, "the work in progress"
@@ -47,7 +47,7 @@ def test_signals_that_end_programs_are_caught() -> None:
 
 
 @pytest.mark.parametrize("number", [number for number in SIGNALS if number != signal.SIGUSR1], ids=lambda n: n.name)
-def test_nothing_half_written_stays(tmp_path: Path, number: signal.Signals) -> None:
+def test_no_half_written_file_remains(tmp_path: Path, number: signal.Signals) -> None:
     with signalled(tmp_path, number) as running:
         assert running.wait(timeout=20) == 128 + number
         assert running.stderr.read() == b""
@@ -116,10 +116,10 @@ def test_a_second_signal_does_not_wait() -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_goes_to_who_handled_it_before(name: str) -> None:
+def test_a_signal_goes_to_its_earlier_handler(name: str) -> None:
     number = getattr(signal, name, None)
     if number is None:
-        pytest.skip("there is no such signal here")
+        pytest.skip("the system has no such signal")
     seen = []
 
     def handler(number: int, frame: FrameType | None) -> None:

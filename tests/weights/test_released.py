@@ -1,4 +1,4 @@
-"""The authors' released models, with files of the same form that are made here: archive, licence, network, video."""
+"""The authors' released models, replaced by small files of the same form: licence, archive, network, video."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ NETWORK, ENCODER = "crema_script.pt", "audio_encoder.pt"
 
 
 class Node(nn.Module):
-    """A module that only holds what it is given, under the released names."""
+    """A module that holds parameters and submodules under the released names."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class Recurrent(nn.Module):
-    """The released encoder's call, with embeddings of 32 numbers for the small network."""
+    """Called as the released encoder, with embeddings of 32 numbers for the small network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Recurrent(nn.Module):
 
     def forward(self, window: Tensor, lengths: Tensor, init_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if window.dim() != 3 or int(lengths[0]) != window.size(2):
-            raise ValueError("called otherwise than the released encoder")
+            raise ValueError("not called as the released encoder")
         heard, state = self.gru(self.front(window).transpose(1, 2), init_state)
         return self.out(heard[:, -1]), lengths, state
 
@@ -119,7 +119,7 @@ def table(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> dict[str, dict[str, Any]]:
-    """weights.toml with the small files in place of the real ones; the server has their archive, the cache nothing."""
+    """weights.toml with the small files, which the server has in an archive; the cache folder is empty."""
     table = {name: listing.known()[name] for name in ("small", "crema", "diffused-heads")}
     for name, file in (("crema", NETWORK), ("diffused-heads", ENCODER)):
         content = files[file]
@@ -149,7 +149,7 @@ def fetch(name: str = "crema") -> Path:
 
 
 def refuse(reason: str) -> str:
-    """Fetching says in one sentence what is wrong, and where a user can get what and put it where."""
+    """Fetching raises a one-line error with the reason, the page to get the files from and the paths to put them at."""
     with pytest.raises(DheadsError, match=reason) as caught:
         fetch()
     text = str(caught.value)
@@ -185,7 +185,7 @@ def test_a_licence_that_changes_is_asked_for_again(accepted: dict[str, dict[str,
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[1]", b"\xff", b'"yes"'])
-def test_an_unreadable_memory_asks_again(accepted: dict[str, dict[str, Any]], content: bytes) -> None:
+def test_an_unreadable_record_asks_again(accepted: dict[str, dict[str, Any]], content: bytes) -> None:
     (listing.home() / "accepted.json").write_bytes(content)
     assert licences.consent("crema") is not None
     licences.accept("crema")
@@ -261,7 +261,7 @@ def test_a_download_that_was_complete_already(
     assert cached() == files
 
 
-def test_a_beginning_that_is_longer_than_the_whole(accepted: dict[str, Any], server: Server) -> None:  # noqa: F811
+def test_an_unfinished_file_that_is_longer_than_the_whole(accepted: dict[str, Any], server: Server) -> None:  # noqa: F811
     (listing.home() / "crema_script.zip.part").write_bytes(server.content + b"more")
     refuse("gives more than the archive that was expected, so it was removed")
     assert fetch().is_file()
@@ -356,7 +356,7 @@ def test_a_member_that_is_larger_than_listed_is_not_unpacked(
     bomb = bytes(20_000_000)
     server.content = zipped({NETWORK: bomb, ENCODER: bomb}, zipfile.ZIP_DEFLATED)
     refuse("of the right size")
-    # The same with sizes that lie.
+    # The same with false sizes in the headers.
     size = len(bomb).to_bytes(4, "little")
     for name in (NETWORK, ENCODER):
         server.content = zipped({name: bomb}, zipfile.ZIP_DEFLATED).replace(
@@ -379,7 +379,7 @@ def test_a_damaged_and_an_encrypted_member(
 
 
 def spoil(archive: bytes) -> bytes:
-    """Bytes inside the members changed, their headers not."""
+    """The archive with bytes inside the members changed, but not their headers."""
     with zipfile.ZipFile(io.BytesIO(archive)) as bundle:
         middles = [m.header_offset + 100 + m.compress_size // 2 for m in bundle.infolist()]
     content = bytearray(archive)
@@ -418,7 +418,7 @@ def test_files_put_there_by_hand(
     assert server.asked == []
 
 
-def test_a_damaged_file_is_fetched_anew_and_a_good_one_left_alone(
+def test_a_damaged_file_is_fetched_again_and_a_good_one_left_alone(
     accepted: dict[str, dict[str, Any]],
     server: Server,  # noqa: F811
     files: dict[str, bytes],
@@ -505,7 +505,7 @@ def test_a_torchscript_file_that_torch_cannot_open(tmp_path: Path) -> None:
 
 @pytest.fixture
 def inputs(examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
-    """A photo and 0.2 s of speech; the packaged landmarks stand for FAN, which is downloaded."""
+    """A photo and 0.2 s of speech; the packaged landmark detector replaces FAN."""
     monkeypatch.setattr(sample, "load_backend", lambda name: landmarks.load_backend("mesh"))
     speech = tmp_path / "speech.wav"
     samples = (np.sin(np.arange(3200) / 5) * 8000).astype("<i2").tobytes()
@@ -541,4 +541,6 @@ def test_the_released_encoder(accepted: dict[str, dict[str, Any]]) -> None:
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     speech = encoder.encode(torch.randn(16_000))
     assert (speech.shape, speech.dtype) == ((25, 32), torch.float32)
-    assert torch.equal(encoder.encode(torch.ones(16_000)), encoder.encode(torch.ones(16_000)))  # each starts anew
+    assert torch.equal(
+        encoder.encode(torch.ones(16_000)), encoder.encode(torch.ones(16_000))
+    )  # each starts from the same state

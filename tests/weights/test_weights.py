@@ -52,7 +52,7 @@ def saved(tmp_path: Path, tiny: Config, state: dict[str, Tensor]) -> Path:
 
 
 def refuse(path: Path, reason: str) -> None:
-    """Loading says in one sentence which file is at fault and why."""
+    """Loading raises a one-line error that names the file and the reason."""
     with pytest.raises(DheadsError, match=reason) as caught:
         checkpoints.load_model(str(path))
     assert str(path) in str(caught.value)
@@ -87,13 +87,13 @@ def test_loaded_network_computes_what_the_saved_one_did(saved: Path, tiny: Confi
     assert (config, info) == (tiny, INFO)
     assert not loaded.training
     assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in loaded.parameters())
-    told, side = tiny.conditioning, tiny.model.image_size
+    cond, side = tiny.conditioning, tiny.model.image_size
     condition = build(
         tiny,
         torch.rand(1, 3, side, side),
-        torch.rand(1, told.motion_frames, 3, side, side),
-        torch.randn(1, 2 * told.audio_context + 1, told.speech_dim),
-        torch.randn(1, 2 * told.lip_context + 1, told.lip_dims),
+        torch.rand(1, cond.motion_frames, 3, side, side),
+        torch.randn(1, 2 * cond.audio_context + 1, cond.speech_dim),
+        torch.randn(1, 2 * cond.lip_context + 1, cond.lip_dims),
     )
     x_t, t = torch.randn(1, 3, side, side), torch.tensor([500])
     with torch.no_grad():
@@ -149,17 +149,17 @@ def test_safetensors_of_another_program(tmp_path: Path) -> None:
     refuse(path, "not a checkpoint of dheads")
 
 
-@pytest.mark.parametrize("place", ["tensor", "config"])
-def test_one_altered_byte_is_noticed(saved: Path, place: str) -> None:
+@pytest.mark.parametrize("part", ["tensor", "config"])
+def test_one_altered_byte_is_noticed(saved: Path, part: str) -> None:
     content = bytearray(saved.read_bytes())
-    position = -7 if place == "tensor" else content.index(b"tiny")
+    position = -7 if part == "tensor" else content.index(b"tiny")
     content[position] ^= 1
     saved.write_bytes(content)
     refuse(saved, "was altered after it was written")
 
 
 def forge(path: Path, tensors: dict[str, Tensor], **texts: str) -> None:
-    """A file with any metadata, whose checksum is right nevertheless: a hostile or a foreign one."""
+    """Writes a file with any metadata and a correct checksum, as a hostile one may have."""
     texts = {"format": checkpoints.FORMAT, **texts}
     save_file(tensors, path, metadata={**texts, "sha256": checkpoints._digest(texts, tensors)})
 
@@ -177,7 +177,7 @@ def forge(path: Path, tensors: dict[str, Tensor], **texts: str) -> None:
         ({"config": '{"model": {"image_size": "big"}}', "info": "{}"}, "must be int"),
     ],
 )
-def test_senseless_metadata(tmp_path: Path, texts: dict[str, str], reason: str) -> None:
+def test_invalid_metadata(tmp_path: Path, texts: dict[str, str], reason: str) -> None:
     path = tmp_path / "forged.safetensors"
     forge(path, {"a": torch.ones(1)}, **texts)
     refuse(path, reason)
@@ -332,9 +332,9 @@ def test_what_is_too_large_for_half_precision_is_not_written_as_infinite(tmp_pat
     assert checkpoints.load_checkpoint(path).tensors["stem.weight"].max() == 70_000
 
 
-@pytest.mark.skipif(os.name != "posix", reason="its users have homes by other names")
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As in a container that runs under a number of no user."""
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such user list")
+def test_a_user_without_a_home_is_asked_to_set_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container that runs under the id of no user."""
 
     def nobody(number: int) -> None:
         raise KeyError(number)
@@ -345,7 +345,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
     for ask in (listing.home, lambda: licences.consent("crema"), lambda: fetching.fetch("syncnet", progress=False)):
         with pytest.raises(DheadsError, match="has no home folder to keep weights in; set DHEADS_HOME to a folder"):
             ask()
-    assert fetching.fetch("small").is_file(), "what is packaged needs none"
+    assert fetching.fetch("small").is_file(), "packaged weights need no folder"
     monkeypatch.setenv("DHEADS_HOME", str(tmp_path))
     assert listing.home() == tmp_path
 
@@ -358,7 +358,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @dataclasses.dataclass
 class Server:
-    """What the server does, and what it was asked for."""
+    """The behaviour of a server, and the Range headers that it received."""
 
     url: str
     asked: list[str | None] = dataclasses.field(default_factory=list)
@@ -396,7 +396,7 @@ def server() -> Iterator[Server]:
             if state.content_type:
                 self.send_header("Content-Type", state.content_type)
             self.end_headers()
-            with contextlib.suppress(ConnectionError):  # a client may have heard enough
+            with contextlib.suppress(ConnectionError):  # a client may stop reading
                 self.wfile.write(state.content[start : state.stop_after])
 
         def log_message(self, *_: object) -> None:
@@ -461,12 +461,12 @@ def test_a_web_page_is_not_taken_for_the_file(server: Server, tmp_path: Path) ->
     server.content_type = "text/html; charset=utf-8"
     with pytest.raises(DheadsError, match=r"gives a web page, not the file; run again .*weights\.bin"):
         server.fetch(tmp_path / "weights.bin")
-    assert unfinished.read_bytes() == CONTENT[:1000]  # what came before is still good
+    assert unfinished.read_bytes() == CONTENT[:1000]  # what was received before is kept
 
 
 def test_a_file_that_is_shorter_than_listed(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT[:1000]
-    for _ in range(2):  # the second time the server has nothing beyond the first thousand bytes
+    for _ in range(2):  # the second time the server has no bytes to add
         with pytest.raises(DheadsError, match="stopped early"):
             server.fetch(tmp_path / "weights.bin")
     assert server.asked == [None, "bytes=1000-"]
@@ -479,7 +479,7 @@ def test_endless_answer_is_cut_off(server: Server, tmp_path: Path) -> None:
     assert unfinished.stat().st_size == len(CONTENT) + 1
 
 
-def test_offline_says_what_to_put_where(tmp_path: Path) -> None:
+def test_offline_the_error_names_the_path_for_the_file(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as closed:
         port = closed.server_port
     with pytest.raises(DheadsError, match="put the file there by hand") as caught:
@@ -499,7 +499,7 @@ def test_redirect_away_from_https_is_refused(server: Server, tmp_path: Path) -> 
         server.fetch(tmp_path / "weights.bin")
 
 
-def test_cached_file_is_checked_and_fetched_anew_when_damaged(
+def test_cached_file_is_checked_and_fetched_again_when_damaged(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = {"kind": "model", "file": "w", "url": f"{server.url}/w", "sha256": SHA256, "bytes": len(CONTENT)}
@@ -513,8 +513,10 @@ def test_cached_file_is_checked_and_fetched_anew_when_damaged(
     assert len(server.asked) == 2
 
 
-def test_who_wants_the_same_file_waits_for_it(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is unfinished has one name, so that a later run goes on with it; two at once would garble it."""
+def test_a_second_process_waits_for_the_same_file(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unfinished file has a fixed name, so that a later run can continue it; two at once would corrupt it."""
     entry = {"kind": "model", "file": "w", "url": f"{server.url}/w", "sha256": SHA256, "bytes": len(CONTENT)}
     monkeypatch.setattr(listing, "known", lambda: {"far": entry})
     monkeypatch.setenv("DHEADS_HOME", str(tmp_path / "new"))
