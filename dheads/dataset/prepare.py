@@ -24,7 +24,7 @@ from dheads.dataset.released_layout import RELEASED
 from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
 from dheads.system.distributed import World, world
-from dheads.system.files import PART, complete_or_absent
+from dheads.system.files import complete_or_absent, unfinished_in
 from dheads.system.workers import cores, run
 
 # By landmark detector. FAN keeps a GPU busy; with the mesh, which runs on the CPU, only the speech encoder uses the
@@ -152,9 +152,8 @@ def _delete_unfinished(out: Path, todo: list[Source]) -> None:
     """Delete the temporary files that killed workers left of these clips; other shards may be writing theirs."""
     ours = {source.clip for source in todo}
     for folder in {clip.rpartition("/")[0] for clip in ours}:
-        for path in (out / "clips" / folder).glob(".*.part"):
-            match = PART.fullmatch(path.name)
-            if match and f"{folder}/{match[1].rpartition('.')[0]}" in ours:
+        for path, name in unfinished_in(out / "clips" / folder):
+            if f"{folder}/{name.rpartition('.')[0]}" in ours:
                 path.unlink(missing_ok=True)
 
 

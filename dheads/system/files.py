@@ -34,6 +34,13 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
 
 
+def unfinished_in(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the temporary files in a folder, which killed processes leave, each with the final name of the file."""
+    for path in folder.glob(".*.part"):
+        if match := PART.fullmatch(path.name):
+            yield path, match[1]
+
+
 @contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
     """A temporary file name that becomes `path` where the block succeeds; where it fails, the file is deleted.

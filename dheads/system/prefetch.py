@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar, TypeVarTuple
@@ -14,7 +14,7 @@ T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 
-def prefetch(function: Callable[[*Arguments], T], calls: Iterable[tuple[*Arguments]], threads: int) -> Iterator[T]:
+def prefetch(function: Callable[[*Arguments], T], calls: Iterable[tuple[*Arguments]], threads: int) -> Generator[T]:
     """Yield the result of the function for each tuple of arguments, in order, computed ahead by that many threads.
 
     `calls` may be endless. An exception is raised when its result is due. Closing the iterator ends the threads.
