@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from dheads.sampling.pipeline import Studio, find_portrait
+from dheads.sampling.pipeline import Studio
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE
@@ -39,6 +39,7 @@ from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
+from dheads.sampling.portrait import find_portrait
 from dheads.system.devices import resolve_device
 
 SPEECH_SECONDS, PAUSE_SECONDS = 7.5, 2.5

@@ -278,7 +278,7 @@ def long(place: Place) -> Iterator[Row]:
 
 def prepare(place: Place) -> Iterator[Row]:
     """Clips of a face that the packaged network lets speak: real ones need not be at hand."""
-    from dheads.sampling.pipeline import sample
+    from dheads.cli.sample import sample
 
     fan = Path(torch.hub.get_dir()) / "checkpoints" / "2DFAN4-11f355bf06.pth.tar"
     landmarks = "fan" if fan.exists() and not place.dry else "mesh"

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 import typer
-from dheads.sampling.pipeline import chosen, generate
+from dheads.sampling.pipeline import chosen
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,6 +40,7 @@ from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
+from dheads.sampling.talker import generate
 from dheads.speech.encoders import load_speech_encoder
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import load_model

@@ -27,12 +27,13 @@ from dheads.config import override
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import SOLVERS, Denoised, respaced
+from dheads.extensions.motion import box_blur
 from dheads.extensions.network import ExtendedUNet
 from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.devices import resolve_device
-from dheads.training.augment import augment, box_blur
+from dheads.training.augment import augment
 from dheads.training.state import update_ema
 from dheads.weights.checkpoints import build_model, load, save_checkpoint
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import struct
 import sys
 import tempfile
@@ -45,9 +44,10 @@ from dheads.errors import DheadsError
 from dheads.media.containers import decoded, name_of, opened
 from dheads.media.sound import SAMPLES_PER_FRAME, waveform_pieces
 from dheads.media.writing import write_clip
-from dheads.speech.encoders import SpeechEncoder, load_speech_encoder
+from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.interface import SpeechEncoder
 from dheads.system.devices import resolve_device
-from dheads.system.files import part_of
+from dheads.system.files import complete_or_absent_folder
 from dheads.system.workers import cores
 
 # As `dheads prepare` stores them. Frames are the first axis, of speech_at_tempos the second.
@@ -147,15 +147,11 @@ def _complete_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its name if the block ends well, and vanishes if not."""
     if target.exists():
         raise DheadsError(f"{target} exists already; delete it or choose another name")
-    part = part_of(target)
     try:
-        part.mkdir(parents=True)
-        yield part
-        part.rename(target)
+        with complete_or_absent_folder(target) as part:
+            yield part
     except OSError as error:
         raise DheadsError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 # --- Clips -----------------------------------------------------------------------------------------------------------

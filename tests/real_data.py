@@ -21,9 +21,9 @@ from typer.testing import CliRunner, Result
 
 from dheads import cli
 from dheads.config import SAMPLE_RATE, preset
-from dheads.dataset import prepare
+from dheads.dataset import clip_worker, prepare
 from dheads.dataset.extraction import Detector
-from dheads.dataset.layouts import Source
+from dheads.dataset.sources import Source
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
 
@@ -84,7 +84,7 @@ def detector() -> Detector:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch, detector: Detector) -> list[str]:
-    """Lets `prepare` work in this process and with that detector; the names of the sources that it tries."""
+    """Makes `prepare` work in this process, with that detector; returns the names of the sources that it tries."""
     return in_this_process(monkeypatch, detector)
 
 
@@ -98,7 +98,7 @@ def in_this_process(patch: pytest.MonkeyPatch, detector: Detector) -> list[str]:
             yield source, work(source)
 
     patch.setattr(prepare, "run", run)
-    patch.setattr(prepare, "Detector", lambda config, device, progress: detector)
+    patch.setattr(clip_worker, "Detector", lambda config, device, progress: detector)
     return tried
 
 

@@ -20,7 +20,7 @@ from dheads.cli.printing import message
 from dheads.cli.sample import sample
 from dheads.cli.train import train
 from dheads.errors import DheadsError
-from dheads.system.ending import ended_cleanly
+from dheads.system.signals import ended_cleanly
 from dheads.system.startup import check_folder, lacking, open_streams
 
 

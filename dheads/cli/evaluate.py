@@ -13,7 +13,7 @@ from dheads.cli.options import AcceptLicense, Device, Json, Quiet, Seed, Solver,
 from dheads.cli.printing import message, print_failed, print_json
 
 if TYPE_CHECKING:
-    from dheads.evaluation.report import Report
+    from dheads.evaluation.results import Report
 
 
 def evaluate(

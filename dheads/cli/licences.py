@@ -12,7 +12,7 @@ def ask_consent(name: str, accepted: bool) -> None:
 
     Consent is given by `accepted`, or at the terminal; without it, loading the weights fails.
     """
-    from dheads.weights.checkpoints import accept, consent
+    from dheads.weights.licences import accept, consent
 
     text = consent(name)
     if text is None:

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from dheads.errors import DheadsError
-from dheads.system.ending import undo_all
 from dheads.system.files import Stream
+from dheads.system.signals import undo_all
 
 STANDARD = Path("-")  # stdin or stdout
 

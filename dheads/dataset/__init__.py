@@ -1,1 +1,1 @@
-"""Raw corpora to prepared clips, and prepared clips to memory."""
+"""From raw corpora to prepared clips, and from prepared clips to memory."""

@@ -1,20 +1,18 @@
-"""One raw clip -> an aligned clip with its labels: detected and encoded, or imported from the released layout."""
+"""One raw clip -> an aligned clip with its labels: faces are detected, aligned and measured, speech is encoded."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from dheads.config import FPS, Config
-from dheads.dataset.layouts import Source
 from dheads.dataset.screening import screen
+from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
 from dheads.faces.alignment import (
     align_transforms,
@@ -24,7 +22,6 @@ from dheads.faces.alignment import (
     mouth_box,
     mouth_opening,
     mouth_width,
-    scale_points,
 )
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import find_face, load_backend
@@ -38,9 +35,9 @@ _KEPT_BYTES = 512 * 2**20  # of pictures, in each worker process
 
 @dataclass(frozen=True)
 class Extract:
-    """A clip of F frames, ready to be written."""
+    """A clip of F frames to write."""
 
-    frames: Iterator[np.ndarray]  # F times (size, size, 3) uint8, made as they are asked for
+    frames: Iterator[np.ndarray]  # F times (size, size, 3) uint8, made one by one
     waveform: torch.Tensor  # (N,) 16 kHz
     labels: dict[str, torch.Tensor]  # speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3),
     # eyes (F,), speech_at_tempos (V, F, D) of clips that move
@@ -49,8 +46,8 @@ class Extract:
         return len(self.labels["speech"])
 
 
-class _Pictures:
-    """The pictures of one file, as often as they are asked for: decoded once where they are few enough to be kept."""
+class Pictures:
+    """The pictures of one file, for several passes: decoded once if they are few enough to keep, else at each pass."""
 
     def __init__(self, read: Callable[[], Iterator[np.ndarray]]) -> None:
         self._read = read
@@ -60,7 +57,8 @@ class _Pictures:
         if self._kept is not None:
             yield from self._kept
             return
-        kept, room = [], _KEPT_BYTES
+        kept: list[np.ndarray] = []
+        room = _KEPT_BYTES
         for picture in self._read():
             room -= picture.nbytes
             if room >= 0:
@@ -76,21 +74,21 @@ class Detector:
     """Finds and aligns faces, and encodes speech."""
 
     def __init__(self, config: Config, device: str, progress: bool = True) -> None:
-        """Raises DheadsError where the networks cannot be had, and for an encoder of another size than configured."""
-        told = config.conditioning
+        """Raises DheadsError where a network cannot be loaded, and for an encoder of another size than configured."""
+        cond = config.conditioning
         self.config = config
         self.backend = load_backend(config.alignment.landmarks, device)
-        self.encoder = load_speech_encoder(told.speech_encoder, device, progress)
-        if self.encoder.dim != told.speech_dim:
+        self.encoder = load_speech_encoder(cond.speech_encoder, device, progress)
+        if self.encoder.dim != cond.speech_dim:
             raise DheadsError(
-                f"the speech encoder {told.speech_encoder!r} gives {self.encoder.dim} numbers a frame, not "
-                f"{told.speech_dim}; set conditioning.speech_dim={self.encoder.dim}"
+                f"the speech encoder {cond.speech_encoder!r} gives {self.encoder.dim} numbers a frame, not "
+                f"{cond.speech_dim}; set conditioning.speech_dim={self.encoder.dim}"
             )
 
     def __call__(self, raw: Path, source: Source) -> Extract:
-        """Raises DheadsError with the reason why a file cannot be used."""
+        """Extract one clip. Raises DheadsError with the reason why a file cannot be used."""
         path, is_photo = raw / source.name, Path(source.name).suffix.lower() in PHOTOS
-        pictures = _Pictures(lambda: iter([load_photo(path)]) if is_photo else read_frames(path))
+        pictures = Pictures(lambda: iter([load_photo(path)]) if is_photo else read_frames(path))
         if is_photo:
             found, waveform = self._photo(pictures, path)
         else:
@@ -104,7 +102,7 @@ class Detector:
 
         aligned = np.stack([apply_transform(matrix, row) for matrix, row in zip(matrices, landmarks, strict=True)])
         count, tempos = len(landmarks), self.config.preparation.speech_tempos
-        labels = _labels(self.encoder.encode(waveform, count), aligned, eye_openness(images(), landmarks), size)
+        labels = make_labels(self.encoder.encode(waveform, count), aligned, eye_openness(images(), landmarks), size)
         if tempos and not is_photo:
             voices = [self.encoder.encode_at(tempo, waveform, count) for tempo in tempos]
             labels["speech_at_tempos"] = torch.stack(voices).half().cpu()
@@ -114,54 +112,24 @@ class Detector:
             labels=labels,
         )
 
-    def _photo(self, pictures: _Pictures, path: Path) -> tuple[np.ndarray, torch.Tensor]:
+    def _photo(self, pictures: Pictures, path: Path) -> tuple[np.ndarray, torch.Tensor]:
         face, _ = find_face(next(iter(pictures)), self.backend, str(path))
         return face.landmarks[None], torch.zeros(SAMPLES_PER_FRAME)
 
-    def _video(self, pictures: _Pictures, sound: Path) -> tuple[np.ndarray, torch.Tensor]:
-        """Landmarks (F, 68, 2) px, NaN where no face is seen, and the sound, F frames of each."""
+    def _video(self, pictures: Pictures, sound: Path) -> tuple[np.ndarray, torch.Tensor]:
+        """Landmarks (F, 68, 2) px, NaN where no face is found, and the sound of F frames."""
         waveform = load_waveform(sound)
         landmarks = self.backend.track(iter(pictures))
         lengths = {"picture": len(landmarks), "sound": frame_count(len(waveform))}
-        count = _common_length(lengths, self.config.preparation.max_skew_seconds)
+        count = common_length(lengths, self.config.preparation.max_skew_seconds)
         return landmarks[:count], waveform[: count * SAMPLES_PER_FRAME]
 
 
-class Importer:
-    """Takes what the released code trains on: videos of aligned faces, their landmarks, and speech embeddings."""
+def common_length(lengths: dict[str, int], max_skew_seconds: float) -> int:
+    """The number of frames that all parts of a clip have; `lengths` has each part's number by its name.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    def __call__(self, raw: Path, source: Source) -> Extract:
-        """Raises DheadsError with the reason why a file cannot be used."""
-        if source.landmarks is None or source.embeddings is None:
-            raise DheadsError("it has no landmarks or no embeddings")
-        path, limits = raw / source.name, self.config.preparation
-        waveform = load_waveform(raw / (source.sound or source.name))
-        landmarks = _load_landmarks(raw / source.landmarks)
-        speech = _load_embeddings(raw / source.embeddings, self.config.conditioning.speech_dim)
-        pictures = _Pictures(lambda: read_frames(path))
-        shapes = [image.shape for image in pictures]
-        lengths = {"picture": len(shapes), "sound": frame_count(len(waveform))}
-        lengths |= {"landmarks": len(landmarks), "embeddings": len(speech)}
-        count = _common_length(lengths, limits.max_skew_seconds)
-        # What is not square is stretched, as the released code does.
-        size, (height, width, _) = self.config.network.image_size, shapes[0]
-        scaled = scale_points(screen(landmarks[:count], limits), np.array([size / width, size / height]))
-
-        def resized() -> Iterator[np.ndarray]:
-            return (_resized(image, size) for image in islice(pictures, count))
-
-        return Extract(
-            frames=resized(),
-            waveform=waveform[: count * SAMPLES_PER_FRAME],
-            labels=_labels(speech[:count], scaled, eye_openness(resized(), scaled), size),
-        )
-
-
-def _common_length(lengths: dict[str, int], max_skew_seconds: float) -> int:
-    """The number of frames that all parts of a clip have."""
+    Raises DheadsError for parts that differ by more than `max_skew_seconds`, and for an empty one.
+    """
     shortest, longest = min(lengths.values()), max(lengths.values())
     if (longest - shortest) / FPS > max_skew_seconds:
         *others, last = lengths
@@ -172,13 +140,18 @@ def _common_length(lengths: dict[str, int], max_skew_seconds: float) -> int:
     return shortest
 
 
-def _labels(speech: torch.Tensor, landmarks: np.ndarray, eyes: np.ndarray, size: int) -> dict[str, torch.Tensor]:
+def make_labels(speech: torch.Tensor, landmarks: np.ndarray, eyes: np.ndarray, size: int) -> dict[str, torch.Tensor]:
+    """The labels of a clip, as in `Extract`.
+
+    speech: (F, D). landmarks: (F, 68, 2) px of the aligned frames. eyes: (F,) openness, NaN where unknown.
+    size: px, of a side of the frames. Raises DheadsError for numbers that are not finite.
+    """
     labels = {
         "speech": speech.half().cpu(),
         "landmarks": torch.from_numpy(landmarks.astype(np.float32)),
         "mouth_box": torch.from_numpy(mouth_box(landmarks, size)).int(),
-        "lips": torch.from_numpy(lip_measures(landmarks)),
-        "eyes": torch.from_numpy(_known_throughout(eyes)),
+        "lips": torch.from_numpy(_lip_measures(landmarks)),
+        "eyes": torch.from_numpy(_without_gaps(eyes)),
     }
     for name, label in labels.items():
         if not label.isfinite().all():
@@ -186,44 +159,13 @@ def _labels(speech: torch.Tensor, landmarks: np.ndarray, eyes: np.ndarray, size:
     return labels
 
 
-def _known_throughout(openness: np.ndarray) -> np.ndarray:
-    """(F,) float32: where the eyes are too small to see, they are as open as in the median frame."""
+def _without_gaps(openness: np.ndarray) -> np.ndarray:
+    """(F,) float32: NaN, where the eyes are too small to measure, becomes the median of the clip."""
     seen = openness[np.isfinite(openness)]
     return np.where(np.isfinite(openness), openness, np.median(seen) if len(seen) else 1.0).astype(np.float32)
 
 
-def lip_measures(landmarks: np.ndarray) -> np.ndarray:
-    """(F, 68, 2) -> (F, 3) float32: opening, width and thickness (dheads.lips.MEASURES), in eye distances."""
+def _lip_measures(landmarks: np.ndarray) -> np.ndarray:
+    """(F, 68, 2) -> (F, 3) float32: opening, width and thickness (lips.MEASURES), in eye distances."""
     measures = [mouth_opening(landmarks), mouth_width(landmarks), lip_thickness(landmarks)]
     return np.stack(measures, axis=-1).astype(np.float32)
-
-
-# --- The released layout's files -------------------------------------------------------------------------------------
-
-
-def _load_landmarks(path: Path) -> np.ndarray:
-    """(F, 68, 2) px of the video."""
-    try:
-        landmarks = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:  # cut off, or something else
-        raise DheadsError(f"{path} cannot be read ({error}); save an array of numbers, by numpy.save") from error
-    if landmarks.ndim != 3 or landmarks.shape[1] != 68 or landmarks.shape[2] not in (2, 3):
-        raise DheadsError(f"{path} hold an array of {landmarks.shape} instead of (frames, 68, 2 or 3)")
-    return landmarks[..., :2].astype(np.float32)
-
-
-def _load_embeddings(path: Path, dim: int) -> torch.Tensor:
-    """(F, D) float32."""
-    try:
-        speech = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # their own messages tell how to run the content
-        raise DheadsError(f"{path} cannot be loaded safely; save a tensor alone, by torch.save") from error
-    if not isinstance(speech, torch.Tensor) or speech.ndim != 2 or speech.shape[1] != dim:
-        kind = tuple(speech.shape) if isinstance(speech, torch.Tensor) else type(speech).__name__
-        raise DheadsError(f"{path} are {kind} instead of a tensor of (frames, {dim})")
-    return speech.detach().float()
-
-
-def _resized(image: np.ndarray, size: int) -> np.ndarray:
-    shrinks = max(image.shape[:2]) > size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)

@@ -1,9 +1,9 @@
-"""The tables of a prepared folder: which clips it holds, and which raw files became none, and why.
+"""The tables of a prepared folder: the clips that it holds, and the raw files that could not be used.
 
 clips.csv     clip, speaker, split, frames, source; complete, or absent
 failed.csv    source, reason; grows while `dheads prepare` runs
 
-A shard writes clips.3-of-16.csv and failed.3-of-16.csv: shards merge by lying in one folder.
+A shard writes clips.3-of-16.csv and failed.3-of-16.csv: shards are merged by copying them into one folder.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _TABLE_OF_CLIPS = re.compile(r"clips(?:\.(\d+)-of-(\d+))?\.csv")
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One row of clips.csv. A still photo is a clip of one frame."""
+    """One row of clips.csv. A photo is a clip of one frame."""
 
-    clip: str
+    clip: str  # <folder>/<name>
     speaker: str
-    split: str
+    split: str  # train, val or test
     frames: int
-    source: str
+    source: str  # the path below the raw folder
 
     @property
     def moves(self) -> bool:
@@ -43,13 +43,13 @@ class Clip:
 
 
 def shard_path(root: Path, name: str, shard: Shard | None) -> Path:
-    """`root`/clips.csv or, of a shard, `root`/clips.3-of-16.csv."""
+    """`root`/clips.csv or, for a shard, `root`/clips.3-of-16.csv."""
     stem, _, ending = name.rpartition(".")
     return root / (name if shard is None else f"{stem}.{shard[0]}-of-{shard[1]}.{ending}")
 
 
 def clip_path(root: Path, clip: str, ending: str) -> Path:
-    """A clip's picture with its sound (mp4), or its labels (safetensors)."""
+    """A clip's file with that ending: its pictures and sound (mp4), or its labels (safetensors)."""
     return root / "clips" / f"{clip}.{ending}"
 
 
@@ -59,7 +59,7 @@ def clip_path(root: Path, clip: str, ending: str) -> Path:
 def read_clips(root: Path) -> list[Clip]:
     """The clips of all tables in a prepared folder, sorted by name.
 
-    Raises DheadsError for no table, a damaged one, tables that contradict each other, and missing shards.
+    Raises DheadsError where there is no table, where one is damaged or contradicts another, and for missing shards.
     """
     tables = _tables(root)
     if not tables:
@@ -74,7 +74,7 @@ def read_clips(root: Path) -> list[Clip]:
 
 
 def standing_splits(root: Path) -> dict[str, str]:
-    """speaker -> split, by the tables of clips that are there so far; of some shards, perhaps.
+    """speaker -> split, from the tables of clips that exist so far, which may be those of some shards only.
 
     Raises DheadsError for a damaged table.
     """
@@ -82,7 +82,7 @@ def standing_splits(root: Path) -> dict[str, str]:
 
 
 def write_clips(root: Path, clips: Iterable[Clip], shard: Shard | None = None) -> None:
-    """Raises DheadsError where the table cannot be written."""
+    """Write the table of clips, or that of a shard. Raises DheadsError where it cannot be written."""
     rows = ((clip.clip, clip.speaker, clip.split, clip.frames, clip.source) for clip in clips)
     _write_table(shard_path(root, "clips.csv", shard), CLIP_COLUMNS, rows)
 
@@ -92,12 +92,12 @@ def _tables(root: Path) -> list[Path]:
 
 
 def _check_shards(root: Path, tables: list[Path]) -> None:
-    there: dict[int, set[int]] = {}
+    present: dict[int, set[int]] = {}
     for path in tables:
         match = _TABLE_OF_CLIPS.fullmatch(path.name)
         if match and match[2]:
-            there.setdefault(int(match[2]), set()).add(int(match[1]))
-    for count, numbers in there.items():
+            present.setdefault(int(match[2]), set()).add(int(match[1]))
+    for count, numbers in present.items():
         if len(numbers) < count:
             missing = [f"{number}/{count}" for number in range(1, min(count, 100_000) + 1) if number not in numbers]
             named = ", ".join(missing[:16]) + (", ..." if missing[16:] else "")
@@ -113,7 +113,7 @@ def _rows(path: Path) -> Iterator[Clip]:
             for row in table:
                 if None in row.values():
                     raise ValueError("a row is cut short")
-                # Hundreds of thousands of rows share few speakers and splits.
+                # Interned, because hundreds of thousands of rows share few speakers and splits.
                 speaker, split = sys.intern(row["speaker"]), sys.intern(row["split"])
                 clip = Clip(row["clip"], speaker, split, int(row["frames"]), row["source"])
                 if not _is_safe(clip.clip) or clip.frames < 1:
@@ -124,7 +124,7 @@ def _rows(path: Path) -> Iterator[Clip]:
 
 
 def _is_safe(name: str) -> bool:
-    """A dataset from elsewhere must not make us read outside its folder."""
+    """Whether a clip's path stays within the dataset's folder, also in a dataset from an untrusted source."""
     return ":" not in name and not {"", ".", ".."} & set(re.split(r"[/\\]", name))
 
 
@@ -132,19 +132,20 @@ def _is_safe(name: str) -> bool:
 
 
 class FailedTable:
-    """failed.csv of a run: a row is in the file as soon as it is added, so that a killed run loses none."""
+    """failed.csv of a run. Each row is written as soon as it is added, so that a killed run loses none."""
 
     def __init__(self, root: Path, shard: Shard | None, sources: Iterable[str]) -> None:
-        """Begins with those rows of an earlier run that are about one of `sources`.
+        """Start with the rows of an earlier run whose source is one of `sources`.
 
         Raises DheadsError where the table cannot be read or written.
         """
         self.path = shard_path(root, "failed.csv", shard)
         listed = set(sources)
         self.reasons = {source: reason for source, reason in self._read() if source in listed}
-        self.finish()  # without the last row where that was cut short
+        self.finish()  # drops a last row that was cut short
 
     def add(self, source: str, reason: str) -> None:
+        """Append a row. Raises DheadsError where it cannot be written."""
         self.reasons[source] = reason
         try:
             with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -153,13 +154,13 @@ class FailedTable:
             raise DheadsError(f"cannot write {self.path}: {error.strerror}") from error
 
     def finish(self) -> None:
-        """Sorts the file: runs that failed in another order, or were killed, leave the same."""
+        """Sort the file, so that it does not depend on the order in which files failed. Raises DheadsError."""
         _write_table(self.path, FAILED_COLUMNS, sorted(self.reasons.items()))
 
     def _read(self) -> list[list[str]]:
         try:
             content = self.path.read_bytes()
-            complete = content[: content.rfind(b"\n") + 1].decode()  # a killed run may have left half a row
+            complete = content[: content.rfind(b"\n") + 1].decode()  # the last row may be cut short
             return [row for row in csv.reader(io.StringIO(complete, newline="")) if len(row) == len(FAILED_COLUMNS)]
         except FileNotFoundError:
             return []

@@ -1,4 +1,4 @@
-"""Is a tracked clip good enough to train on: one face, large enough, seen in nearly every frame?"""
+"""Screening of tracked clips: one face, large enough, found in nearly every frame, without jumps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _MAX_GROWTH = 1.25  # how much larger or smaller a face may become from one fram
 
 
 def screen(landmarks: np.ndarray, config: PreparationConfig) -> np.ndarray:
-    """The landmarks (F, 68, 2) px of a clip, short gaps of NaN rows filled. Raises DheadsError with the reason to drop.
+    """The landmarks (F, 68, 2) px of a clip, with short gaps of NaN rows filled.
 
-    Dropped is a clip without a face in too many frames or too many on end, with a face too small to learn from, or
-    with one that jumps: a cut, or another person.
+    Raises DheadsError, with the reason, for a clip to drop: without a face in too many frames or too many in a row,
+    with a face too small to learn from, or with one that jumps, which is a cut or another person.
     """
     seen = _seen(landmarks)
     count, missing = len(seen), int((~seen).sum())
@@ -34,23 +34,25 @@ def screen(landmarks: np.ndarray, config: PreparationConfig) -> np.ndarray:
 
 
 def _seen(landmarks: np.ndarray) -> np.ndarray:
-    return np.isfinite(landmarks).all(axis=(1, 2))  # (F,)
+    seen: np.ndarray = np.isfinite(landmarks).all(axis=(1, 2))  # (F,)
+    return seen
 
 
 def _widths(landmarks: np.ndarray) -> np.ndarray:
     """(F, 68, 2) -> (F,): from jaw to jaw, px."""
-    return np.linalg.norm(landmarks[:, 16] - landmarks[:, 0], axis=-1)
+    widths: np.ndarray = np.linalg.norm(landmarks[:, 16] - landmarks[:, 0], axis=-1)
+    return widths
 
 
 def _first_jump(landmarks: np.ndarray, seen: np.ndarray, max_jump: float) -> int | None:
-    """The first frame whose face is not where, or as large as, the face of the last frame that shows one."""
+    """The first frame whose face differs too much in position or size from that of the last frame with a face."""
     faces = landmarks[seen].astype(np.float64)
     centres = faces.mean(axis=1)  # (S, 2)
-    # A head that turns away gets narrow at once, but not small.
+    # Not the width: a head that turns away becomes narrow quickly, but not small.
     sizes = np.linalg.norm(faces - centres[:, None], axis=-1).mean(axis=1)
     moved = np.linalg.norm(np.diff(centres, axis=0), axis=-1) / np.median(_widths(faces))
     grown = np.abs(np.diff(np.log(sizes)))
-    # Over g frames a head strays about sqrt(g) times as far as over one.
+    # Over g frames a head moves about sqrt(g) times as far as over one.
     slack = np.sqrt(np.diff(seen))
     jumps = np.flatnonzero((moved > max_jump * slack) | (grown > np.log(_MAX_GROWTH) * slack))
     return int(seen[jumps[0] + 1]) if len(jumps) else None

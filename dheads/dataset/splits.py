@@ -1,4 +1,4 @@
-"""Which speakers are held out. A speaker who has a split keeps it, however the corpus grows."""
+"""Splits by speaker: which speakers are held out. A speaker keeps an earlier split, however the corpus grows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ HELD_OUT = {"val": 0.1, "test": 0.1}  # shares of the speakers
 def split_speakers(
     speakers: Iterable[str], standing: Mapping[str, str], held_out: Mapping[str, float] = HELD_OUT
 ) -> dict[str, str]:
-    """The split of each speaker: by the hash of the name alone, whoever else there is.
+    """The split of each speaker, by the hash of the name alone, independent of all other speakers.
 
-    standing: splits that were given before, and stay. held_out: the share of each split besides train. Where there are
-    as many speakers as splits, none of these is without one, as far as new speakers allow it.
+    standing: the earlier splits of speakers, which they keep. held_out: the share of each split except train. With at
+    least as many speakers as splits, speakers without an earlier split are moved to splits that would be empty.
     """
     speakers, wanted = list(speakers), ["train", *held_out]
     standing = {speaker: split for speaker, split in standing.items() if split in wanted}
@@ -34,7 +34,7 @@ def split_speakers(
 
 
 def hash_order(speakers: Iterable[str]) -> list[str]:
-    """Hashes stand in no relation to age or sex, as numbers that are given out in turn may."""
+    """Speakers in the order of their hashes, which, unlike their numbers in a corpus, are unrelated to age or sex."""
     return sorted(speakers, key=_hash)
 
 
@@ -43,9 +43,9 @@ def _hash(speaker: str) -> int:
 
 
 def _by_hash(speaker: str, held_out: Mapping[str, float]) -> str:
-    place, end = _hash(speaker) / 2**64, 0.0
+    position, end = _hash(speaker) / 2**64, 0.0
     for split, share in held_out.items():
         end += share
-        if place < end:
+        if position < end:
             return split
     return "train"

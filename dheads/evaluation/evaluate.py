@@ -18,8 +18,9 @@ from dheads.sampling.engine import Engine
 from dheads.sampling.lists import SLOTS
 from dheads.sampling.talker import adjusted
 from dheads.system.devices import resolve_device
-from dheads.weights.checkpoints import load_model, resolve
-from dheads.weights.download import file_sha256
+from dheads.system.files import file_sha256
+from dheads.weights.checkpoints import load_model
+from dheads.weights.fetching import resolve
 
 
 def evaluate(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dheads.evaluation.inception import Inception
 from dheads.media.pixels import to_unit
-from dheads.weights.checkpoints import fetch
-from dheads.weights.released import load_script
+from dheads.weights.fetching import fetch
+from dheads.weights.torchscript import load_script
 
 INCEPTION_DIM, I3D_DIM = 2048, 400
 CLIP_FRAMES = 16  # frames in a clip of the FVD; clips do not overlap

@@ -24,7 +24,8 @@ from dheads.evaluation.syncnet import SyncNet, load_syncnet, sync
 from dheads.evaluation.syncnet_crops import face_crops
 from dheads.evaluation.transcripts import read_words, spoken_words, word_error_rate
 from dheads.media.sound import load_waveform
-from dheads.weights.checkpoints import cached, home, known
+from dheads.weights.fetching import cached
+from dheads.weights.listing import home, known
 
 _BATCH = CLIP_FRAMES  # frames: one clip of the FVD
 

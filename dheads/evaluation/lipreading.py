@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from dheads.errors import DheadsError
-from dheads.system.ending import undoing
+from dheads.system.signals import undoing
 
 LipReader = Callable[[Path], str]  # video file -> its words
 

@@ -17,7 +17,7 @@ from dheads.errors import DheadsError
 from dheads.evaluation.catalogue import CATALOGUE, Measure
 from dheads.evaluation.results import ClipReport, Report, figure, rows, systems
 from dheads.media.playback import plays_in_browsers, write_playable
-from dheads.system.ending import undoing
+from dheads.system.signals import undoing
 
 _FIRST_CLIPS = 12  # shown in any case; the best and the worst follow
 _RANKED_BY = "mouth_correlation"

@@ -13,7 +13,7 @@ import numpy as np
 
 from dheads.errors import DheadsError
 from dheads.faces.alignment import EYES, fit_similarity, warp
-from dheads.weights.checkpoints import fetch
+from dheads.weights.fetching import fetch
 
 _SIZE, _DIM = 112, 128  # px of an aligned face, dimensions of its embedding
 # Positions in an aligned face of the eye on the left, the right one, the tip of the nose, and the mouth's corners, px.

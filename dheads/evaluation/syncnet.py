@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.errors import DheadsError
 from dheads.evaluation.mfcc import mfcc
-from dheads.weights.checkpoints import fetch
+from dheads.weights.fetching import fetch
 
 _FRAMES = 5  # in a window of pictures
 _MFCC_PER_FRAME = 4

@@ -10,18 +10,15 @@ import json
 import math
 import random
 import secrets
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from dheads.errors import DheadsError
 from dheads.media.playback import longer_side, write_playable
-from dheads.system.ending import undoing
-from dheads.system.files import complete_or_absent, part_of
+from dheads.system.files import complete_or_absent, complete_or_absent_folder
 
 GENERATED, REAL = "generated", "real"
 _MAX_FILE_BYTES = 1_000_000
@@ -73,22 +70,15 @@ def write_turing_test(
     test = secrets.token_hex(8)
     tokens = sorted(secrets.token_hex(8) for _ in chosen)
     secrets.SystemRandom().shuffle(chosen)
-    part = part_of(folder)
-    remove = partial(shutil.rmtree, part, ignore_errors=True)
     answers = {token: {"kind": kind, "clip": clip} for token, (kind, clip, _) in zip(tokens, chosen, strict=True)}
     try:
-        with undoing(remove):
-            part.mkdir(parents=True)
+        with complete_or_absent(key) as unfinished, complete_or_absent_folder(folder) as part:
             for token, (_, _, path) in zip(tokens, chosen, strict=True):
                 write_playable(path, part / f"{token}.mp4", side)
             (part / "index.html").write_text(_page(test, tokens), encoding="utf-8")
-            with complete_or_absent(key) as unfinished:
-                unfinished.write_text(json.dumps({"test": test, "clips": answers}, indent=1) + "\n", encoding="utf-8")
-                part.rename(folder)
+            unfinished.write_text(json.dumps({"test": test, "clips": answers}, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DheadsError(f"cannot write the Turing test to {folder}: {error.strerror}") from error
-    finally:
-        remove()
     return key
 
 

@@ -13,7 +13,7 @@ from dheads.errors import DheadsError
 from dheads.media.containers import name_of
 from dheads.media.writing import check_even, container_of
 from dheads.sampling.jobs import Job, check_inputs
-from dheads.system.files import PART, is_endless, target_of
+from dheads.system.files import is_endless, target_of, unfinished_in
 
 MAX_SPOOLED = 8 << 30  # bytes of sound from a pipe
 _CHUNK = 1 << 20  # bytes read at a time
@@ -63,8 +63,7 @@ def sweep(jobs: list[Job]) -> None:
     targets = [Path(os.path.realpath(job.output_path)) for job in jobs]
     ours = {(target.parent, target.name[:200]) for target in targets}
     for folder in {folder for folder, _ in ours}:
-        for path in folder.glob(".*.part"):
-            match = PART.fullmatch(path.name)
-            if match and (folder, match[1]) in ours:
+        for path, name in unfinished_in(folder):
+            if (folder, name) in ours:
                 with suppress(OSError):
                     path.unlink()

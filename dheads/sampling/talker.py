@@ -34,7 +34,8 @@ from dheads.sampling.jobs import Job, check_inputs
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.outputs import check
 from dheads.sampling.portrait import find_portrait, notes_on_edge
-from dheads.speech.encoders import SpeechEncoder, load_speech_encoder
+from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.interface import SpeechEncoder
 from dheads.system.devices import resolve_device
 from dheads.system.files import as_path
 from dheads.weights.checkpoints import load_model

@@ -1,1 +1,1 @@
-"""Frozen speech encoders."""
+"""Frozen speech encoders: a waveform to one embedding a video frame."""

@@ -1,1 +1,1 @@
-"""Files, devices, processes and threads."""
+"""Files, locks, devices, signals, processes and threads."""

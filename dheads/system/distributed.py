@@ -1,17 +1,12 @@
-"""Several processes that work as one: who is who under torchrun, and the group in which they exchange gradients."""
+"""Training in several processes: their ranks under torchrun, and the group in which they exchange gradients."""
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from dheads.errors import DheadsError
 
 # The others wait while the main process fits the lip code, validates and makes sample videos.
-_PATIENCE = timedelta(hours=2)
-
-log = logging.getLogger("dheads")
+_TIMEOUT = timedelta(hours=2)
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among all: alone unless torchrun started it."""
+    """The rank of this process among all that torchrun started; one process where it did not."""
 
     rank: int = 0
     size: int = 1
@@ -37,28 +30,44 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes files and speaks to the user."""
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def own_shard(self, shard: tuple[int, int] | None) -> tuple[int, int] | None:
-        """(i, n): the i-th of n parts of a list, counted from 1: the one asked for, else torchrun's; None: all.
+        """This process's part of a list, (i, n) for the i-th of n parts, counted from 1; None for the whole list.
 
-        Raises DheadsError for a part that there is not, and where both ask.
+        `shard` is the part that the user asks for; without one, torchrun's processes each take their own. Raises
+        DheadsError for a part that does not exist, and for both at once.
         """
         if shard is None:
             return (self.rank + 1, self.size) if self.size > 1 else None
         if self.size > 1:
-            raise DheadsError("--shard and torchrun both part the work; use one of them")
+            raise DheadsError("--shard and torchrun both divide the work; use one of them")
         if not 1 <= shard[0] <= shard[1]:
             raise DheadsError(f"there is no shard {shard[0]}/{shard[1]}; shards count from 1")
         return shard
 
     def device(self, name: str) -> torch.device:
-        """This process's own device of that kind: of several GPUs the one of its local rank."""
+        """This process's device of type `name`: with several GPUs, the one of its local rank."""
         return torch.device(name, self.local_rank) if name == "cuda" else torch.device(name)
 
+    def take_device(self, name: str) -> torch.device:
+        """As `device`, made torch's current device where it is a GPU.
+
+        Raises DheadsError where torchrun started more processes on this machine than it has GPUs.
+        """
+        own = self.device(name)
+        if own.type == "cuda":
+            if self.local_rank >= torch.cuda.device_count():
+                raise DheadsError(
+                    f"{self.local_size} processes were started here, but there are {torch.cuda.device_count()} GPUs; "
+                    "give torchrun that number as --nproc-per-node"
+                )
+            torch.cuda.set_device(own)
+        return own
+
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network with gradients that are the mean over all processes."""
+        """The network, with gradients averaged over all processes."""
         if self.size == 1:
             return network
         device = next(network.parameters()).device
@@ -66,23 +75,23 @@ class World:
         return DistributedDataParallel(network, own, gradient_as_bucket_view=True)
 
     def apart(self, network: nn.Module) -> AbstractContextManager[None]:
-        """The time of a backward pass whose gradients are only added up, to be exchanged with a later one's."""
+        """A block whose backward pass adds gradients up locally; they are exchanged in a later backward pass."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in place; every process gets it."""
+        """Sum `values` over all processes, in place in each of them."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """Give the main process's values to all, in place."""
+        """Copy the main process's values into the tensors of all processes, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def gather(self, value: object) -> list[object]:
-        """Everyone's small value, by rank."""
+        """The values of all processes, by rank; for small objects."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
@@ -90,7 +99,7 @@ class World:
 
 
 def world() -> World:
-    """Who this process is, by the environment that torchrun gives it. Raises DheadsError where that is garbled."""
+    """This process's ranks, from the environment that torchrun sets. Raises DheadsError where it is not numbers."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not all(name in os.environ for name in names):
         return World()
@@ -102,9 +111,9 @@ def world() -> World:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """All processes of the world in one group for the time of the block, which they leave together.
+    """Join all processes in one group for the block, which they leave together.
 
-    device: the kind, cpu or cuda. Once in the life of a process: a second group would find the first one's addresses.
+    device: its type, cpu or cuda. Only once in a process: a second group would find the addresses of the first.
     Raises DheadsError where the processes do not find each other.
     """
     here = world()
@@ -113,19 +122,12 @@ def joined(device: str) -> Iterator[World]:
         return
     if device not in ("cpu", "cuda"):
         raise DheadsError(f"several processes can train on cuda or cpu, not on {device}; choose another --device")
-    own = here.device(device)
-    if own.type == "cuda":
-        if here.local_rank >= torch.cuda.device_count():
-            raise DheadsError(
-                f"{here.local_size} processes were started here, but there are {torch.cuda.device_count()} GPUs; "
-                "give torchrun that number as --nproc-per-node"
-            )
-        torch.cuda.set_device(own)
+    own = here.take_device(device)
     try:
         dist.init_process_group(
-            "nccl" if own.type == "cuda" else "gloo", timeout=_PATIENCE, device_id=own if own.type == "cuda" else None
+            "nccl" if own.type == "cuda" else "gloo", timeout=_TIMEOUT, device_id=own if own.type == "cuda" else None
         )
-    except (RuntimeError, ValueError) as error:  # no address, or nobody there
+    except (RuntimeError, ValueError) as error:  # no address, or no process there
         raise DheadsError(
             f"the {here.size} processes do not find each other; start them by torchrun ({error})"
         ) from error
@@ -134,38 +136,3 @@ def joined(device: str) -> Iterator[World]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
-
-
-class Ending:
-    """Notes the first SIGTERM, SIGHUP or Ctrl-C within its block, so that what is under way can be finished and saved.
-
-    The signal takes effect when the block ends, a second one at once. One that is ignored, as in a shell's background,
-    stays so.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._signal = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
-            names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-            for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-        if self.asked:
-            signal.raise_signal(self._signal)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            self._signal = number
-            self.__exit__()
-        log.warning("ending after this step; once more to end at once, without saving")
-        self.asked, self._signal = True, number

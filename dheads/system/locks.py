@@ -1,4 +1,4 @@
-"""One process at a time. A lock ends with the process that holds it, however it ends."""
+"""Locks between processes, by files. A lock is released when its process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dheads.system.ending import undoing
+from dheads.system.signals import undoing
 
 log = logging.getLogger("dheads")
 
 
 @contextmanager
 def in_turn(path: Path, waiting: str) -> Iterator[None]:
-    """The block, after whichever process holds the lock file `path`; `waiting` is said where that takes time."""
+    """Wait for the lock file `path`, and hold it for the block. `waiting` is logged where another process holds it."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -31,7 +31,7 @@ def in_turn(path: Path, waiting: str) -> Iterator[None]:
 
 @contextmanager
 def alone(path: Path) -> Iterator[bool]:
-    """Whether this process is the only one in such a block with the lock file `path`, which is there that long."""
+    """Hold the lock file `path` for the block and then delete it; yields False where another process holds it."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -42,6 +42,6 @@ def alone(path: Path) -> Iterator[bool]:
         try:
             yield True
         finally:
-            with suppress(OSError):  # Windows removes no file that is open
+            with suppress(OSError):  # Windows deletes no file that is open
                 path.unlink()
             lock.release()

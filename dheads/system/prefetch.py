@@ -1,30 +1,31 @@
-"""Work that is done ahead of its use."""
+"""Results computed ahead of their use, by threads."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 import torch
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 
-def prefetch(make: Callable[..., T], given: Iterable[tuple[Any, ...]], threads: int) -> Iterator[T]:
-    """What `make` makes of each of `given`, its arguments, in order, made ahead by that many threads.
+def prefetch(function: Callable[[*Arguments], T], calls: Iterable[tuple[*Arguments]], threads: int) -> Generator[T]:
+    """Yield the result of the function for each tuple of arguments, in order, computed ahead by that many threads.
 
-    `given` may be endless. What `make` raises is raised in its turn. Closing the iterator ends the threads.
+    `calls` may be endless. An exception is raised when its result is due. Closing the iterator ends the threads.
     """
     pool = ThreadPoolExecutor(threads, "prefetch", initializer=torch.set_num_threads, initargs=(1,))
     try:
-        remaining = iter(given)
-        ahead: deque[Future[T]] = deque(pool.submit(make, *some) for some in islice(remaining, 2 * threads))
+        remaining = iter(calls)
+        ahead: deque[Future[T]] = deque(pool.submit(function, *call) for call in islice(remaining, 2 * threads))
         while ahead:
-            made = ahead.popleft().result()
-            ahead.extend(pool.submit(make, *some) for some in islice(remaining, 1))
-            yield made
+            result = ahead.popleft().result()
+            ahead.extend(pool.submit(function, *call) for call in islice(remaining, 1))
+            yield result
     finally:
         pool.shutdown(cancel_futures=True)

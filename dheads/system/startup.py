@@ -1,4 +1,4 @@
-"""What a process meets as it starts: streams that are closed or full, missing libraries, a folder that is gone."""
+"""The environment of a process at its start: closed or full streams, missing libraries, a deleted working folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import os
 import re
 import sys
 import traceback
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from dheads.errors import DheadsError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 _OPENCV = (
-    "opencv-python needs the system library {name} ({reason}): install what it is in (Debian, Ubuntu: apt-get install "
+    "opencv-python needs the system library {name} ({reason}): install its package (Debian, Ubuntu: apt-get install "
     "libgl1 libglib2.0-0), or take the package that needs none (pip uninstall opencv-python, then pip install "
     "opencv-python-headless)"
 )
@@ -21,10 +24,10 @@ _MEMORY = "the memory that this process may use is too small ({reason}): close o
 
 
 def open_streams() -> None:
-    """Give this process a stderr that ends no work, whoever stopped to read it, and a stdout that fails once only.
+    """Give this process a stderr that never fails, even when its reader is gone, and a stdout that fails only once.
 
-    Streams that are closed lead to nowhere, or files opened later would take their place, and get what libraries write
-    there. Streams that are not the process's own are left alone.
+    Closed streams are opened on the null device; otherwise a file opened later would get their number, and what
+    libraries write to it. Streams that were replaced, as by a test, are left alone.
     """
     for number in range(3):
         try:
@@ -49,9 +52,9 @@ def _text(raw: io.FileIO, old: TextIO | None) -> TextIO:
 
 
 class _Stderr(io.FileIO):
-    """What cannot be written is lost."""
+    """Drops what cannot be written."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer, /) -> int:
         try:
             return super().write(data) or memoryview(data).nbytes
         except OSError:
@@ -59,11 +62,11 @@ class _Stderr(io.FileIO):
 
 
 class _Stdout(io.FileIO):
-    """Once it was said that something cannot be written, the rest is lost: the end of the program would fail again."""
+    """Reports the first failed write and drops the rest, as the flush at the program's end would fail again."""
 
     failed = False
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Buffer, /) -> int:
         if self.failed:
             return memoryview(data).nbytes
         try:
@@ -76,7 +79,7 @@ class _Stdout(io.FileIO):
 
 
 def check_folder() -> None:
-    """Raises DheadsError where the working folder is gone, at which libraries would crash."""
+    """Raises DheadsError where the working folder was deleted, which makes libraries crash."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -84,7 +87,7 @@ def check_folder() -> None:
 
 
 def lacking(error: BaseException) -> str | None:
-    """What to do where the machine lacks memory, or a library that OpenCV needs; None for any other error."""
+    """What to do about an error for lack of memory, or of a library that OpenCV needs; None for any other error."""
     text = str(error)
     library = re.search(r"([^\s/:]+\.so[.\d]*): (.+)", text)
     memory = re.search("can't allocate memory|out of memory|failed to map segment[^:]*$", text)

@@ -26,9 +26,10 @@ from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.talker import generate
 from dheads.system.devices import COMPILE_OPTIONS, best_dtype
-from dheads.system.distributed import Ending, joined
+from dheads.system.distributed import joined
 from dheads.system.files import complete_or_absent
 from dheads.system.locks import alone
+from dheads.system.signals import Ending
 from dheads.training.batches import Batches
 from dheads.training.journal import Journal
 from dheads.training.objective import tallied, tally, training_loss, weighted_codes

@@ -1,1 +1,1 @@
-"""Weights: the list, download, licences, checkpoints."""
+"""Weights: the list of known sets, their licences and downloads, and checkpoint files."""

@@ -1,21 +1,22 @@
-"""Files from the web: one process at a time fetches them, goes on where an earlier one stopped, and checks them."""
+"""Downloads: resumed where an earlier run stopped, one process at a time, checked before the file gets its name."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
-import os
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from email.message import Message
 from pathlib import Path
+from typing import IO
 
 from tqdm import tqdm
 
 from dheads.errors import DheadsError
+from dheads.system.files import file_sha256, resumable
 from dheads.system.locks import in_turn
 
 _CHUNK = 1 << 20  # bytes read at a time
@@ -24,7 +25,7 @@ _TIMEOUT_SECONDS = 30
 
 @contextmanager
 def own_turn(folder: Path) -> Iterator[None]:
-    """The block runs while no other process downloads into the folder, where unfinished files have fixed names.
+    """Run the block while no other process downloads into the folder, where unfinished files have fixed names.
 
     Raises DheadsError where the folder cannot be written to.
     """
@@ -40,23 +41,29 @@ def own_turn(folder: Path) -> Iterator[None]:
 
 
 def download(url: str, path: Path, sha256: str, size: int, progress: bool = True) -> None:
-    """Fetch `size` bytes to `path`, going on where an earlier try stopped; it appears only with the right hash."""
-    unfinished = path.with_name(f"{path.name}.part")
+    """Download a file of `size` bytes to `path`, where it appears only with the right hash.
+
+    An unfinished download of an earlier run is continued. Raises DheadsError, which says how to go on.
+    """
     by_hand = f"run again to go on, or put the file there by hand: {path}"
-    if size_of(unfinished) < size:
-        receive(url, unfinished, size, by_hand, progress)
-    if size_of(unfinished) < size:
-        raise DheadsError(f"the download of {url} stopped early; {by_hand}")
-    if size_of(unfinished) > size or file_sha256(unfinished) != sha256:
-        unfinished.unlink()
-        raise DheadsError(f"{url} is not the file that was expected (wrong size or sha256), so it was removed")
-    os.replace(unfinished, path)
+    with resumable(path) as unfinished:
+        if size_of(unfinished) < size:
+            receive(url, unfinished, size, by_hand, progress)
+        if size_of(unfinished) < size:
+            raise DheadsError(f"the download of {url} stopped early; {by_hand}")
+        if size_of(unfinished) > size or file_sha256(unfinished) != sha256:
+            unfinished.unlink()
+            raise DheadsError(f"{url} is not the file that was expected (wrong size or sha256), so it was removed")
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
+    """Follows redirects to permitted addresses only."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
         _check_url(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]  # HTTPMessage
 
 
 def _check_url(url: str) -> None:
@@ -66,13 +73,15 @@ def _check_url(url: str) -> None:
 
 
 def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
 def receive(url: str, unfinished: Path, limit: int, by_hand: str, progress: bool) -> int | None:
-    """Add to `unfinished` what it lacks of `url`, but no more than one byte beyond `limit`.
+    """Append to `unfinished` the bytes of `url` that it lacks, up to one byte beyond `limit`.
 
-    Returns how long the whole is, if the server says so.
+    Returns the length of the whole file, or None where the server does not send it. Raises DheadsError, which ends
+    with `by_hand`.
     """
     _check_url(url)
     done = size_of(unfinished)
@@ -95,20 +104,11 @@ def receive(url: str, unfinished: Path, limit: int, by_hand: str, progress: bool
             return total
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
         if done and isinstance(error, urllib.error.HTTPError) and error.code == 416:
-            return _total(error.headers["Content-Range"])  # there is nothing beyond what came before
+            return _total(error.headers["Content-Range"])  # the file is complete already
         raise DheadsError(f"cannot download {url} ({error}); {by_hand}") from error
 
 
 def _total(content_range: str | None) -> int | None:
-    """The length in the header of an answer 416, "range not satisfiable": bytes */length."""
+    """The file's length from the Content-Range of a 416 response, "range not satisfiable": bytes */length."""
     match = re.fullmatch(r"bytes \*/(\d+)", content_range or "")
     return int(match[1]) if match else None
-
-
-def file_sha256(path: Path) -> str:
-    """The file's sha256 as hex."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DheadsError(f"cannot read {path}: {error.strerror}") from error

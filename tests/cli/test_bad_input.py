@@ -28,6 +28,7 @@ from dheads.media.writing import write_clip, write_video
 from dheads.sampling.jobs import Job, read_jobs
 from dheads.training import loop as train
 from dheads.weights import checkpoints as weights
+from dheads.weights import listing
 
 OUTPUT = "out.mp4"
 
@@ -192,7 +193,7 @@ def test_altered_weights() -> None:
 
 
 def test_checkpoint_of_another_kind() -> None:
-    path = str(weights.ASSETS / weights.known()["whisper-tiny.en"]["file"])
+    path = str(listing.ASSETS / listing.known()["whisper-tiny.en"]["file"])
     refused(sample(weights=path), here(), path, "not a checkpoint of dheads")
 
 

@@ -342,10 +342,8 @@ def test_messages_of_the_modules_go_to_stderr(training: StandIn, monkeypatch: py
 def asking(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Weights that require consent; returns the names accepted so far."""
     accepted: list[str] = []
-    monkeypatch.setattr(
-        "dheads.weights.checkpoints.consent", lambda name: None if name in accepted else "CC BY-NC-SA 4.0"
-    )
-    monkeypatch.setattr("dheads.weights.checkpoints.accept", accepted.append)
+    monkeypatch.setattr("dheads.weights.licences.consent", lambda name: None if name in accepted else "CC BY-NC-SA 4.0")
+    monkeypatch.setattr("dheads.weights.licences.accept", accepted.append)
     return accepted
 
 

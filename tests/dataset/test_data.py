@@ -1,4 +1,4 @@
-"""The prepared dataset: what its clips hold, in memory or read by seeking, and what damaged ones do."""
+"""The prepared dataset: its pictures and labels, in memory or read by seeking, and errors for damaged clips."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dheads.extensions.blinks import eye_code
 from real_data import Prepared
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dheads.config import override, preset
 from dheads.dataset import dataset as data
-from dheads.dataset.dataset import Clip, Dataset
+from dheads.dataset.dataset import Dataset
+from dheads.dataset.manifest import Clip
 from dheads.errors import DheadsError
+from dheads.extensions.eyes import eye_code
 from dheads.extensions.lips import centred
 from dheads.media.reading import read_frames
 from dheads.media.writing import write_clip
@@ -38,7 +39,7 @@ def dataset(prepared: Prepared) -> Dataset:
 
 @pytest.fixture
 def large(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    """The same, as if it were too large for the memory."""
+    """The same dataset, as if it were too large for the memory."""
     monkeypatch.setattr(data, "_KEPT_BYTES", 0)
     return Dataset(prepared.data)
 
@@ -53,7 +54,7 @@ def named(dataset: Dataset, name: str) -> Clip:
     return next(clip for clip in dataset.clips if clip.clip == name)
 
 
-# --- What it holds
+# --- Content
 
 
 def test_clips_and_splits(dataset: Dataset) -> None:
@@ -157,7 +158,7 @@ def test_talks_leave_out_what_cannot_be_read(copy: Path, caplog: pytest.LogCaptu
     assert "grid_one.safetensors: cannot be read" in record.getMessage()
 
 
-# --- Another folder than was meant
+# --- Other folders
 
 
 def test_a_dataset_made_for_another_network_is_refused(dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""One raw clip to an aligned one."""
+"""One raw clip to an aligned clip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from real_data import CUTS, Prepared
 
 from dheads.dataset import extraction
 from dheads.dataset.extraction import Detector
-from dheads.dataset.layouts import Source
+from dheads.dataset.sources import Source
 from dheads.media.reading import read_frames
 
 pytest_plugins = "real_data"
@@ -22,7 +22,7 @@ pytest_plugins = "real_data"
 def test_a_video_is_decoded_once_where_it_can_be_kept(
     prepared: Prepared, detector: Detector, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, times: int
 ) -> None:
-    """And the clip is the same where it cannot."""
+    """Where it cannot be kept it is decoded again, and the clip is the same."""
     name = next(name for name in CUTS if "grid" in name)
     decoded: list[Path] = []
 

@@ -1,4 +1,4 @@
-"""Raw corpora: which clips are found, whose they are and which are held out. Empty files do for listing."""
+"""Raw corpora: which clips are found, who speaks in them and which are held out. Empty files suffice for that."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dheads.dataset import layouts
-from dheads.dataset.layouts import Source, detect_layout, find_sources
+from dheads.dataset.layouts import detect_layout, find_sources
+from dheads.dataset.sources import Source, safe_name
 from dheads.errors import DheadsError
 
 TEST_ACTORS = {"1015", "1020", "1021", "1030", "1033", "1052", "1062", "1081", "1082", "1089"}
@@ -35,7 +35,7 @@ def speakers_of(sources: Iterable[Source], split: str) -> set[str]:
 CREMA = ("VideoFlash/1001_DFA_ANG_XX.flv", "AudioWAV/1001_DFA_ANG_XX.wav", "VideoFlash/1015_IEO_HAP_HI.flv")
 
 
-def test_crema_has_its_sound_in_files_of_their_own(tmp_path: Path) -> None:
+def test_crema_has_its_sound_in_separate_files(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, *CREMA, "AudioWAV/1002_DFA_ANG_XX.wav", "VideoFlash/readme.txt", "AudioMP3/x.mp4")
     assert find_sources(raw)[:2] == (
         "crema",
@@ -47,7 +47,7 @@ def test_crema_has_its_sound_in_files_of_their_own(tmp_path: Path) -> None:
                 "train",
                 sound="AudioWAV/1001_DFA_ANG_XX.wav",
             ),
-            # Without a sound file of its own the video's is used.
+            # Without a sound file the sound of the video is used.
             Source("VideoFlash/1015_IEO_HAP_HI.flv", "1015/1015_IEO_HAP_HI", "1015", "test"),
         ],
     )
@@ -93,7 +93,7 @@ def test_lrw_has_its_own_splits(tmp_path: Path, base: str) -> None:
         for word in ("ABOUT", "YOUNG")
         for split in ("test", "train", "val")
     ]
-    # Nobody says who speaks, so a word's thousand people are not lumped together.
+    # The corpus names no speakers, and a word's thousand people must not count as one.
     assert len({source.speaker for source in sources}) == len(sources)
 
 
@@ -111,7 +111,7 @@ def released(tmp_path: Path, *folders: str, **lists: str) -> Path:
     return raw
 
 
-def test_released_lists_are_read_with_all_that_belongs_to_a_clip(tmp_path: Path) -> None:
+def test_released_lists_are_read_with_all_files_of_a_clip(tmp_path: Path) -> None:
     raw = released(tmp_path, "audio", "lmks", "crema_audio_embs", test="./s15/1015_A.mp4\n\n./s15/1015_B.C.mp4")
     assert find_sources(raw)[:2] == (
         "released",
@@ -155,7 +155,7 @@ def test_released_validation_list_is_used_where_there_is_one(tmp_path: Path) -> 
 
 
 def test_released_folders_of_words_are_no_speakers(tmp_path: Path) -> None:
-    """LRW in the authors' layout: the same words stand in every list."""
+    """LRW in the authors' layout: the same words are in every list."""
     lists = {split: f"./ABOUT/{split}/ABOUT_00001.mp4\n" for split in ("train", "test")}
     sources = find_sources(released(tmp_path, **lists)).sources
     assert [(source.clip, source.speaker, source.split) for source in sources] == [
@@ -260,13 +260,17 @@ def test_a_given_layout_is_used(tmp_path: Path) -> None:
         ("crema", ("ann/1.mp4",), "has no folder VideoFlash, so it is not CREMA-D; "),
         ("crema", ("VideoFlash/1001_A.txt",), "VideoFlash: holds no video; known endings are .3g2, "),
         ("lrw", ("ann/1.mp4", "ABOUT/2.mp4"), "has no videos such as ABOUT/train/ABOUT_00001.mp4, so it is not LRW; "),
-        ("released", ("video/1.mp4",), "has no folder video with a file_list_train.txt or file_list_test.txt beside"),
+        (
+            "released",
+            ("video/1.mp4",),
+            "has no folder video with a file_list_train.txt or file_list_test.txt next to it",
+        ),
         ("released", ("file_list_train.txt",), "has no folder video with a file_list_train.txt"),
         ("folder", ("notes.txt",), "holds no video or photo"),
         ("grid", ("a.mp4",), "there is no layout 'grid'; choose one of crema, lrw, released, folder"),
     ],
 )
-def test_a_layout_that_it_is_not(tmp_path: Path, layout: str, names: tuple[str, ...], message: str) -> None:
+def test_a_layout_that_does_not_fit(tmp_path: Path, layout: str, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(DheadsError) as caught:
         find_sources(raw_folder(tmp_path, *names), layout)
     assert message in str(caught.value)
@@ -276,9 +280,9 @@ def test_a_layout_that_it_is_not(tmp_path: Path, layout: str, names: tuple[str, 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     for raw in (tmp_path / "a.mp4", tmp_path / "missing"):
-        with pytest.raises(DheadsError, match=r"is no folder; give the folder that holds the raw videos"):
+        with pytest.raises(DheadsError, match=r"is not a folder; give the folder that holds the raw videos"):
             find_sources(raw, "crema")
-        with pytest.raises(DheadsError, match=r"is no folder"):
+        with pytest.raises(DheadsError, match=r"is not a folder"):
             detect_layout(raw)
 
 
@@ -291,7 +295,7 @@ def splits_csv(tmp_path: Path, *rows: str, header: str = "clip,speaker,split") -
     return path
 
 
-def test_a_csv_says_who_speaks_and_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_csv_gives_speakers_and_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     raw = raw_folder(tmp_path, "a.mp4", "b/c.mp4", "unlisted.mp4")
     path = splits_csv(tmp_path, "b/c.mp4,ann,val", "a.mp4,bob,test", "z.mp4,bob,test", "y.mp4,bob,test")
     with caplog.at_level(logging.WARNING, "dheads"):
@@ -358,13 +362,13 @@ def test_names_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert source.clip == "_.._etc/a_b_c_"
     assert source.speaker == "../../etc"
     for hostile in ("..", ".", "", "/", "a/../../b", "..\\..\\x", "nul\0l"):
-        safe = layouts._safe(hostile)
+        safe = safe_name(hostile)
         assert safe not in ("", ".", "..")
         assert not set(safe) & set("/\\\0")
 
 
 def test_a_deep_path_becomes_a_short_name(tmp_path: Path) -> None:
-    """File systems allow 255 bytes: two long paths differ where they are cut."""
+    """File systems allow 255 bytes. Long paths are cut, and stay different."""
     deep = "ann/" + "/".join(["é" * 50] * 5)
     (one, other) = find_sources(raw_folder(tmp_path, f"{deep}/1.mp4", f"{deep}/2.mp4")).sources
     assert one.clip != other.clip
@@ -377,13 +381,13 @@ def test_a_deep_path_becomes_a_short_name(tmp_path: Path) -> None:
     ("names", "taken"),
     [
         (("ann/1.jpg", "ann/1.mp4", "ann/1.webp"), "ann/1.mp4"),  # yt-dlp's thumbnails
-        (("ann/IMG_1.JPG", "ann/IMG_1.MOV"), "ann/IMG_1.MOV"),  # a telephone's live photo
+        (("ann/IMG_1.JPG", "ann/IMG_1.MOV"), "ann/IMG_1.MOV"),  # a live photo
         (("ann/1.mp4", "ann/1.avi"), "ann/1.avi"),
         (("a?.mp4", "a!.mp4"), "a!.mp4"),
     ],
 )
 def test_of_files_that_would_be_one_clip_one_is_taken(tmp_path: Path, names: tuple[str, ...], taken: str) -> None:
-    """Or their pictures and labels would overwrite each other."""
+    """Otherwise their pictures and labels would overwrite each other."""
     found = find_sources(raw_folder(tmp_path, *names, "bob/2.mp4"))
     assert [source.name for source in found.sources] in ([taken, "bob/2.mp4"], ["bob/2.mp4", taken])
     reason = f"has the same name as another file; {taken} is taken, so rename it to have both"
@@ -397,7 +401,7 @@ def test_endings_of_cameras_and_the_web_are_known(tmp_path: Path, ending: str) -
     assert [(source.name, source.clip) for source in found.sources] == [(f"ann/1{ending}", "ann/ann_1")]
 
 
-def test_what_is_passed_over_is_counted_by_its_kind(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_by_kind(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, "ann/1.mp4", "ann/1.txt", "b.TXT", "ann/1.wav", "README", ".DS_Store", ".git/x.txt")
     try:
         (raw / "loop").symlink_to(raw, target_is_directory=True)
@@ -429,13 +433,13 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
     assert [source.name for source in find_sources(raw).sources] == ["ann/1.mp4", "ann/2.mp4"]
 
 
-def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
-    """Such as those that macOS adds to every file on a foreign disk."""
+def test_hidden_files_are_skipped(tmp_path: Path) -> None:
+    """Such as those that macOS adds to every file on a disk of another system."""
     raw = raw_folder(tmp_path, "ann/1.mp4", "ann/._1.mp4", ".trash/2.mp4")
     assert [source.name for source in find_sources(raw).sources] == ["ann/1.mp4"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are text")
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of other systems are text")
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, "a.mp4")
     (Path(os.fsdecode(os.fsencode(raw) + b"/b\xff.mp4"))).touch()

@@ -1,4 +1,4 @@
-"""The tables of a prepared folder: merged shards, damaged tables, and failures that outlive a killed run."""
+"""The tables of a prepared folder: merged shards, damaged tables, and failures of a run that was killed."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ HEADER = "clip,speaker,split,frames,source\n"
 # --- Clips
 
 
-def test_a_table_comes_back(tmp_path: Path) -> None:
+def test_a_table_is_read_as_written(tmp_path: Path) -> None:
     write_clips(tmp_path, CLIPS)
     assert read_clips(tmp_path) == BY_NAME
     assert [path.name for path in tmp_path.iterdir()] == ["clips.csv"]
     assert (tmp_path / "clips.csv").read_bytes().startswith(HEADER.encode() + b"s0/0,s0,train,1,s0/0.mp4\n")
 
 
-def test_names_come_back_as_they_were(tmp_path: Path) -> None:
+def test_names_are_read_as_written(tmp_path: Path) -> None:
     odd = Clip("a/b_c", 'Ann "A", \N{SNOWMAN}', "val", 3, "a,b/\n c.mp4")
     write_clips(tmp_path, [odd])
     assert read_clips(tmp_path) == [odd]
 
 
-def test_shards_that_lie_together_are_one_table(tmp_path: Path) -> None:
+def test_shards_in_one_folder_are_one_table(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         write_clips(tmp_path, CLIPS[number - 1 :: 3], (number, 3))
     assert shard_path(tmp_path, "clips.csv", (2, 3)).name == "clips.2-of-3.csv"
     assert read_clips(tmp_path) == BY_NAME
 
 
-def test_a_table_of_all_beside_shards_that_say_the_same(tmp_path: Path) -> None:
+def test_a_whole_table_and_its_shards(tmp_path: Path) -> None:
     write_clips(tmp_path, CLIPS)
     write_clips(tmp_path, CLIPS[::2], (1, 2))
     write_clips(tmp_path, CLIPS[1::2], (2, 2))
     write_clips(tmp_path, [], (1, 1))  # a shard may have nothing
-    (tmp_path / "clips.old.csv").write_text("no table of ours")
+    (tmp_path / "clips.old.csv").write_text("not one of our tables")
     assert read_clips(tmp_path) == BY_NAME
 
 
@@ -113,7 +113,7 @@ def test_damaged_tables(tmp_path: Path, table: str | bytes) -> None:
         read_clips(tmp_path)
 
 
-def test_a_clip_is_light_and_travels_between_processes() -> None:
+def test_a_clip_is_small_and_can_be_pickled() -> None:
     assert not hasattr(CLIPS[0], "__dict__")
     assert pickle.loads(pickle.dumps(CLIPS[0])) == CLIPS[0]
 
@@ -124,7 +124,7 @@ def test_a_clip_is_light_and_travels_between_processes() -> None:
 SOURCES = ["a.mp4", "b,1.mp4", "c.mp4", "d.mp4"]
 
 
-def test_failures_are_in_the_file_at_once_and_sorted_in_the_end(tmp_path: Path) -> None:
+def test_failures_are_written_at_once_and_sorted_in_the_end(tmp_path: Path) -> None:
     table = FailedTable(tmp_path, None, SOURCES)
     assert table.path.read_text() == "source,reason\n"
     table.add("c.mp4", "no face")
@@ -135,7 +135,7 @@ def test_failures_are_in_the_file_at_once_and_sorted_in_the_end(tmp_path: Path) 
     assert table.path.read_text() == 'source,reason\n"b,1.mp4","it is ""odd"""\nc.mp4,no face\n'
 
 
-def test_a_killed_runs_failures_are_remembered(tmp_path: Path) -> None:
+def test_failures_of_a_killed_run_are_kept(tmp_path: Path) -> None:
     first = FailedTable(tmp_path, (1, 2), SOURCES)
     first.add("d.mp4", "no face")
     first.add("a.mp4", "too small")
@@ -169,7 +169,7 @@ def test_a_table_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         table.add("a.mp4", "no face")
 
 
-# --- Whole files or none
+# --- Complete or absent
 
 
 def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:

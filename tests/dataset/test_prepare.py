@@ -1,4 +1,4 @@
-"""`dheads prepare` on real clips: what it writes, what it leaves out and why, and that it can be run again."""
+"""`dheads prepare` on real clips: the files that it writes, the clips that it leaves out, and a second run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from dheads.config import preset
 from dheads.dataset import prepare
 from dheads.dataset.extraction import Detector
-from dheads.dataset.layouts import Source
+from dheads.dataset.sources import Source
 from dheads.faces import alignment as faces
 from dheads.faces.landmarks import load_backend
 from dheads.media.reading import read_frames
@@ -37,7 +37,7 @@ pytest_plugins = "real_data"
 TINY = preset("tiny")
 DIRTY = "grid/dirty.mp4"
 DIED = "its worker process died (a crash of the decoder, or out of memory)"
-VIDEOS = {  # what clips.csv must say of each
+VIDEOS = {  # their rows of clips.csv
     "s1/grid_one": ("s1", "train", 25, "grid/one.mp4"),
     "s1/grid_two": ("s1", "train", 25, "grid/two.mp4"),
     "en/talkvid_en": ("en", "train", 31, "talkvid/en.mp4"),  # 30 frames at 24 fps: 1.25 s
@@ -61,7 +61,7 @@ def labels_of(prepared: Prepared, clip: str) -> dict[str, torch.Tensor]:
 # --- The whole folder
 
 
-def test_the_command_says_what_it_did(prepared: Prepared) -> None:
+def test_the_command_prints_a_summary(prepared: Prepared) -> None:
     assert prepared.done.exit_code == 0, prepared.done.stderr
     assert prepared.done.stdout == f"{prepared.data}\n"
     assert "6 clips, 0.00 hours, 103 frames, 5 speakers\n" in prepared.done.stderr
@@ -97,7 +97,7 @@ def test_files_that_the_splits_do_not_name_are_left_alone(prepared: Prepared) ->
     assert not list(prepared.data.rglob("*unlisted*"))
 
 
-def test_dataset_toml_tells_how_the_clips_were_made(prepared: Prepared) -> None:
+def test_dataset_toml_describes_the_preparation(prepared: Prepared) -> None:
     info = tomllib.loads((prepared.data / "dataset.toml").read_text(encoding="utf-8"))
     assert (info["format"], info["size"], info["fps"]) == (2, 32, 25)
     assert info["speech_encoder"] == "whisper-tiny.en"
@@ -176,8 +176,8 @@ def test_faces_lie_on_the_mean_face(prepared: Prepared, clip: str) -> None:
     assert np.abs(landmarks[:, faces.MOUTH].mean(axis=1)[:, 0] - 15.5).max() < 0.15 * 32
 
 
-def test_pictures_show_what_the_landmarks_say(prepared: Prepared) -> None:
-    """The raw clip's landmarks, found anew and aligned, are the stored ones; its frames, warped, the pictures."""
+def test_pictures_agree_with_the_landmarks(prepared: Prepared) -> None:
+    """The stored landmarks and pictures are the raw clip's landmarks, detected again, and frames, both aligned."""
     raw = decoded(prepared.raw / "grid/one.mp4")
     found = load_backend("mesh").track(raw)
     matrices = faces.align_transforms(found, TINY.alignment, 32)
@@ -230,16 +230,16 @@ def test_the_contact_sheet_shows_the_middle_frames(prepared: Prepared) -> None:
         assert sheet[128:, k * 128 : (k + 1) * 128].max() > 200, "its name"
 
 
-# --- Again
+# --- A second run
 
 
 def test_a_second_run_keeps_what_is_there(prepared: Prepared, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    shutil.copytree(prepared.data, data)  # times of change are copied too
+    shutil.copytree(prepared.data, data)  # copies the times of modification too
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (data / "clips").rglob("*.*")}
     tables = {name: (data / name).read_bytes() for name in ("clips.csv", "failed.csv", "dataset.toml")}
     missing = data / "clips" / "still_a" / "stills_a.safetensors"
-    missing.unlink()  # as if the run had been broken off there
+    missing.unlink()  # as if the run had been killed there
     done = prepare_command(prepared.raw, prepared.splits, data)
     assert done.exit_code == 0, done.stderr
     assert {name: (data / name).read_bytes() for name in tables} == tables
@@ -264,7 +264,7 @@ def test_a_folder_of_another_configuration_is_refused(prepared: Prepared) -> Non
 
 
 def test_nothing_usable(shared: Path, tmp_path: Path) -> None:
-    """A clip without sound, a picture without a face and a file that is no video: each has its reason."""
+    """A clip without sound, a picture without a face and a file that is not a video: each has its reason."""
     raw = tmp_path / "raw"
     cut(shared / "data" / "grid" / "s1_bbal7s.mp4", raw / "a" / "short.mp4", 10)
     with av.open(str(raw / "a" / "short.mp4")) as short, av.open(str(raw / "a" / "silent.mp4"), "w") as target:
@@ -288,7 +288,7 @@ def test_nothing_usable(shared: Path, tmp_path: Path) -> None:
     assert "not a" in reasons["text.mp4"]
 
 
-# --- Pictures that a telephone or an old camera made
+# --- Pictures of phones and old cameras
 
 
 def crops(detector: Detector, raw: Path, name: str) -> np.ndarray:
@@ -358,7 +358,7 @@ def test_missing_raw_folder_and_folder_that_is_a_file(tmp_path: Path) -> None:
 def test_the_result_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     results = {"ann/1.mp4": 50, "ann/2.mp4": 25, "bob/1.mp4": "no face in 3 of 8 frames", "cy.jpg": Died}
     monkeypatch.setattr(prepare, "run", lambda start, todo, count: ((s, results[s.name]) for s in todo))
-    monkeypatch.setattr(prepare, "_contact_sheet", lambda out, clips, path: path)
+    monkeypatch.setattr(prepare, "write_contact_sheet", lambda out, clips, path: path)
     for name in results:
         (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "raw" / name).touch()

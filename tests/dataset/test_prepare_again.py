@@ -1,4 +1,4 @@
-"""`dheads prepare` broken off and repeated, shared out, and among crashes and full disks."""
+"""`dheads prepare` killed and repeated, in shards, with crashing workers and on full disks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from conftest import ROOT
 from real_data import cut, in_this_process
 
 from dheads.config import override, preset
-from dheads.dataset import prepare
-from dheads.dataset.extraction import Detector
-from dheads.dataset.layouts import Source
+from dheads.dataset import clip_worker, prepare
+from dheads.dataset.clip_worker import prepare_clip
+from dheads.dataset.extraction import Detector, Extract
 from dheads.dataset.manifest import Clip, read_clips
+from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
+from dheads.system.distributed import World
 
 pytest_plugins = "real_data"
 
@@ -36,13 +38,13 @@ DIED = "its worker process died (a crash of the decoder, or out of memory)"
 @dataclass
 class Whole:
     raw: Path
-    data: Path  # what one unbroken run made of it
+    data: Path  # the result of one uninterrupted run
     summary: prepare.Summary
 
 
 @pytest.fixture(scope="module")
 def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory, detector: Detector) -> Whole:
-    """Four clips of 10 frames and one of 3 s, two files that are none."""
+    """Four clips of 10 frames and one of 3 s, and two files that are not videos."""
     root = tmp_path_factory.mktemp("whole")
     grid = shared / "data" / "grid"
     names = {"ann/1": "s1_bbal7s", "ann/2": "s1_bbas3a", "bob/1": "other_lbbc2a", "cy/1": "s4_bbilzs"}
@@ -61,21 +63,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_unbroken_run(whole: Whole) -> None:
+def test_the_uninterrupted_run(whole: Whole) -> None:
     summary = whole.summary
     assert (summary.clips, summary.frames, summary.seconds, summary.speakers) == (5, 115, 4.6, 3)
     assert (summary.layout, summary.path) == ("folder", whole.data)
     assert [source for source, _ in summary.failed] == ["ann/0.mp4", "bob/9.mp4"]
     (reason,) = {reason for _, reason in summary.failed}
-    assert reason.startswith("it is not a sound or video file: "), "of one kind, whatever the files are called"
+    assert reason.startswith("it is not a sound or video file: "), "the same for all files"
     assert summary.drops == {reason: 2}
 
 
-# --- Broken off
+# --- Killed and repeated
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a process group is killed as POSIX does")
-def test_killed_and_repeated_it_leaves_the_same(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX only")
+def test_a_killed_and_repeated_run_leaves_the_same(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
     data, first = tmp_path / "data", tmp_path / "data" / "clips" / "ann" / "ann_1.safetensors"
     command = ("-m", "dheads", "prepare", whole.raw, "--out", data, "--preset", "tiny", "--workers", "1", "--quiet")
     running = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, start_new_session=True)
@@ -87,9 +89,9 @@ def test_killed_and_repeated_it_leaves_the_same(whole: Whole, tmp_path: Path, tr
             continue
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
-    assert not (data / "clips.csv").exists(), "it was not broken off"
+    assert not (data / "clips.csv").exists(), "it was not killed in time"
     assert "ann/0.mp4,it is not" in (data / "failed.csv").read_text()
-    # What a kill within a write leaves: half a row, and half a file; and another shard's, who may still be at it.
+    # Leftovers of a kill during a write, half a row and half a file; and a file that another shard may be writing.
     with (data / "failed.csv").open("a") as file:
         file.write("bob/9.mp4,it is n")
     for name in (".ann_2.mp4.0123abcd.part", ".ann_2.safetensors.0123abcd.part", ".ann_7.mp4.0123abcd.part"):
@@ -106,14 +108,14 @@ def test_killed_and_repeated_it_leaves_the_same(whole: Whole, tmp_path: Path, tr
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
-def test_repeated_it_does_nothing(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
+def test_a_second_run_does_nothing(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
     shutil.copytree(whole.data, tmp_path / "data")
     prepare.prepare(whole.raw, tmp_path / "data", TINY, progress=False)
     assert tried == []
     assert contents(tmp_path / "data") == contents(whole.data)
 
 
-def test_what_is_damaged_or_half_there_is_made_again(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
+def test_damaged_or_incomplete_clips_are_prepared_again(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
     data = tmp_path / "data"
     shutil.copytree(whole.data, data)
     (data / "clips" / "ann" / "ann_1.mp4").unlink()
@@ -155,18 +157,18 @@ def test_failures_are_tried_again_when_their_table_is_deleted(whole: Whole, tmp_
     data, raw = tmp_path / "data", tmp_path / "raw"
     shutil.copytree(whole.data, data)
     shutil.copytree(whole.raw, raw)
-    shutil.copy(raw / "ann" / "1.mp4", raw / "ann" / "0.mp4")  # mended
+    shutil.copy(raw / "ann" / "1.mp4", raw / "ann" / "0.mp4")  # repaired
     (raw / "bob" / "9.mp4").unlink()
     summary = prepare.prepare(raw, data, TINY, progress=False)
     assert tried == []
-    assert [source for source, _ in summary.failed] == ["ann/0.mp4"], "what is gone is forgotten"
+    assert [source for source, _ in summary.failed] == ["ann/0.mp4"], "a source that was deleted is not listed"
     (data / "failed.csv").unlink()
     summary = prepare.prepare(raw, data, TINY, progress=False)
     assert tried == ["ann/0.mp4"]
     assert (summary.clips, summary.failed) == (6, [])
 
 
-# --- Shared out
+# --- Shards
 
 
 def test_shards_in_one_folder_are_the_whole(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
@@ -188,7 +190,7 @@ def test_shards_in_one_folder_are_the_whole(whole: Whole, tmp_path: Path, tried:
     }
 
 
-def test_a_shard_may_have_nothing(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
+def test_a_shard_may_be_empty(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
     summary = prepare.prepare(whole.raw, tmp_path, TINY, shard=(8, 8), progress=False)
     assert (summary.clips, summary.contact_sheet, summary.failed) == (0, None, [])
     assert (tmp_path / "clips.8-of-8.csv").read_text() == "clip,speaker,split,frames,source\n"
@@ -205,7 +207,7 @@ def test_torchruns_processes_are_shards(
     prepare.prepare(whole.raw, tmp_path, TINY, progress=False)
     assert tried == ["ann/2.mp4"], "the third"
     assert (tmp_path / "clips.3-of-7.csv").exists()
-    with pytest.raises(DheadsError, match="--shard and torchrun both part the work; use one of them"):
+    with pytest.raises(DheadsError, match="--shard and torchrun both divide the work; use one of them"):
         prepare.prepare(whole.raw, tmp_path, TINY, shard=(1, 2), progress=False)
 
 
@@ -223,14 +225,14 @@ def test_workers_by_cores_and_gpus(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
-    config, alone = override(TINY, {"alignment": {"landmarks": landmarks}}), prepare.World()
+    config, alone = override(TINY, {"alignment": {"landmarks": landmarks}}), World()
     assert prepare._devices(device, alone) == devices
     assert prepare._worker_count(config, devices, alone) == count
 
 
-def test_under_torchrun_each_process_has_its_gpu_and_its_part_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_torchrun_each_process_has_its_gpu_and_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
-    here = prepare.World(rank=11, size=16, local_rank=3, local_size=8)
+    here = World(rank=11, size=16, local_rank=3, local_size=8)
     assert prepare._devices("cuda", here) == ["cuda:3"]
     assert prepare._worker_count(TINY, ["cpu"], here) == 8
 
@@ -238,21 +240,21 @@ def test_under_torchrun_each_process_has_its_gpu_and_its_part_of_the_cores(monke
 # --- Crashes
 
 
-def start_crashing(*told: object) -> Callable[[Source], int]:
+def start_crashing(*arguments: object) -> Callable[[Source], int]:
     return crash_at_one
 
 
 def crash_at_one(source: Source) -> int:
     if source.name == "ann/2.mp4":
-        os._exit(9)  # as a crash or the system's hunger for memory would
+        os._exit(9)  # as a crash or a lack of memory would
     return 7
 
 
 def test_a_clip_that_kills_its_worker_is_left_out(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "_start", start_crashing)
-    monkeypatch.setattr(prepare, "_contact_sheet", lambda out, clips, path: path)
+    monkeypatch.setattr(prepare, "start_worker", start_crashing)
+    monkeypatch.setattr(prepare, "write_contact_sheet", lambda out, clips, path: path)
     (tmp_path / "raw" / "ann").mkdir(parents=True)
     for name in ("1.mp4", "2.mp4", "3.mp4"):
         (tmp_path / "raw" / "ann" / name).touch()
@@ -278,21 +280,21 @@ def test_a_clip_that_kills_its_worker_is_left_out(
         (RecursionError("deep"), "RecursionError: deep (unexpected; please report it)"),
     ],
 )
-def test_whatever_a_damaged_file_raises_is_its_reason(tmp_path: Path, error: Exception, reason: str) -> None:
-    def extract(raw: Path, source: Source) -> prepare.Extract:
+def test_any_exception_for_a_damaged_file_is_its_reason(tmp_path: Path, error: Exception, reason: str) -> None:
+    def extract(raw: Path, source: Source) -> Extract:
         raise error
 
     source = Source("a/b.mp4", "a/b", "a", "train", sound="a/b.wav")
-    assert prepare._attempt(extract, Path("/raw"), tmp_path, source) == reason
+    assert prepare_clip(extract, Path("/raw"), tmp_path, source) == reason
     assert not list(tmp_path.iterdir())
 
 
-def test_a_broken_gpu_ends_the_process_and_not_the_clip(tmp_path: Path) -> None:
-    def extract(raw: Path, source: Source) -> prepare.Extract:
+def test_a_failed_gpu_ends_the_process_and_not_the_clip(tmp_path: Path) -> None:
+    def extract(raw: Path, source: Source) -> Extract:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        prepare._attempt(extract, tmp_path, tmp_path, Source("a.mp4", "a/a", "a", "train"))
+        prepare_clip(extract, tmp_path, tmp_path, Source("a.mp4", "a/a", "a", "train"))
 
 
 # --- Disks
@@ -310,7 +312,7 @@ def full_to_the_muxer(path: Path, *given: object) -> None:
 
 
 @pytest.mark.parametrize(("name", "writer"), [("write_clip", full_to_the_muxer), ("save", full)])
-def test_a_full_disk_is_nobodys_fault(
+def test_a_full_disk_is_not_the_clips_fault(
     whole: Whole,
     tmp_path: Path,
     tried: list[str],
@@ -323,7 +325,7 @@ def test_a_full_disk_is_nobodys_fault(
     for missing in ("clips.csv", "failed.csv", "clips/ann/ann_1.mp4", "clips/ann/ann_1.safetensors"):
         (data / missing).unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, name, writer)
+        patch.setattr(clip_worker, name, writer)
         with pytest.raises(DheadsError, match=r"cannot write to .*data: No space left on device; mend that and run"):
             prepare.prepare(whole.raw, data, TINY, progress=False)
     assert tried == ["ann/0.mp4", "ann/1.mp4"]
@@ -343,25 +345,25 @@ def test_a_disk_that_is_full_from_the_beginning(
 
 
 def test_frames_that_fail_only_when_they_are_written(whole: Whole, tmp_path: Path, detector: Detector) -> None:
-    """The file's own fault, although it shows late."""
+    """The file is at fault, although the error comes late."""
 
-    def extract(raw: Path, source: Source) -> prepare.Extract:
+    def extract(raw: Path, source: Source) -> Extract:
         made = detector(raw, source)
-        return prepare.Extract(damaged(made.frames), made.waveform, made.labels)
+        return Extract(damaged(made.frames), made.waveform, made.labels)
 
     def damaged(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield next(frames)
         raise ValueError("frame 1 is damaged")
 
     source = Source("ann/1.mp4", "ann/1", "ann", "train")
-    assert prepare._attempt(extract, whole.raw, tmp_path, source).startswith("ValueError: frame 1 is damaged (")
+    assert prepare_clip(extract, whole.raw, tmp_path, source).startswith("ValueError: frame 1 is damaged (")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # --- The folder
 
 
-def test_a_folder_that_was_prepared_otherwise(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
+def test_a_folder_that_was_prepared_with_other_options(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
     shutil.copy(whole.data / "dataset.toml", tmp_path)
     stricter = override(TINY, {"preparation": {"max_gap": 2}})
     with pytest.raises(DheadsError, match=r"holds clips prepared with preparation = .*; choose another --out"):

@@ -1,4 +1,4 @@
-"""Corpora as their authors lay them out, prepared: the right splits, the right sound, and what is imported as it is."""
+"""Corpora in their authors' layouts, prepared: their splits and sound, and the import of the released layout."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,11 +18,13 @@ from real_data import cut, decoded, sound_seconds, write_wav
 from safetensors.torch import load_file
 
 from dheads.config import override, preset
-from dheads.dataset import extraction, prepare
+from dheads.dataset import prepare
+from dheads.dataset.clip_worker import prepare_clip
 from dheads.dataset.dataset import Dataset
-from dheads.dataset.extraction import Detector, Importer
-from dheads.dataset.layouts import Source
+from dheads.dataset.extraction import Detector
+from dheads.dataset.importer import Importer
 from dheads.dataset.manifest import read_clips
+from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
 from dheads.faces.alignment import mean_face
 from dheads.media.sound import load_waveform
@@ -49,7 +52,7 @@ def remux(source: Path, target: Path, sound: bool) -> None:
 
 
 def test_crema(shared: Path, tmp_path: Path, tried: list[str]) -> None:
-    """Flash videos, whose sound is a file of its own; the paper's actors are held out."""
+    """Flash videos with separate sound files; the paper's actors are held out."""
     grid, raw = shared / "data" / "grid", tmp_path / "raw"
     (raw / "VideoFlash").mkdir(parents=True)
     (raw / "AudioWAV").mkdir()
@@ -100,25 +103,23 @@ def test_sound_and_picture_of_different_lengths(shared: Path, tmp_path: Path, de
     write_wav(raw / "a.wav", sound[: 14 * 640])
     assert len(detector(raw, source)) == 14, "the sound's"
     (raw / "a.wav").unlink()
-    assert (
-        prepare._attempt(detector, raw, tmp_path / "data", source) == "cannot read its sound: No such file or directory"
-    )
+    assert prepare_clip(detector, raw, tmp_path / "data", source) == "cannot read its sound: No such file or directory"
 
 
 def test_a_face_that_is_too_small_to_learn_from(shared: Path, tmp_path: Path, detector: Detector) -> None:
     cut(shared / "data" / "grid" / "s1_bbal7s.mp4", tmp_path / "a.mp4", 5)
-    shrunk = [extraction.cv2.resize(frame, (96, 96)) for frame in decoded(tmp_path / "a.mp4")]
+    shrunk = [cv2.resize(frame, (96, 96)) for frame in decoded(tmp_path / "a.mp4")]
     write_clip(tmp_path / "b.mp4", shrunk, torch.zeros(5 * 640))
     with pytest.raises(DheadsError, match=r"the face is .* px wide, less than 48"):
         detector(tmp_path, Source("b.mp4", "b/b", "b", "train"))
 
 
-# --- What the released code trains on
+# --- The released layout
 
 
 @pytest.fixture(scope="module")
 def released_once(shared: Path, tmp_path_factory: pytest.TempPathFactory, detector: Detector) -> Path:
-    """Two clips of two speakers, aligned at 128 px, with everything that belongs to them."""
+    """Two clips of two speakers, aligned at 128 px, with their sound, landmarks, embeddings and lists."""
     root, large = tmp_path_factory.mktemp("released"), copy.copy(detector)
     raw, large.config = root / "raw", override(TINY, {"model": {"image_size": 128}})
     for folder in ("video", "audio", "lmks", "audio_emb"):
@@ -191,14 +192,14 @@ def test_imported_clips_train_with_the_papers_presets_only(released: Path, tmp_p
         {"conditioning": {"speech_encoder": "whisper-tiny.en", "speech_dim": 384}},
     ],
 )
-def test_imported_clips_cannot_be_called_something_else(released: Path, tmp_path: Path, changes: dict) -> None:
+def test_imported_clips_need_the_papers_presets(released: Path, tmp_path: Path, changes: dict) -> None:
     with pytest.raises(DheadsError, match="as the presets crema and lrw say; choose one of these with --preset"):
         prepare.prepare(released, tmp_path / "data", override(SMALL_CREMA, changes), progress=False)
     assert not (tmp_path / "data").exists()
 
 
-def test_what_is_not_square_is_stretched(tmp_path: Path) -> None:
-    """Landmarks with the picture: x by the width, y by the height."""
+def test_pictures_that_are_not_square_are_stretched(tmp_path: Path) -> None:
+    """The landmarks too: x by the width, y by the height."""
     wide, high = 192, 128
     ramp = np.broadcast_to(np.linspace(20, 220, wide)[None, :, None], (high, wide, 3)).round().astype(np.uint8)
     write_clip(tmp_path / "a.mp4", [ramp] * 3, torch.zeros(3 * 640))
@@ -259,7 +260,7 @@ def shorter(path: Path) -> None:
         ("video", lambda path: path.write_bytes(b"x"), "it is not a video or sound file"),
     ],
 )
-def test_what_cannot_be_imported(
+def test_files_that_cannot_be_imported(
     released: Path, tmp_path: Path, tried: list[str], part: str, damage: Callable[[Path], None], reason: str
 ) -> None:
     (path,) = (released / part / "s1").iterdir()

@@ -1,4 +1,4 @@
-"""Which tracked clips are dropped, and why: made landmarks at the borders, and real clips cut together."""
+"""Which tracked clips are dropped, and why: synthetic landmarks near the limits, and real clips joined."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reason(landmarks: np.ndarray, config: PreparationConfig = CONFIG) -> str:
     return str(error.value)
 
 
-# ---- Faces that are not seen ----
+# --- Frames without a face
 
 
 def test_a_clean_clip_is_left_as_it_is() -> None:
@@ -58,20 +58,20 @@ def test_short_gaps_are_filled_from_their_neighbours() -> None:
     filled = screen(gaps, CONFIG)
     np.testing.assert_allclose(filled[:39], moving[:39], atol=1e-4)
     assert np.array_equal(filled[39], moving[38])  # at an end there is only one neighbour
-    assert np.isnan(gaps[10]).all()  # the argument stays
+    assert np.isnan(gaps[10]).all()  # the argument is unchanged
 
 
 @pytest.mark.parametrize(
-    ("missing", "told"),
+    ("missing", "expected"),
     [
         (range(12), "no face in 12 of 40 frames"),
-        (range(10, 16), "no face in 6 of 40 frames"),  # one more than max_gap on end
+        (range(10, 16), "no face in 6 of 40 frames"),  # one more than max_gap in a row
         (range(0, 36, 4), "no face in 9 of 40 frames"),  # one more than max_missing of them
         (range(40), "no face in any of 40 frames"),
     ],
 )
-def test_too_many_frames_without_a_face(missing: range, told: str) -> None:
-    assert reason(without(still(), *missing)) == told
+def test_too_many_frames_without_a_face(missing: range, expected: str) -> None:
+    assert reason(without(still(), *missing)) == expected
 
 
 def test_as_many_frames_without_a_face_as_allowed() -> None:
@@ -88,14 +88,14 @@ def test_no_frames() -> None:
     assert reason(np.empty((0, 68, 2), np.float32)) == "no face in any of 0 frames"
 
 
-# ---- Faces that are small or jump ----
+# --- Faces that are small or jump
 
 
 def test_a_small_face() -> None:
     assert reason(still(width=31)) == "the face is 31 px wide, less than 48"
     screen(still(width=48.1), CONFIG)
     screen(still(width=31), replace(CONFIG, min_face_px=30.5))
-    # It is the clip's median that counts: one bad frame of a good clip does not matter.
+    # The median of the clip counts: one bad frame of a good clip does not matter.
     nodding = still(width=50)
     nodding[7] = still(width=46)[0]
     screen(nodding, CONFIG)
@@ -118,7 +118,7 @@ def test_a_face_whose_size_jumps() -> None:
     screen(landmarks, CONFIG)
 
 
-def test_a_face_may_move_further_while_it_is_not_seen() -> None:
+def test_a_face_may_move_further_in_a_gap() -> None:
     landmarks = still()
     landmarks[25:] += (45, 0)
     gap = without(landmarks, 21, 22, 23, 24)  # five frames on: sqrt(5) x 0.25 widths
@@ -132,7 +132,7 @@ def test_a_face_that_walks_through_the_picture_does_not_jump() -> None:
     screen((still() + steps).astype(np.float32), CONFIG)
 
 
-# ---- Real faces ----
+# --- Real faces
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def head(shared: Path, name: str, count: int, size: int = 224, first: int = 20) 
 
 
 def stage(frames: Iterator[np.ndarray], x: int, y: int) -> list[np.ndarray]:
-    """Each frame as a part of a wide gray picture."""
+    """Each frame pasted into a wide gray picture."""
     wide = []
     for frame in frames:
         wide.append(np.full((360, 640, 3), 96, np.uint8))
@@ -154,7 +154,7 @@ def stage(frames: Iterator[np.ndarray], x: int, y: int) -> list[np.ndarray]:
     return wide
 
 
-# Two of these clips hold a cut after which the same person goes on, a fifth of a face away.
+# Two of these clips hold a cut to the same person, a fifth of a face away.
 @pytest.mark.parametrize(
     ("name", "first"),
     [
@@ -183,9 +183,9 @@ def test_a_clip_that_begins_without_a_face(mesh: LandmarkBackend, shared: Path) 
 def test_a_cut_to_another_person(mesh: LandmarkBackend, shared: Path, name: str, size: int, x: int) -> None:
     before = stage(head(shared, "grid/s1_bbal7s.mp4", 8), 0, 60)
     after = stage(head(shared, name, 12, size), x, 0)
-    # Near the last face it is followed, and seen to jump; further away it is nobody the tracker knows.
-    told = {"the face jumps at frame 8: another face, or a cut", "no face in 12 of 20 frames"}
-    assert reason(mesh.track(before + after)) in told
+    # Near the last face the tracker follows it, and it jumps; further away the tracker loses the face.
+    expected = {"the face jumps at frame 8: another face, or a cut", "no face in 12 of 20 frames"}
+    assert reason(mesh.track(before + after)) in expected
 
 
 def test_a_second_larger_face_while_the_first_vanishes(mesh: LandmarkBackend, shared: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_second_larger_face_while_the_first_vanishes(mesh: LandmarkBackend, sh
     second = stage(head(shared, "talkvid/Age_31-45_1.mp4", 20, 340), 280, 0)
     both = [np.where(a == 96, b, a) for a, b in zip(alone[6:], second[:6], strict=True)]
     landmarks = mesh.track([*alone[:6], *both, *second[6:]])
-    # The tracker stays with the first person, whatever comes, and then sees him no more.
+    # The tracker stays with the first person and then loses him.
     assert np.isfinite(landmarks[:12]).all()
     assert landmarks[:12, :, 0].max() < 200
     assert reason(landmarks) == "no face in 14 of 26 frames"

@@ -1,4 +1,4 @@
-"""Which speakers are held out, and that they stay so."""
+"""Which speakers are held out, and that they stay held out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dheads.dataset.splits import split_speakers
 from dheads.errors import DheadsError
 
 
-def test_about_a_tenth_each_is_held_out_whoever_else_there_is() -> None:
+def test_about_a_tenth_each_is_held_out_independent_of_other_speakers() -> None:
     speakers = [f"speaker{i}" for i in range(2000)]
     splits = split_speakers(speakers, {})
     counts = Counter(splits.values())
@@ -25,7 +25,7 @@ def test_about_a_tenth_each_is_held_out_whoever_else_there_is() -> None:
 
 
 def test_no_speaker_moves_when_a_corpus_grows() -> None:
-    """Thirty speakers, and three who join: in none of 200 corpora is anybody trained on who was held out before."""
+    """In 200 corpora of thirty speakers that three join, no held-out speaker moves to the training set."""
     rng = np.random.default_rng(0)
     for _ in range(200):
         names = [f"s{number}" for number in rng.choice(100_000, 33, replace=False)]
@@ -34,7 +34,7 @@ def test_no_speaker_moves_when_a_corpus_grows() -> None:
         assert {name: after[name] for name in names[:30]} == before
         alone = split_speakers(names, {})
         moved = [name for name in names[:30] if before[name] != "train" and alone[name] == "train"]
-        assert len(moved) <= 1, "nor without the table, but for one who filled a split that was empty"
+        assert len(moved) <= 1, "without the table, at most the one who filled an empty split"
 
 
 @pytest.mark.parametrize(("count", "empty"), [(1, {"val", "test"}), (2, {"val", "test"}), (3, set()), (9, set())])
@@ -52,7 +52,7 @@ def test_new_speakers_alone_fill_an_empty_split() -> None:
     assert {"val", "test"} <= {grown[name] for name in "xyz"}
 
 
-def test_the_tables_say_what_stands(tmp_path: Path) -> None:
+def test_earlier_splits_are_read_from_the_tables(tmp_path: Path) -> None:
     assert standing_splits(tmp_path / "absent") == {}
     write_clips(tmp_path, [Clip("a/1", "a", "val", 3, "a/1.mp4")], (1, 3))
     write_clips(tmp_path, [Clip("b/1", "b", "train", 3, "b/1.mp4")], (3, 3))

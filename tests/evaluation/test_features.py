@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dheads.errors import DheadsError
 from dheads.evaluation.features import CLIP_FRAMES, InceptionFeatures, VideoFeatures, load_i3d, load_inception
 from dheads.evaluation.inception import Inception
-from dheads.weights import checkpoints as weights
+from dheads.system.files import file_sha256
+from dheads.weights import listing
 
 # Features 0, 500, 1000, 1500 and 2047 of each of `pictures` by pytorch-fid 0.3.0 with the weights `known_state`.
 PYTORCH_FID = [[2.45714, 0.68105, 2.23807, 2.47276, 6.63895], [2.3547, 0.78362, 2.21196, 2.47099, 6.81707]]
@@ -137,7 +138,7 @@ def listed(monkeypatch: pytest.MonkeyPatch, path: Path, name: str) -> None:
         "file": path.name,
         "url": "http://127.0.0.1:1/absent",
         "bytes": path.stat().st_size,
-        "sha256": weights.file_sha256(path),
+        "sha256": file_sha256(path),
     }
-    monkeypatch.setattr(weights, "known", lambda: {name: entry})
+    monkeypatch.setattr(listing, "known", lambda: {name: entry})
     monkeypatch.setenv("DHEADS_HOME", str(path.parent))

@@ -13,7 +13,8 @@ from dheads.evaluation.recognition import Recogniser, load_recogniser, sface_tra
 from dheads.faces.alignment import apply_transform, invert_transform, warp
 from dheads.faces.landmarks import find_face, load_backend
 from dheads.media.photos import load_photo
-from dheads.weights import checkpoints as weights
+from dheads.system.files import file_sha256
+from dheads.weights import listing
 
 # The weights of the stand-in network: from 8 x 8 means of each colour, red first, to 128 dimensions.
 WEIGHTS = np.random.default_rng(0).standard_normal((192, 128)).astype(np.float32)
@@ -130,9 +131,9 @@ def listed(monkeypatch: pytest.MonkeyPatch, path: Path, content: bytes) -> None:
         "file": path.name,
         "url": "http://127.0.0.1:1/absent",
         "bytes": len(content),
-        "sha256": weights.file_sha256(path),
+        "sha256": file_sha256(path),
     }
-    monkeypatch.setattr(weights, "known", lambda: {"sface": entry})
+    monkeypatch.setattr(listing, "known", lambda: {"sface": entry})
     monkeypatch.setenv("DHEADS_HOME", str(path.parent))
 
 

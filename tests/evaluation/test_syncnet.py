@@ -21,7 +21,7 @@ from dheads.errors import DheadsError
 from dheads.evaluation import syncnet
 from dheads.evaluation.syncnet import SyncNet, load_syncnet, offset_of, sync
 from dheads.evaluation.syncnet_crops import SIZE
-from dheads.weights import checkpoints as weights
+from dheads.weights import listing
 
 FRAMES = 24
 
@@ -235,7 +235,7 @@ def list_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any]
             path.write_bytes(content)
         else:
             torch.save(content, path, _use_new_zipfile_serialization=False)  # as torch 0.3 did
-        monkeypatch.setattr(weights, "known", lambda: {"syncnet": entry_of(path.read_bytes())})
+        monkeypatch.setattr(listing, "known", lambda: {"syncnet": entry_of(path.read_bytes())})
         monkeypatch.setenv("DHEADS_HOME", str(tmp_path))
         return path
 
@@ -243,7 +243,7 @@ def list_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any]
 
 
 def test_the_listed_file_is_the_released_one() -> None:
-    entry = weights.known()["syncnet"]
+    entry = listing.known()["syncnet"]
     assert entry["sha256"].startswith("961e8696")
     assert entry["sha256"].endswith("5442")
     assert entry["url"] == "https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model"
@@ -262,7 +262,7 @@ def test_a_file_is_downloaded_and_computes_what_was_saved(
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         content = (served / "net.model").read_bytes()
-        monkeypatch.setattr(weights, "known", lambda: {"syncnet": entry_of(content, url)})
+        monkeypatch.setattr(listing, "known", lambda: {"syncnet": entry_of(content, url)})
         monkeypatch.setenv("DHEADS_HOME", str(cache))
         try:
             loaded = load_syncnet("cpu", progress=False)
@@ -286,7 +286,7 @@ def test_a_file_of_old_torch_lacks_counts_of_batches(list_file: Callable, state:
 def test_absent_and_offline_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as closed:
         url = f"http://127.0.0.1:{closed.server_port}/net.model"
-    monkeypatch.setattr(weights, "known", lambda: {"syncnet": entry_of(b"x", url)})
+    monkeypatch.setattr(listing, "known", lambda: {"syncnet": entry_of(b"x", url)})
     monkeypatch.setenv("DHEADS_HOME", str(tmp_path))
     with pytest.raises(DheadsError, match="put the file there by hand") as caught:
         load_syncnet("cpu", progress=False)

@@ -14,7 +14,8 @@ from dheads.faces import alignment as faces
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import load_backend
 from dheads.media.reading import read_frames
-from dheads.weights.checkpoints import ASSETS, file_sha256, known
+from dheads.system.files import file_sha256
+from dheads.weights.listing import ASSETS, known
 
 # First and last frame in which the lids are shut or nearly so, in the first three seconds. Found by looking at every
 # frame, before any measuring.

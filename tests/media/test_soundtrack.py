@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from test_audio import lag, speechlike, write_sound, write_wav
+from test_sound import lag, speechlike, write_sound, write_wav
 
 from dheads.config import AudioCodec
 from dheads.media.sound import load_waveform

@@ -20,7 +20,7 @@ from dheads.errors import DheadsError
 from dheads.media.reading import frame_at, read_frames
 from dheads.media.sound import load_waveform
 from dheads.media.writing import video_writer, write_clip, write_video
-from dheads.system.ending import undo_all
+from dheads.system.signals import undo_all
 
 
 @pytest.mark.parametrize(

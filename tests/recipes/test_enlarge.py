@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-from dheads.conditioning import build
-from dheads.config import Config, override, preset
+from dheads.config import Config, build, override, preset
 from dheads.extensions.network import ExtendedUNet
 from dheads.weights.checkpoints import build_model, load_checkpoint, save_checkpoint
 

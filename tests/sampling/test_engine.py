@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dheads.conditioning import Condition, build
-from dheads.config import Config, SamplingConfig, override, preset
+from dheads.conditioning import Condition
+from dheads.config import Config, SamplingConfig, build, override, preset
 from dheads.denoiser import Denoiser, training_schedule
 from dheads.diffusion import SOLVERS, Denoise, Denoised, respaced
 from dheads.extensions.network import ExtendedUNet

@@ -436,7 +436,7 @@ def test_shards_and_torchrun_divide_the_list(media: Path, tmp_path: Path, monkey
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     both = dheads(*command, "--shard", "1/2")
-    assert (both.exit_code, both.stderr) == (1, "error: --shard and torchrun both part the work; use one of them\n")
+    assert (both.exit_code, both.stderr) == (1, "error: --shard and torchrun both divide the work; use one of them\n")
     assert dheads(*command).stdout.split() == [str(tmp_path / f"{k}.mp4") for k in (0, 2, 4)]
 
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from dheads.extensions.blinks import Blinks
 from test_engine import Tape, lively, tapes  # noqa: F401  (a fixture)
 from torch import Tensor
 
-from dheads.conditioning import mouth_mask
 from dheads.config import SamplingConfig, preset
 from dheads.errors import DheadsError
+from dheads.extensions.copying import mouth_mask
+from dheads.extensions.eyes import Blinks
 from dheads.extensions.lips import LipPredictor
 from dheads.extensions.pauses import CONTEXT
 from dheads.sampling.engine import Engine, Inputs

@@ -35,7 +35,7 @@ from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling import pipeline as verb
 from dheads.sampling.engine import Engine
-from dheads.speech import encoders as audio
+from dheads.speech.interface import SpeechEncoder
 from dheads.weights.checkpoints import save_checkpoint
 
 pytest_plugins = "real_data"
@@ -496,7 +496,7 @@ def test_weights_may_ask_for_a_room_that_is_not_silent(examples: Path, monkeypat
     """A little noise, the same every time, for the encoder alone; by default the sound as it is."""
     heard: list[Tensor] = []
 
-    class Ear(audio.SpeechEncoder):
+    class Ear(SpeechEncoder):
         def encode_pieces(self, pieces: Iterator[Tensor], frames: int | None = None) -> Iterator[Tensor]:
             heard.append(torch.cat(list(pieces)))
             yield torch.zeros(2, 384)

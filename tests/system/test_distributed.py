@@ -1,15 +1,12 @@
-"""Several processes as one: who is who, what they exchange, how they end, and that they train as one would."""
+"""Training in several processes: their ranks, what they exchange, and that they train as one process does."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 
 import pytest
 import torch
@@ -18,7 +15,7 @@ from real_data import Prepared
 
 from dheads.config import override, preset
 from dheads.errors import DheadsError
-from dheads.system.distributed import Ending, World, joined, world
+from dheads.system.distributed import World, joined, world
 from dheads.training import loop as verb
 from dheads.weights.checkpoints import load_checkpoint
 
@@ -27,12 +24,12 @@ pytest_plugins = "real_data"
 TINY = preset("tiny")
 
 
-# --- Who is who
+# --- Ranks
 
 
 @pytest.fixture
 def torchrun(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The environment of the fourth of eight processes on two machines."""
+    """The environment of rank 3 of eight processes on two machines."""
     for name, value in {"RANK": 3, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
     return monkeypatch
@@ -62,7 +59,7 @@ def test_a_process_of_torchrun(torchrun: pytest.MonkeyPatch) -> None:
     assert here.device("cpu") == torch.device("cpu")
 
 
-def test_a_garbled_environment_is_refused(torchrun: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_numbers_is_refused(torchrun: pytest.MonkeyPatch) -> None:
     torchrun.setenv("LOCAL_RANK", "one")
     with pytest.raises(DheadsError, match="must be numbers; let torchrun set them"):
         world()
@@ -88,82 +85,11 @@ def test_processes_that_see_different_states_are_refused(
         verb.train(config, prepared.data, tmp_path, progress=False)
 
 
-# --- How they end
-
-
-def test_a_signal_waits_for_the_end_of_the_block() -> None:
-    with pytest.raises(KeyboardInterrupt), Ending() as ending:  # noqa: PT012
-        assert not ending.asked
-        signal.raise_signal(signal.SIGINT)
-        assert ending.asked
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_an_ignored_signal_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with Ending() as ending:
-            signal.raise_signal(signal.SIGINT)
-            assert not ending.asked
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_a_second_signal_does_not_wait() -> None:
-    reached = []
-    with pytest.raises(KeyboardInterrupt), Ending():  # noqa: PT012
-        signal.raise_signal(signal.SIGINT)
-        reached.append(1)
-        signal.raise_signal(signal.SIGINT)
-        reached.append(2)
-    assert reached == [1]
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_goes_to_who_handled_it_before(name: str) -> None:
-    number = getattr(signal, name, None)
-    if number is None:
-        pytest.skip("there is no such signal here")
-    seen = []
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-
-    before = signal.signal(number, handler)
-    try:
-        with Ending() as ending:
-            signal.raise_signal(number)
-            assert ending.asked
-            assert seen == []
-        assert seen == [number]
-        with Ending():
-            pass
-        assert seen == [number]
-        assert signal.getsignal(number) is handler
-    finally:
-        signal.signal(number, before)
-
-
-def test_a_thread_leaves_signals_alone() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    during = []
-
-    def work() -> None:
-        with Ending() as ending:
-            during.append((signal.getsignal(signal.SIGINT), ending.asked))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert during == [(before, False)]
-
-
-# --- That they train as one would
+# --- Training
 
 
 def test_two_processes_learn_what_one_with_two_batches_learns(prepared: Prepared, tmp_path: Path) -> None:
-    """Under torchrun, from weights that only the main process reads; then one process takes over."""
+    """Two processes under torchrun start from weights that only the main one reads; then one process continues."""
     common = {"log_every": 1, "checkpoint_every": 3, "sample_clips": 0}
     steps = {"conditioning": {"lip_dims": 0}, "model": {"dropout": 0.1}, "training": common | {"steps": 6}}
     start = override(TINY, steps | {"training": common | {"steps": 1, "seed": 5, "checkpoint_every": 1}})
@@ -180,7 +106,7 @@ def test_two_processes_learn_what_one_with_two_batches_learns(prepared: Prepared
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "8 examples a step: 4 at once x 2 processes" in done.stderr
-    assert done.stderr.count(" examples a step: ") == 1, "the main process speaks alone"
+    assert done.stderr.count(" examples a step: ") == 1, "only the main process writes messages"
 
     ours, theirs = rows(two), rows(one)
     assert [row["step"] for row in ours] == [1, 2, 3, 4, 5, 6]

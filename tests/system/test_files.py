@@ -1,4 +1,4 @@
-"""Whole files or none, links, and what is no file."""
+"""Files and folders that are complete or absent, resumed files, links, and pipes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from dheads.system.ending import undo_all
-from dheads.system.files import PART, complete_or_absent, is_endless, part_of, stream_into, target_of
+from dheads.system.files import (
+    PART,
+    complete_or_absent,
+    complete_or_absent_folder,
+    is_endless,
+    part_of,
+    resumable,
+    stream_into,
+    target_of,
+)
+from dheads.system.signals import undo_all
 
-posix = pytest.mark.skipif(os.name != "posix", reason="names of files only")
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such files")
 
 
 def names(folder: Path) -> list[str]:
@@ -42,11 +51,11 @@ def test_a_file_is_complete_or_as_it_was(tmp_path: Path, there: bytes | None) ->
     assert (names(tmp_path), path.read_bytes()) == (["a.txt"], b"whole")
 
 
-def test_no_two_have_the_same_name_while_they_are_written(tmp_path: Path) -> None:
+def test_no_two_temporary_names_are_the_same(tmp_path: Path) -> None:
     assert len({part_of(tmp_path / "a") for _ in range(100)}) == 100
 
 
-def test_what_is_half_written_can_be_undone(tmp_path: Path) -> None:
+def test_a_half_written_file_can_be_undone(tmp_path: Path) -> None:
     writing = complete_or_absent(tmp_path / "a")
     writing.__enter__().write_bytes(b"half")
     undo_all()
@@ -54,6 +63,49 @@ def test_what_is_half_written_can_be_undone(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         writing.__exit__(None, None, None)
     undo_all()
+
+
+def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder"
+
+    def write(fail: bool) -> None:
+        with complete_or_absent_folder(path) as part:
+            (part / "a.txt").write_bytes(b"x")
+            assert PART.fullmatch(part.name)[1] == "folder"
+            if fail:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write(fail=True)
+    assert names(path.parent) == []
+    write(fail=False)
+    assert (names(path.parent), names(path)) == (["folder"], ["a.txt"])
+    with pytest.raises(OSError, match=r"folder"):
+        write(fail=False)
+    assert names(path.parent) == ["folder"]
+
+
+def test_a_half_written_folder_can_be_undone(tmp_path: Path) -> None:
+    writing = complete_or_absent_folder(tmp_path / "a")
+    (writing.__enter__() / "b").write_bytes(b"half")
+    undo_all()
+    assert names(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        writing.__exit__(None, None, None)
+
+
+def test_an_unfinished_file_is_kept_and_continued(tmp_path: Path) -> None:
+    def write(data: bytes, fail: bool) -> None:
+        with resumable(tmp_path / "a.txt") as part, part.open("ab") as file:
+            file.write(data)
+            if fail:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write(b"half ", fail=True)
+    assert names(tmp_path) == ["a.txt.part"]
+    write(b"whole", fail=False)
+    assert (names(tmp_path), (tmp_path / "a.txt").read_bytes()) == (["a.txt"], b"half whole")
 
 
 @posix
@@ -75,7 +127,7 @@ def test_a_link_stays_and_its_file_is_written(tmp_path: Path, there: bool) -> No
 
 @posix
 def test_what_must_not_be_replaced(tmp_path: Path) -> None:
-    """By root neither, whom no permission holds back."""
+    """Not even by root, whom no permission restricts."""
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
@@ -94,7 +146,7 @@ def test_what_must_not_be_replaced(tmp_path: Path) -> None:
         "to_locked": "it is read-only; choose another name, or make it writable",
     }.items():
         with pytest.raises(OSError, match=reason), complete_or_absent(tmp_path / name):
-            pytest.fail("it must not be tried")
+            pytest.fail("the block must not be run")
     assert names(tmp_path) == before
     assert (tmp_path / "locked").read_bytes() == b"older"
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
@@ -140,6 +192,6 @@ def test_a_terminal_gets_no_data() -> None:
     pty = pytest.importorskip("pty")
     ends = pty.openpty()
     with pytest.raises(OSError, match="it is a terminal"), stream_into(Path(os.ttyname(ends[1]))):
-        pytest.fail("it must not be tried")
+        pytest.fail("the block must not be run")
     for end in ends:
         os.close(end)

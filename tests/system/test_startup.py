@@ -1,4 +1,4 @@
-"""Streams that are closed, full or left by their reader; missing libraries and memory; a folder that is gone."""
+"""Streams that are closed, full or left by their reader; missing libraries and memory; a deleted working folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from dheads.system.startup import lacking
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a shell's matters")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX shells only")
 
 FULL = Path("/dev/full")
 DHEADS = (sys.executable, "-m", "dheads")
@@ -20,14 +20,14 @@ full = pytest.mark.skipif(not FULL.exists(), reason="the system has no /dev/full
 
 
 def run(command: tuple[str, ...], shell: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-    """A program, started by a shell with the given redirections."""
+    """Run a program by a shell with the given redirections."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.run(["sh", "-c", f'"$@" {shell}', "sh", *command], text=True, check=False, **streams)
 
 
 # --- Streams
 
-# Progress, messages, and a result.
+# A program with progress, messages and a result.
 WORK = """
 import contextlib, os, sys
 from dheads.system.startup import open_streams
@@ -35,12 +35,12 @@ open_streams()
 from tqdm import tqdm
 import typer
 with contextlib.suppress(OSError):
-    os.write(2, b"a library's own words\\n")
+    os.write(2, b"a library's message\\n")
 for _ in tqdm(range(3), mininterval=0):
     typer.echo("note " * 20_000, err=True)
     sys.stderr.flush()
 with open(sys.argv[1], "wb") as file:
-    assert file.fileno() > 2, "or what libraries write to stderr would be in it"
+    assert file.fileno() > 2, "otherwise what libraries write to stderr would be in it"
 typer.echo("done")
 """
 
@@ -49,7 +49,7 @@ typer.echo("done")
     "redirection",
     ["2>&-", "<&- 2>&-", pytest.param("2>/dev/full", marks=full)],
 )
-def test_a_lost_stderr_ends_no_work(tmp_path: Path, redirection: str) -> None:
+def test_a_lost_stderr_does_not_end_the_program(tmp_path: Path, redirection: str) -> None:
     done = run((sys.executable, "-c", WORK, str(tmp_path / "o")), redirection)
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert (tmp_path / "o").exists()
@@ -67,15 +67,15 @@ def test_a_reader_of_stderr_may_go(tmp_path: Path) -> None:
 def test_a_good_stderr_gets_everything(tmp_path: Path) -> None:
     done = run((sys.executable, "-c", WORK, str(tmp_path / "o")))
     assert (done.returncode, done.stdout) == (0, "done\n")
-    assert "a library's own words\n" in done.stderr
+    assert "a library's message\n" in done.stderr
     assert done.stderr.count("note " * 20_000) == 3
     assert "100%" in done.stderr
 
 
 @full
 def test_a_full_stdout_is_one_sentence() -> None:
-    for words in (["--version"], ["sample", "--help"]):
-        done = run((*DHEADS, *words), ">/dev/full")
+    for arguments in (["--version"], ["sample", "--help"]):
+        done = run((*DHEADS, *arguments), ">/dev/full")
         assert done.returncode == 1
         assert done.stderr == "error: cannot write to stdout: No space left on device (what was made is complete)\n"
 
@@ -101,18 +101,18 @@ NO_LIBGL = 'raise ImportError("libGL.so.1: cannot open shared object file: No su
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4"],
         ["prepare", "raw", "--out", "data"],
         ["eval", "a.mp4", "--reference", "b.mp4"],
     ],
 )
-def test_without_libgl_one_sentence_shows_two_ways_out(tmp_path: Path, words: list[str]) -> None:
+def test_without_libgl_one_sentence_shows_two_ways_out(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "cv2").mkdir()
     (tmp_path / "cv2" / "__init__.py").write_text(NO_LIBGL)
     paths = os.pathsep.join([str(tmp_path), *sys.path])
-    done = run((*DHEADS, *words), env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path)
+    done = run((*DHEADS, *arguments), env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: opencv-python needs the system library libGL.so.1 (cannot open shared object")
     assert done.stderr.count("\n") == 1

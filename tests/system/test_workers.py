@@ -1,4 +1,4 @@
-"""Processes that may die while they work: nothing is lost, nothing is done twice, and nobody waits for ever."""
+"""Worker processes that may die: no item is lost or done twice, and no wait is endless."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start(number: int) -> Callable[[int], tuple[int, int]]:
 
 def square(number: int, item: int) -> tuple[int, int]:
     if item < 0:
-        os._exit(9)  # as a crash of a library, or the system's hunger for memory, would end the process
+        os._exit(9)  # as a crash of a library or a lack of memory ends a process
     if item == 99:
         raise DheadsError("the disk is full")
     return number, item**2
@@ -67,12 +67,12 @@ def test_nothing_to_do_starts_nothing() -> None:
     assert list(run(start_dead, [], 2)) == []
 
 
-def test_what_kills_its_process_is_tried_twice_and_named_last() -> None:
+def test_an_item_that_kills_its_process_is_tried_twice_and_comes_last() -> None:
     done = list(run(start, [1, -1, 2, -2, 3], 1))
     assert done == [(1, (0, 1)), (2, (0, 4)), (3, (0, 9)), (-1, Died), (-2, Died)]
 
 
-def test_what_died_of_others_is_done_in_the_end(tmp_path: Path) -> None:
+def test_an_item_that_kills_its_process_only_once_gets_its_result(tmp_path: Path) -> None:
     assert list(run(partial(start_hungry, tmp_path), [1, 2, 3], 1)) == [(1, 1), (3, 3), (2, 2)]
 
 
@@ -90,7 +90,7 @@ def test_workers_that_cannot_start() -> None:
         list(run(start_dead, [1, 2], 2))
 
 
-def test_fewer_than_asked_for_do_all_the_work(tmp_path: Path) -> None:
+def test_fewer_processes_than_requested_do_all_items(tmp_path: Path) -> None:
     assert list(run(partial(start_one, tmp_path), [1, 3, 4, 5], 3)) == [(item, item) for item in (1, 3, 4, 5)]
 
 
@@ -110,7 +110,7 @@ def start_writing(folder: Path, number: int) -> Callable[[int], int]:
 
 
 def write(folder: Path, item: int) -> int:
-    """At the first item it does not end, and says so in a pipe, whose other end hears when the process ends."""
+    """Item 0 never finishes: it writes to a pipe, whose reader sees when the process ends."""
     if item:
         return item
     with complete_or_absent(folder / "o") as part, (folder / "pipe").open("w") as pipe:
@@ -122,39 +122,39 @@ def write(folder: Path, item: int) -> int:
 
 
 @pytest.fixture
-def at_work(tmp_path: Path) -> Path:
-    """A folder with a pipe for one worker that writes into it."""
+def with_pipe(tmp_path: Path) -> Path:
+    """A folder with a pipe that one worker writes to."""
     if os.name != "posix":
-        pytest.skip("it has no named pipes")
+        pytest.skip("the system has no named pipes")
     os.mkfifo(tmp_path / "pipe")
     return tmp_path
 
 
-def test_what_a_worker_has_half_written_goes_with_it(at_work: Path) -> None:
-    results = run(partial(start_writing, at_work), [1, 0], 1)
+def test_a_worker_deletes_its_half_written_file_at_its_end(with_pipe: Path) -> None:
+    results = run(partial(start_writing, with_pipe), [1, 0], 1)
     assert next(results) == (1, 1)
-    with (at_work / "pipe").open() as pipe:
+    with (with_pipe / "pipe").open() as pipe:
         assert pipe.read(1) == "x"
-        assert len(list(at_work.iterdir())) == 2
+        assert len(list(with_pipe.iterdir())) == 2
         results.close()
         assert pipe.read() == ""
-    assert [path.name for path in at_work.iterdir()] == ["pipe"]
+    assert [path.name for path in with_pipe.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM] if os.name == "posix" else [])
-def test_workers_end_with_the_first_process_however_it_ends(at_work: Path, number: signal.Signals) -> None:
+def test_workers_end_with_the_first_process_however_it_ends(with_pipe: Path, number: signal.Signals) -> None:
     program = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
         "from test_workers import *\n"
         "if __name__ == '__main__':\n list(run(partial(start_writing, Path(sys.argv[1])), [0], 1))\n"
     )
-    script = at_work / "first.py"
+    script = with_pipe / "first.py"
     script.write_text(program)
     tests = Path(__file__).parent
-    command = [sys.executable, script, at_work, tests, tests.parent]
-    with subprocess.Popen(command) as running, (at_work / "pipe").open() as pipe:
+    command = [sys.executable, script, with_pipe, tests, tests.parent]
+    with subprocess.Popen(command) as running, (with_pipe / "pipe").open() as pipe:
         assert pipe.read(1) == "x"
-        assert len(list(at_work.iterdir())) == 3
+        assert len(list(with_pipe.iterdir())) == 3
         running.send_signal(number)
         assert pipe.read() == "", "the worker's end closes it"
-    assert sorted(path.name for path in at_work.iterdir()) == ["first.py", "pipe"]
+    assert sorted(path.name for path in with_pipe.iterdir()) == ["first.py", "pipe"]

@@ -14,7 +14,7 @@ from real_data import Prepared, dheads
 from dheads.config import SamplingConfig, override, preset
 from dheads.dataset.dataset import Dataset
 from dheads.sampling.engine import Engine
-from dheads.sampling.pipeline import generate
+from dheads.sampling.talker import generate
 from dheads.training import loop as verb
 from dheads.weights.checkpoints import load_model
 

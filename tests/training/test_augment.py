@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dheads.training.augment import _jpeg, _occlusion, augment, drift, drop_patches
+from dheads.extensions.motion import drift
+from dheads.training.augment import _jpeg, _occlusion, augment, drop_patches
 
 
 def generator(seed: int = 0) -> torch.Generator:

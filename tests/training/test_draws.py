@@ -23,8 +23,8 @@ from dheads.conditioning import window
 from dheads.config import Config, override, preset, to_toml
 from dheads.dataset import dataset as data
 from dheads.dataset.clips import ResidentClips, fits
-from dheads.dataset.dataset import Clip, Dataset, dataset_info
-from dheads.dataset.manifest import write_clips
+from dheads.dataset.dataset import Dataset, dataset_info
+from dheads.dataset.manifest import Clip, write_clips
 from dheads.errors import DheadsError
 from dheads.media.pixels import to_uint8
 from dheads.media.writing import write_clip

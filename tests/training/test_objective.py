@@ -14,9 +14,10 @@ from dheads.config import Config, override, preset
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import Denoised, v_target
+from dheads.extensions.motion import drift
 from dheads.extensions.network import ExtendedUNet
 from dheads.model import Output
-from dheads.training.augment import drift, drop_patches
+from dheads.training.augment import drop_patches
 from dheads.training.batches import Batch, Batches
 from dheads.training.objective import TALLIED, tally, training_condition, training_loss
 

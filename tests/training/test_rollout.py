@@ -9,9 +9,9 @@ import torch
 from real_data import Prepared
 from torch import Tensor
 
-from dheads.conditioning import mouth_mask
 from dheads.config import Config, override, preset
 from dheads.dataset.dataset import Dataset
+from dheads.extensions.copying import mouth_mask
 from dheads.extensions.network import ExtendedUNet
 from dheads.training.batches import Batch, Batches
 from dheads.training.rollout import RollOuts

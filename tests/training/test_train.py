@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from dheads.sampling.pipeline import generate
 from real_data import Prepared, cut, decoded, dheads, prepare_command, sound_seconds
 from safetensors import safe_open
 from torch import Tensor
@@ -37,6 +36,7 @@ from dheads.errors import DheadsError
 from dheads.extensions import lips
 from dheads.extensions.network import ExtendedUNet
 from dheads.sampling.engine import Engine
+from dheads.sampling.talker import generate
 from dheads.system.locks import alone
 from dheads.training import loop as verb
 from dheads.training import objective

@@ -1,4 +1,4 @@
-"""The authors' released models, with files of the same form that are made here: archive, licence, network, video."""
+"""The authors' released models, replaced by small files of the same form: licence, archive, network, video."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ from dheads.faces.alignment import mean_face
 from dheads.media.reading import read_frames
 from dheads.sampling import pipeline as sample
 from dheads.speech.encoders import load_speech_encoder
-from dheads.weights import checkpoints as weights
-from dheads.weights.released import config_from_released, load_script
+from dheads.weights import archives, checkpoints, fetching, licences, listing
+from dheads.weights.released import config_from_released
+from dheads.weights.torchscript import load_script
 
 PAGE = "https://example.com/view"
 NETWORK, ENCODER = "crema_script.pt", "audio_encoder.pt"
@@ -42,14 +43,14 @@ NETWORK, ENCODER = "crema_script.pt", "audio_encoder.pt"
 
 
 class Node(nn.Module):
-    """A module that only holds what it is given, under the released names."""
+    """A module that holds parameters and submodules under the released names."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class Recurrent(nn.Module):
-    """The released encoder's call, with embeddings of 32 numbers for the small network."""
+    """Called as the released encoder, with embeddings of 32 numbers for the small network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class Recurrent(nn.Module):
 
     def forward(self, window: Tensor, lengths: Tensor, init_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if window.dim() != 3 or int(lengths[0]) != window.size(2):
-            raise ValueError("called otherwise than the released encoder")
+            raise ValueError("not called as the released encoder")
         heard, state = self.gru(self.front(window).transpose(1, 2), init_state)
         return self.out(heard[:, -1]), lengths, state
 
@@ -118,42 +119,42 @@ def table(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> dict[str, dict[str, Any]]:
-    """weights.toml with the small files in place of the real ones; the server has their archive, the cache nothing."""
-    table = {name: weights.known()[name] for name in ("small", "crema", "diffused-heads")}
+    """weights.toml with the small files, which the server has in an archive; the cache folder is empty."""
+    table = {name: listing.known()[name] for name in ("small", "crema", "diffused-heads")}
     for name, file in (("crema", NETWORK), ("diffused-heads", ENCODER)):
         content = files[file]
         table[name] |= {"bytes": len(content), "sha256": sha256(content).hexdigest()}
         table[name] |= {"archive": f"{server.url}/checkpoints", "page": PAGE}
     table["crema"]["network"] = golden[1]
     server.content = zipped({"checkpoints/readme.txt": b"hello", **{f"checkpoints/{n}": c for n, c in files.items()}})
-    monkeypatch.setattr(weights, "known", lambda: table)
+    monkeypatch.setattr(listing, "known", lambda: table)
     monkeypatch.setenv("DHEADS_HOME", str(tmp_path / "cache"))
     return table
 
 
 @pytest.fixture
 def accepted(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    weights.accept("crema")
+    licences.accept("crema")
     return table
 
 
 def cached() -> dict[str, bytes]:
-    folder = weights.home()
+    folder = listing.home()
     others = {"accepted.json", ".lock"}
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in others}
 
 
 def fetch(name: str = "crema") -> Path:
-    return weights.fetch(name, progress=False)
+    return fetching.fetch(name, progress=False)
 
 
 def refuse(reason: str) -> str:
-    """Fetching says in one sentence what is wrong, and where a user can get what and put it where."""
+    """Fetching raises a one-line error with the reason, the page to get the files from and the paths to put them at."""
     with pytest.raises(DheadsError, match=reason) as caught:
         fetch()
     text = str(caught.value)
     assert "\n" not in text
-    for needed in (PAGE, str(weights.home() / NETWORK), str(weights.home() / ENCODER)):
+    for needed in (PAGE, str(listing.home() / NETWORK), str(listing.home() / ENCODER)):
         assert needed in text
     return text
 
@@ -162,51 +163,51 @@ def refuse(reason: str) -> str:
 
 
 def test_the_licence_is_asked_for_once(table: dict[str, dict[str, Any]], server: Server) -> None:  # noqa: F811
-    text = weights.consent("crema")
+    text = licences.consent("crema")
     for part in ("CC-BY-NC-SA-4.0", "non-commercial use only", PAGE):
         assert part in text
     with pytest.raises(DheadsError, match=r"CC-BY-NC-SA-4\.0.*run again with --accept-license to accept"):
         fetch()
     assert server.asked == []
-    weights.accept("crema")
-    assert weights.consent("crema") is None
-    assert weights.consent("diffused-heads") is None  # the same licence and source
+    licences.accept("crema")
+    assert licences.consent("crema") is None
+    assert licences.consent("diffused-heads") is None  # the same licence and source
     assert fetch().read_bytes()
-    assert weights.consent("small") is None
-    assert weights.consent("no such name") is None
+    assert licences.consent("small") is None
+    assert licences.consent("no such name") is None
 
 
 def test_a_licence_that_changes_is_asked_for_again(accepted: dict[str, dict[str, Any]]) -> None:
     accepted["crema"]["license"] = "CC-BY-NC-ND-4.0"
-    assert "CC-BY-NC-ND-4.0" in weights.consent("crema")
-    weights.accept("crema")
-    assert weights.consent("crema") is None
+    assert "CC-BY-NC-ND-4.0" in licences.consent("crema")
+    licences.accept("crema")
+    assert licences.consent("crema") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[1]", b"\xff", b'"yes"'])
-def test_an_unreadable_memory_asks_again(accepted: dict[str, dict[str, Any]], content: bytes) -> None:
-    (weights.home() / "accepted.json").write_bytes(content)
-    assert weights.consent("crema") is not None
-    weights.accept("crema")
-    assert weights.consent("crema") is None
-    assert os.listdir(weights.home()) == ["accepted.json"]
+def test_an_unreadable_record_asks_again(accepted: dict[str, dict[str, Any]], content: bytes) -> None:
+    (listing.home() / "accepted.json").write_bytes(content)
+    assert licences.consent("crema") is not None
+    licences.accept("crema")
+    assert licences.consent("crema") is None
+    assert os.listdir(listing.home()) == ["accepted.json"]
 
 
 def test_a_checkpoint_asks_for_its_speech_encoder(table: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     for preset, asks in (("tiny", False), ("crema", True)):
-        weights.save_checkpoint(path, {"a": torch.ones(1)}, configuration.preset(preset), {})
-        assert (weights.consent(str(path)) is not None) == asks
-    weights.accept(str(path))
-    assert weights.consent(str(path)) is None
+        checkpoints.save_checkpoint(path, {"a": torch.ones(1)}, configuration.preset(preset), {})
+        assert (licences.consent(str(path)) is not None) == asks
+    licences.accept(str(path))
+    assert licences.consent(str(path)) is None
     path.write_bytes(b"something else")
-    assert weights.consent(str(path)) is None
+    assert licences.consent(str(path)) is None
 
 
 def test_acceptance_that_cannot_be_remembered(table: dict[str, dict[str, Any]]) -> None:
-    weights.home().write_text("in the way")
+    listing.home().write_text("in the way")
     with pytest.raises(DheadsError, match=r"cannot write .*accepted\.json"):
-        weights.accept("crema")
+        licences.accept("crema")
 
 
 # --- Archive
@@ -217,9 +218,9 @@ def test_both_files_come_with_one_download(
     server: Server,  # noqa: F811
     files: dict[str, bytes],
 ) -> None:
-    assert fetch() == weights.home() / NETWORK
-    assert fetch("diffused-heads") == weights.home() / ENCODER
-    assert weights.resolve("crema", progress=False) == weights.home() / NETWORK
+    assert fetch() == listing.home() / NETWORK
+    assert fetch("diffused-heads") == listing.home() / ENCODER
+    assert fetching.resolve("crema", progress=False) == listing.home() / NETWORK
     assert server.asked == [None]
     assert cached() == files
 
@@ -254,14 +255,14 @@ def test_a_download_that_was_complete_already(
     server: Server,  # noqa: F811
     files: dict[str, bytes],
 ) -> None:
-    (weights.home() / "crema_script.zip.part").write_bytes(server.content)
+    (listing.home() / "crema_script.zip.part").write_bytes(server.content)
     fetch()
     assert server.asked == [f"bytes={len(server.content)}-"]
     assert cached() == files
 
 
-def test_a_beginning_that_is_longer_than_the_whole(accepted: dict[str, Any], server: Server) -> None:  # noqa: F811
-    (weights.home() / "crema_script.zip.part").write_bytes(server.content + b"more")
+def test_an_unfinished_file_that_is_longer_than_the_whole(accepted: dict[str, Any], server: Server) -> None:  # noqa: F811
+    (listing.home() / "crema_script.zip.part").write_bytes(server.content + b"more")
     refuse("gives more than the archive that was expected, so it was removed")
     assert fetch().is_file()
 
@@ -271,7 +272,7 @@ def test_an_endless_archive_is_cut_off(
     server: Server,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(weights, "_LARGEST_ARCHIVE", 100_000)
+    monkeypatch.setattr(archives, "_LARGEST_ARCHIVE", 100_000)
     for server.names_length in (True, False):
         refuse("gives more than the archive that was expected, so it was removed")
         assert cached() == {}
@@ -355,7 +356,7 @@ def test_a_member_that_is_larger_than_listed_is_not_unpacked(
     bomb = bytes(20_000_000)
     server.content = zipped({NETWORK: bomb, ENCODER: bomb}, zipfile.ZIP_DEFLATED)
     refuse("of the right size")
-    # The same with sizes that lie.
+    # The same with false sizes in the headers.
     size = len(bomb).to_bytes(4, "little")
     for name in (NETWORK, ENCODER):
         server.content = zipped({name: bomb}, zipfile.ZIP_DEFLATED).replace(
@@ -378,7 +379,7 @@ def test_a_damaged_and_an_encrypted_member(
 
 
 def spoil(archive: bytes) -> bytes:
-    """Bytes inside the members changed, their headers not."""
+    """The archive with bytes inside the members changed, but not their headers."""
     with zipfile.ZipFile(io.BytesIO(archive)) as bundle:
         middles = [m.header_offset + 100 + m.compress_size // 2 for m in bundle.infolist()]
     content = bytearray(archive)
@@ -411,23 +412,23 @@ def test_files_put_there_by_hand(
     files: dict[str, bytes],
 ) -> None:
     for name, content in files.items():
-        (weights.home() / name).write_bytes(content)
-    assert fetch() == weights.home() / NETWORK
-    assert fetch("diffused-heads") == weights.home() / ENCODER
+        (listing.home() / name).write_bytes(content)
+    assert fetch() == listing.home() / NETWORK
+    assert fetch("diffused-heads") == listing.home() / ENCODER
     assert server.asked == []
 
 
-def test_a_damaged_file_is_fetched_anew_and_a_good_one_left_alone(
+def test_a_damaged_file_is_fetched_again_and_a_good_one_left_alone(
     accepted: dict[str, dict[str, Any]],
     server: Server,  # noqa: F811
     files: dict[str, bytes],
 ) -> None:
-    (weights.home() / ENCODER).write_bytes(files[ENCODER])
-    before = (weights.home() / ENCODER).stat()
-    (weights.home() / NETWORK).write_bytes(damaged(files, NETWORK))
+    (listing.home() / ENCODER).write_bytes(files[ENCODER])
+    before = (listing.home() / ENCODER).stat()
+    (listing.home() / NETWORK).write_bytes(damaged(files, NETWORK))
     fetch()
     assert cached() == files
-    assert (weights.home() / ENCODER).stat().st_mtime_ns == before.st_mtime_ns
+    assert (listing.home() / ENCODER).stat().st_mtime_ns == before.st_mtime_ns
     assert len(server.asked) == 1
 
 
@@ -435,7 +436,7 @@ def test_a_damaged_file_is_fetched_anew_and_a_good_one_left_alone(
 
 
 def test_the_listed_network_has_as_many_bytes_as_its_file() -> None:
-    entry = weights.known()["crema"]
+    entry = listing.known()["crema"]
     with torch.device("meta"):
         unet = ExtendedUNet(config_from_released(entry["network"]))
     tensors = 4 * sum(parameter.numel() for parameter in unet.parameters())
@@ -447,7 +448,7 @@ def test_our_network_computes_what_the_released_one_did(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        unet, config, info = weights.load_model("crema", progress=False)
+        unet, config, info = checkpoints.load_model("crema", progress=False)
     assert (config.sampling.steps, config.sampling.solver) == (100, "ddpm")
     assert config.conditioning.speech_encoder == "diffused-heads"
     assert config.alignment.landmarks == "fan"
@@ -461,10 +462,10 @@ def test_our_network_computes_what_the_released_one_did(
 
 
 def test_the_released_checkpoint_becomes_one_of_ours(accepted: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    checkpoint = weights.load("crema", progress=False)
+    checkpoint = checkpoints.load("crema", progress=False)
     path = tmp_path / "ours.safetensors"
-    weights.save_checkpoint(path, checkpoint.tensors, checkpoint.config, checkpoint.info)
-    again = weights.load(str(path))
+    checkpoints.save_checkpoint(path, checkpoint.tensors, checkpoint.config, checkpoint.info)
+    again = checkpoints.load(str(path))
     assert again.config == checkpoint.config
     assert again.info == checkpoint.info
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in checkpoint.tensors.items())
@@ -483,13 +484,13 @@ def test_a_torchscript_file_that_the_user_names_is_not_opened(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(weights, "read_network", None)
+    monkeypatch.setattr(checkpoints, "read_network", None)
     for name in ("mine.pt", "crema", "model.safetensors"):
         (tmp_path / name).write_bytes(files[NETWORK])
         monkeypatch.chdir(tmp_path)
         for given in (name, str(tmp_path / name)):
             with pytest.raises(DheadsError, match="is no safetensors file"):
-                weights.load(given)
+                checkpoints.load(given)
 
 
 def test_a_torchscript_file_that_torch_cannot_open(tmp_path: Path) -> None:
@@ -504,7 +505,7 @@ def test_a_torchscript_file_that_torch_cannot_open(tmp_path: Path) -> None:
 
 @pytest.fixture
 def inputs(examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
-    """A photo and 0.2 s of speech; the packaged landmarks stand for FAN, which is downloaded."""
+    """A photo and 0.2 s of speech; the packaged landmark detector replaces FAN."""
     monkeypatch.setattr(sample, "load_backend", lambda name: landmarks.load_backend("mesh"))
     speech = tmp_path / "speech.wav"
     samples = (np.sin(np.arange(3200) / 5) * 8000).astype("<i2").tobytes()
@@ -540,4 +541,6 @@ def test_the_released_encoder(accepted: dict[str, dict[str, Any]]) -> None:
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     speech = encoder.encode(torch.randn(16_000))
     assert (speech.shape, speech.dtype) == ((25, 32), torch.float32)
-    assert torch.equal(encoder.encode(torch.ones(16_000)), encoder.encode(torch.ones(16_000)))  # each starts anew
+    assert torch.equal(
+        encoder.encode(torch.ones(16_000)), encoder.encode(torch.ones(16_000))
+    )  # each starts from the same state

@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dheads import config as configuration
-from dheads.conditioning import build
-from dheads.config import Config
+from dheads.config import Config, build
 from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
-from dheads.weights import checkpoints as weights
-from dheads.weights import download as downloads
+from dheads.system.files import file_sha256
+from dheads.weights import checkpoints, fetching, licences, listing
+from dheads.weights.download import download, receive
 
 INFO = {"steps": 3, "license": "CC-BY-NC-4.0", "data": ["clips"]}
 
@@ -46,14 +46,14 @@ def state(tiny: Config) -> dict[str, Tensor]:
 @pytest.fixture
 def saved(tmp_path: Path, tiny: Config, state: dict[str, Tensor]) -> Path:
     path = tmp_path / "run" / "model.safetensors"
-    weights.save_checkpoint(path, state, tiny, INFO)
+    checkpoints.save_checkpoint(path, state, tiny, INFO)
     return path
 
 
 def refuse(path: Path, reason: str) -> None:
-    """Loading says in one sentence which file is at fault and why."""
+    """Loading raises a one-line error that names the file and the reason."""
     with pytest.raises(DheadsError, match=reason) as caught:
-        weights.load_model(str(path))
+        checkpoints.load_model(str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -62,7 +62,7 @@ def refuse(path: Path, reason: str) -> None:
 
 
 def test_what_is_saved_is_loaded(saved: Path, tiny: Config, state: dict[str, Tensor]) -> None:
-    checkpoint = weights.load_checkpoint(saved)
+    checkpoint = checkpoints.load_checkpoint(saved)
     assert checkpoint.config == tiny
     assert checkpoint.info == INFO
     assert checkpoint.tensors.keys() == state.keys()
@@ -71,10 +71,10 @@ def test_what_is_saved_is_loaded(saved: Path, tiny: Config, state: dict[str, Ten
 
 
 def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path: Path, tiny: Config, saved: Path) -> None:
-    state = weights.load_checkpoint(saved).tensors
+    state = checkpoints.load_checkpoint(saved).tensors
     half = tmp_path / "half.safetensors"
-    weights.save_checkpoint(half, state, tiny, INFO, dtype=torch.float16)
-    loaded = weights.load_checkpoint(half).tensors
+    checkpoints.save_checkpoint(half, state, tiny, INFO, dtype=torch.float16)
+    loaded = checkpoints.load_checkpoint(half).tensors
     assert half.stat().st_size < 0.6 * saved.stat().st_size
     assert all(torch.equal(loaded[name], state[name].half().float()) for name in state)
 
@@ -82,17 +82,17 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path: Path, tin
 def test_loaded_network_computes_what_the_saved_one_did(saved: Path, tiny: Config, state: dict[str, Tensor]) -> None:
     original = ExtendedUNet(tiny)
     original.load_state_dict(state)
-    loaded, config, info = weights.load_model(str(saved))
+    loaded, config, info = checkpoints.load_model(str(saved))
     assert (config, info) == (tiny, INFO)
     assert not loaded.training
     assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in loaded.parameters())
-    told, side = tiny.conditioning, tiny.network.image_size
+    cond, side = tiny.conditioning, tiny.network.image_size
     condition = build(
         tiny,
         torch.rand(1, 3, side, side),
-        torch.rand(1, told.motion_frames, 3, side, side),
-        torch.randn(1, 2 * told.audio_context + 1, told.speech_dim),
-        torch.randn(1, 2 * told.lip_context + 1, told.lip_dims),
+        torch.rand(1, cond.motion_frames, 3, side, side),
+        torch.randn(1, 2 * cond.audio_context + 1, cond.speech_dim),
+        torch.randn(1, 2 * cond.lip_context + 1, cond.lip_dims),
     )
     x_t, t = torch.randn(1, 3, side, side), torch.tensor([500])
     with torch.no_grad():
@@ -102,13 +102,13 @@ def test_loaded_network_computes_what_the_saved_one_did(saved: Path, tiny: Confi
 def test_unwritable_folder(tmp_path: Path, tiny: Config) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DheadsError, match="cannot write the checkpoint"):
-        weights.save_checkpoint(tmp_path / "file" / "model.safetensors", {"a": torch.ones(1)}, tiny, INFO)
+        checkpoints.save_checkpoint(tmp_path / "file" / "model.safetensors", {"a": torch.ones(1)}, tiny, INFO)
 
 
 def test_absent_file_and_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.safetensors", tmp_path):
         with pytest.raises(DheadsError, match="there is no checkpoint file") as caught:
-            weights.load_checkpoint(path)
+            checkpoints.load_checkpoint(path)
         assert str(path) in str(caught.value)
 
 
@@ -148,19 +148,19 @@ def test_safetensors_of_another_program(tmp_path: Path) -> None:
     refuse(path, "not a checkpoint of dheads")
 
 
-@pytest.mark.parametrize("place", ["tensor", "config"])
-def test_one_altered_byte_is_noticed(saved: Path, place: str) -> None:
+@pytest.mark.parametrize("part", ["tensor", "config"])
+def test_one_altered_byte_is_noticed(saved: Path, part: str) -> None:
     content = bytearray(saved.read_bytes())
-    position = -7 if place == "tensor" else content.index(b"tiny")
+    position = -7 if part == "tensor" else content.index(b"tiny")
     content[position] ^= 1
     saved.write_bytes(content)
     refuse(saved, "was altered after it was written")
 
 
 def forge(path: Path, tensors: dict[str, Tensor], **texts: str) -> None:
-    """A file with any metadata, whose checksum is right nevertheless: a hostile or a foreign one."""
-    texts = {"format": weights.FORMAT, **texts}
-    save_file(tensors, path, metadata={**texts, "sha256": weights._digest(texts, tensors)})
+    """Writes a file with any metadata and a correct checksum, as a hostile one may have."""
+    texts = {"format": checkpoints.FORMAT, **texts}
+    save_file(tensors, path, metadata={**texts, "sha256": checkpoints._digest(texts, tensors)})
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def forge(path: Path, tensors: dict[str, Tensor], **texts: str) -> None:
         ({"config": '{"model": {"image_size": "big"}}', "info": "{}"}, "must be int"),
     ],
 )
-def test_senseless_metadata(tmp_path: Path, texts: dict[str, str], reason: str) -> None:
+def test_invalid_metadata(tmp_path: Path, texts: dict[str, str], reason: str) -> None:
     path = tmp_path / "forged.safetensors"
     forge(path, {"a": torch.ones(1)}, **texts)
     refuse(path, reason)
@@ -213,16 +213,16 @@ def test_configuration_that_does_not_fit_the_tensors(
 def test_missing_and_surplus_tensors(tiny: Config, state: dict[str, Tensor]) -> None:
     fewer = {name: tensor for name, tensor in state.items() if name != "stem.weight"}
     with pytest.raises(DheadsError, match=r"do not fit .*stem\.weight"):
-        weights.build_model(weights.Checkpoint(tiny, fewer, {}, Path("file")))
+        checkpoints.build_model(checkpoints.Checkpoint(tiny, fewer, {}, Path("file")))
     with pytest.raises(DheadsError, match=r"do not fit .*surplus"):
-        weights.build_model(weights.Checkpoint(tiny, {**state, "surplus": torch.ones(1)}, {}, Path("file")))
+        checkpoints.build_model(checkpoints.Checkpoint(tiny, {**state, "surplus": torch.ones(1)}, {}, Path("file")))
 
 
 # --- Known weights
 
 
 def test_the_list_is_complete() -> None:
-    known = weights.known()
+    known = listing.known()
     assert {"small", "whisper-tiny.en", "mediapipe-face-mesh", "crema"} <= set(known)
     for name, entry in known.items():
         assert {"kind", "file", "license", "purpose"} <= set(entry), name
@@ -234,53 +234,53 @@ def test_the_list_is_complete() -> None:
 
 
 def test_packaged_files_are_the_listed_ones() -> None:
-    for name, entry in weights.known().items():
+    for name, entry in listing.known().items():
         if entry["kind"] == "reference" or "url" in entry or "archive" in entry:
             continue
-        path = weights.ASSETS / entry["file"]
+        path = listing.ASSETS / entry["file"]
         assert path.stat().st_size == entry["bytes"], name
-        assert weights.file_sha256(path) == entry["sha256"], name
+        assert file_sha256(path) == entry["sha256"], name
 
 
 def test_list_is_found_in_a_wheel_and_in_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    in_checkout = weights.known()
+    in_checkout = listing.known()
     package = tmp_path / "dheads"
     package.mkdir()
     (package / "weights.toml").write_bytes((ROOT / "weights.toml").read_bytes())
-    monkeypatch.setattr(weights, "PACKAGE", package)
-    assert weights.known() == in_checkout
+    monkeypatch.setattr(listing, "PACKAGE", package)
+    assert listing.known() == in_checkout
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
         DheadsError, match="'smal' are neither a file nor a known name; the known names are: crema, small"
     ):
-        weights.resolve("smal")
+        fetching.resolve("smal")
 
 
 def test_existing_file_is_taken(saved: Path) -> None:
-    assert weights.resolve(str(saved)) == saved
+    assert fetching.resolve(str(saved)) == saved
 
 
 @pytest.fixture
 def packaged(monkeypatch: pytest.MonkeyPatch, saved: Path) -> Path:
-    entry = {"kind": "model", "file": saved.name, "sha256": weights.file_sha256(saved), "bytes": saved.stat().st_size}
-    monkeypatch.setattr(weights, "ASSETS", saved.parent)
-    monkeypatch.setattr(weights, "known", lambda: {"ours": entry})
+    entry = {"kind": "model", "file": saved.name, "sha256": file_sha256(saved), "bytes": saved.stat().st_size}
+    monkeypatch.setattr(listing, "ASSETS", saved.parent)
+    monkeypatch.setattr(listing, "known", lambda: {"ours": entry})
     return saved
 
 
 def test_packaged_weights(packaged: Path) -> None:
-    assert weights.resolve("ours") == packaged
+    assert fetching.resolve("ours") == packaged
 
 
 def test_damaged_packaged_weights(packaged: Path) -> None:
     packaged.write_bytes(packaged.read_bytes() + b"x")
-    with pytest.raises(DheadsError, match="missing or damaged; install dheads anew"):
-        weights.resolve("ours")
+    with pytest.raises(DheadsError, match="missing or damaged; reinstall dheads"):
+        fetching.resolve("ours")
     packaged.unlink()
-    with pytest.raises(DheadsError, match="missing or damaged; install dheads anew"):
-        weights.resolve("ours")
+    with pytest.raises(DheadsError, match="missing or damaged; reinstall dheads"):
+        fetching.resolve("ours")
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,10 @@ def test_cache_folder(
 ) -> None:
     for name in ("DHEADS_HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(weights.sys, "platform", platform)
+    monkeypatch.setattr(listing.sys, "platform", platform)
     if value is not None:
         monkeypatch.setenv(variable, value)
-    assert weights.home() == Path(expected).expanduser()
+    assert listing.home() == Path(expected).expanduser()
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
@@ -311,29 +311,29 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(
     path, tensors = tmp_path / "weights.safetensors", ExtendedUNet(tiny).state_dict()
     tensors["stem.weight"][1, 2] = number
     with pytest.raises(DheadsError, match=r"cannot write .*: stem\.weight holds numbers that are not finite as torch"):
-        weights.save_checkpoint(path, tensors, tiny, {})
+        checkpoints.save_checkpoint(path, tensors, tiny, {})
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "_first_not_finite", lambda tensors: None)
-        weights.save_checkpoint(path, tensors, tiny, {})
+        patch.setattr(checkpoints, "_first_not_finite", lambda tensors: None)
+        checkpoints.save_checkpoint(path, tensors, tiny, {})
     with pytest.raises(
         DheadsError, match=r"stem\.weight holds numbers that are not finite; take weights of an earlier"
     ):
-        weights.load_checkpoint(path)
+        checkpoints.load_checkpoint(path)
 
 
 def test_what_is_too_large_for_half_precision_is_not_written_as_infinite(tmp_path: Path, tiny: Config) -> None:
     path, tensors = tmp_path / "weights.safetensors", ExtendedUNet(tiny).state_dict()
     tensors["stem.weight"][1, 2] = 70_000.0
-    weights.save_checkpoint(path, tensors, tiny, {})
+    checkpoints.save_checkpoint(path, tensors, tiny, {})
     with pytest.raises(DheadsError, match=r"not finite as torch\.float16"):
-        weights.save_checkpoint(path, tensors, tiny, {}, torch.float16)
-    assert weights.load_checkpoint(path).tensors["stem.weight"].max() == 70_000
+        checkpoints.save_checkpoint(path, tensors, tiny, {}, torch.float16)
+    assert checkpoints.load_checkpoint(path).tensors["stem.weight"].max() == 70_000
 
 
-@pytest.mark.skipif(os.name != "posix", reason="its users have homes by other names")
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As in a container that runs under a number of no user."""
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such user list")
+def test_a_user_without_a_home_is_asked_to_set_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container that runs under the id of no user."""
 
     def nobody(number: int) -> None:
         raise KeyError(number)
@@ -341,12 +341,12 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
     for name in ("DHEADS_HOME", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
-    for ask in (weights.home, lambda: weights.consent("crema"), lambda: weights.fetch("syncnet", progress=False)):
+    for ask in (listing.home, lambda: licences.consent("crema"), lambda: fetching.fetch("syncnet", progress=False)):
         with pytest.raises(DheadsError, match="has no home folder to keep weights in; set DHEADS_HOME to a folder"):
             ask()
-    assert weights.fetch("small").is_file(), "what is packaged needs none"
+    assert fetching.fetch("small").is_file(), "packaged weights need no folder"
     monkeypatch.setenv("DHEADS_HOME", str(tmp_path))
-    assert weights.home() == tmp_path
+    assert listing.home() == tmp_path
 
 
 # --- Download
@@ -357,7 +357,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @dataclasses.dataclass
 class Server:
-    """What the server does, and what it was asked for."""
+    """The behaviour of a server, and the Range headers that it received."""
 
     url: str
     asked: list[str | None] = dataclasses.field(default_factory=list)
@@ -369,7 +369,7 @@ class Server:
     redirect: str | None = None
 
     def fetch(self, path: Path) -> None:
-        downloads.download(f"{self.url}/weights.bin", path, SHA256, len(CONTENT), progress=False)
+        download(f"{self.url}/weights.bin", path, SHA256, len(CONTENT), progress=False)
 
 
 @pytest.fixture
@@ -395,7 +395,7 @@ def server() -> Iterator[Server]:
             if state.content_type:
                 self.send_header("Content-Type", state.content_type)
             self.end_headers()
-            with contextlib.suppress(ConnectionError):  # a client may have heard enough
+            with contextlib.suppress(ConnectionError):  # a client may stop reading
                 self.wfile.write(state.content[start : state.stop_after])
 
         def log_message(self, *_: object) -> None:
@@ -460,12 +460,12 @@ def test_a_web_page_is_not_taken_for_the_file(server: Server, tmp_path: Path) ->
     server.content_type = "text/html; charset=utf-8"
     with pytest.raises(DheadsError, match=r"gives a web page, not the file; run again .*weights\.bin"):
         server.fetch(tmp_path / "weights.bin")
-    assert unfinished.read_bytes() == CONTENT[:1000]  # what came before is still good
+    assert unfinished.read_bytes() == CONTENT[:1000]  # what was received before is kept
 
 
 def test_a_file_that_is_shorter_than_listed(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT[:1000]
-    for _ in range(2):  # the second time the server has nothing beyond the first thousand bytes
+    for _ in range(2):  # the second time the server has no bytes to add
         with pytest.raises(DheadsError, match="stopped early"):
             server.fetch(tmp_path / "weights.bin")
     assert server.asked == [None, "bytes=1000-"]
@@ -474,22 +474,22 @@ def test_a_file_that_is_shorter_than_listed(server: Server, tmp_path: Path) -> N
 def test_endless_answer_is_cut_off(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT * 4
     unfinished = tmp_path / "weights.bin.part"
-    downloads.receive(f"{server.url}/weights.bin", unfinished, len(CONTENT), "", progress=False)
+    receive(f"{server.url}/weights.bin", unfinished, len(CONTENT), "", progress=False)
     assert unfinished.stat().st_size == len(CONTENT) + 1
 
 
-def test_offline_says_what_to_put_where(tmp_path: Path) -> None:
+def test_offline_the_error_names_the_path_for_the_file(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as closed:
         port = closed.server_port
     with pytest.raises(DheadsError, match="put the file there by hand") as caught:
-        downloads.download(f"http://127.0.0.1:{port}/w", tmp_path / "w", SHA256, 10, progress=False)
+        download(f"http://127.0.0.1:{port}/w", tmp_path / "w", SHA256, 10, progress=False)
     assert str(tmp_path / "w") in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["http://example.com/w", "ftp://example.com/w", "file:///etc/hostname", "w"])
 def test_only_https(tmp_path: Path, url: str) -> None:
     with pytest.raises(DheadsError, match="over https only"):
-        downloads.download(url, tmp_path / "w", SHA256, 10, progress=False)
+        download(url, tmp_path / "w", SHA256, 10, progress=False)
 
 
 def test_redirect_away_from_https_is_refused(server: Server, tmp_path: Path) -> None:
@@ -498,26 +498,28 @@ def test_redirect_away_from_https_is_refused(server: Server, tmp_path: Path) -> 
         server.fetch(tmp_path / "weights.bin")
 
 
-def test_cached_file_is_checked_and_fetched_anew_when_damaged(
+def test_cached_file_is_checked_and_fetched_again_when_damaged(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = {"kind": "model", "file": "w", "url": f"{server.url}/w", "sha256": SHA256, "bytes": len(CONTENT)}
-    monkeypatch.setattr(weights, "known", lambda: {"far": entry})
+    monkeypatch.setattr(listing, "known", lambda: {"far": entry})
     monkeypatch.setenv("DHEADS_HOME", str(tmp_path))
-    assert weights.resolve("far", progress=False) == tmp_path / "w"
-    assert weights.resolve("far", progress=False) == tmp_path / "w"
+    assert fetching.resolve("far", progress=False) == tmp_path / "w"
+    assert fetching.resolve("far", progress=False) == tmp_path / "w"
     assert len(server.asked) == 1
     (tmp_path / "w").write_bytes(b"damaged")
-    assert weights.resolve("far", progress=False).read_bytes() == CONTENT
+    assert fetching.resolve("far", progress=False).read_bytes() == CONTENT
     assert len(server.asked) == 2
 
 
-def test_who_wants_the_same_file_waits_for_it(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is unfinished has one name, so that a later run goes on with it; two at once would garble it."""
+def test_a_second_process_waits_for_the_same_file(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unfinished file has a fixed name, so that a later run can continue it; two at once would corrupt it."""
     entry = {"kind": "model", "file": "w", "url": f"{server.url}/w", "sha256": SHA256, "bytes": len(CONTENT)}
-    monkeypatch.setattr(weights, "known", lambda: {"far": entry})
+    monkeypatch.setattr(listing, "known", lambda: {"far": entry})
     monkeypatch.setenv("DHEADS_HOME", str(tmp_path / "new"))
-    download, waiting = weights.download, threading.Event()
+    waiting = threading.Event()
 
     def slow(*args: object, **options: object) -> None:
         other.start()
@@ -529,11 +531,11 @@ def test_who_wants_the_same_file_waits_for_it(server: Server, tmp_path: Path, mo
             assert record.getMessage() == f"waiting for another process, which is downloading to {tmp_path / 'new'}"
             waiting.set()
 
-    other = threading.Thread(target=weights.fetch, args=("far", False))
-    monkeypatch.setattr(weights, "download", slow)
+    other = threading.Thread(target=fetching.fetch, args=("far", False))
+    monkeypatch.setattr(fetching, "download", slow)
     logging.getLogger("dheads").addHandler(Waiting())
     logging.getLogger("dheads").setLevel(logging.INFO)
-    assert weights.fetch("far", progress=False).read_bytes() == CONTENT
+    assert fetching.fetch("far", progress=False).read_bytes() == CONTENT
     other.join(timeout=20)
     assert not other.is_alive()
     assert len(server.asked) == 1
@@ -544,7 +546,7 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "file").touch()
     monkeypatch.setenv("DHEADS_HOME", str(tmp_path / "file"))
     with pytest.raises(DheadsError, match=r"cannot write to .*file: .*; set DHEADS_HOME to another folder"):
-        weights.fetch("syncnet", progress=False)
+        fetching.fetch("syncnet", progress=False)
 
 
 def test_metadata_is_readable_by_others(saved: Path) -> None:
