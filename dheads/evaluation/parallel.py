@@ -18,7 +18,7 @@ from dheads.evaluation.pairs import FootagePair, VideoPair
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
 from dheads.media.containers import opened
-from dheads.system.workers import Died, cores, run
+from dheads.system.workers import cores, run
 
 _PAIRS_PER_PROCESS = 4  # fewer are compared before another process has started
 _DIED = "the process that read it died twice; the video may be too large for this machine's memory"
@@ -49,7 +49,7 @@ def compare_pairs(pairs: list[VideoPair], size: int | None, workers: int) -> Ite
     due = next(waiting, None)
     with closing(run(partial(_start, size), pairs, count)) as results:
         for pair, result in results:
-            done[pair.clip] = _DIED if result is Died else result
+            done[pair.clip] = result if isinstance(result, ComparedPair | str) else _DIED
             while due is not None and due.clip in done:
                 yield due.clip, done.pop(due.clip)
                 due = next(waiting, None)

@@ -19,7 +19,7 @@ def load_script(path: Path, device: torch.device | str = "cpu") -> torch.jit.Scr
         # torch.jit is deprecated, but it is the form in which these networks were released.
         warnings.filterwarnings("ignore", r"`torch\.jit\.load`", FutureWarning)
         try:
-            script: torch.jit.ScriptModule = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
+            script: torch.jit.ScriptModule = torch.jit.load(path, map_location=device)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise DheadsError(f"this version of torch cannot open the TorchScript file {path}: {reason}") from error
