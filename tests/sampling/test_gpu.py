@@ -167,9 +167,7 @@ def test_a_compiled_network_generates_the_same(networks: Callable[[str], Extende
         assert (ours - eager.generate(given)).abs().mean() < 0.02
 
 
-def test_slots_of_finished_videos_are_filled(
-    networks: Callable[[str], ExtendedUNet], device: torch.device
-) -> None:
+def test_slots_of_finished_videos_are_filled(networks: Callable[[str], ExtendedUNet], device: torch.device) -> None:
     """Each video is what it would be alone, to the rounding of another batch size."""
     unet = networks("packaged")
     engine = Engine(unet, sampled(unet.config, steps=2), torch.float32)

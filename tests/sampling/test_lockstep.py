@@ -61,9 +61,7 @@ WARM = sampled(TINY, {"noise": {"warm_steps": 2}}, steps=5, solver="ddim")
 @pytest.mark.parametrize("config", [DDPM, WARM], ids=["ddpm", "warm"])
 @pytest.mark.parametrize("slots", [2, 3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_video_does_not_depend_on_what_shares_its_batch(
-    config: Config, slots: int, dtype: torch.dtype
-) -> None:
+def test_a_video_does_not_depend_on_what_shares_its_batch(config: Config, slots: int, dtype: torch.dtype) -> None:
     videos = [video(seed, frames) for seed, frames in enumerate(LENGTHS)]
     alone = [frames_of(Watched(config, dtype), [one], 1)[0] for one in videos]
     together = frames_of(Watched(config, dtype), videos, slots)
