@@ -396,7 +396,7 @@ def other_than(value: object) -> object:
         return 2 * value or 2
     if isinstance(value, tuple):
         return (*value, 2)
-    return 5.5 if value is None else value / 2 + 0.1
+    return 5.5 if value is None else value / 2 + 0.07
 
 
 def test_an_old_configuration_is_read_as_before() -> None:

@@ -63,7 +63,7 @@ def renamed(values: dict[str, Any]) -> dict[str, Any]:
     new = copy.deepcopy(values)
     found = {name: new[section].pop(key) for section, key, name in _old_keys(values)}
     codes = _table(new, ["extensions", "codes"])
-    are_on = {code: codes.get(code) is not None for code, _ in _SWITCHES.values()}
+    are_on = {code: codes.get(code) not in (None, False) for code, _ in _SWITCHES.values()}
     for name, (code, dims) in _SWITCHES.items():
         if name in found:
             are_on[code] = _is_on(name, found.pop(name), dims)

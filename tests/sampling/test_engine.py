@@ -261,7 +261,7 @@ class Tape(TorchDispatchMode):
         return result
 
     def replay(self) -> None:
-        """Repeat the operations on the present values of the tensors from outside; the last result is written in place."""
+        """Repeat the operations on the present values of outer tensors; the last result is written in place."""
         made: dict[int, Tensor] = {}
 
         def now(tensor: Tensor) -> Tensor:

@@ -32,9 +32,14 @@ from dheads.media import containers as media
 from dheads.media.hearing import Hearing
 from dheads.media.sound import load_waveform
 from dheads.media.video import to_uint8, to_unit, write_video
-from dheads.sampling import pipeline as verb
+from dheads.sampling import outputs, talker
 from dheads.sampling.engine import Engine
+from dheads.sampling.jobs import Job
+from dheads.sampling.portrait import find_portrait
+from dheads.sampling.talker import Result as Made
+from dheads.sampling.talker import Scene, Talker, enlarge, generate
 from dheads.speech import encoders as audio
+from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import save_checkpoint
 
 pytest_plugins = "real_data"
@@ -130,7 +135,7 @@ def test_steps_and_solver_are_the_weights_own_unless_given(
         assert torch.cat(list(speech)).shape == (FRAMES, 384)
         return itertools.repeat(photo, FRAMES)
 
-    monkeypatch.setattr(verb, "generate", fake)
+    monkeypatch.setattr(talker, "generate", fake)
     assert command(folder, face, tmp_path / "out.mp4", "--seed", 9, *options).exit_code == 0
     assert given == [{"steps": steps, "solver": solver, "seed": 9}]
 
@@ -179,7 +184,7 @@ def test_an_interrupt_leaves_nothing_behind(
         yield photo
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verb, "generate", interrupted)
+    monkeypatch.setattr(talker, "generate", interrupted)
     done = command(folder, face, tmp_path / "out.mp4")
     assert done.exit_code == 130
     assert done.stdout == ""
@@ -197,7 +202,7 @@ def test_sound_that_turns_out_bad_midway_leaves_nothing_behind(
         yield torch.zeros(60 * 640)  # enough for a first chunk of 32 embeddings
         raise DheadsError(f"{source} holds more than 3 hours of sound; cut it")
 
-    monkeypatch.setattr(verb, "waveform_pieces", turning_bad)
+    monkeypatch.setattr(talker, "waveform_pieces", turning_bad)
     done = command(folder, face, tmp_path / "out.mp4", "--steps", 1)
     assert (done.exit_code, done.stdout) == (1, "")
     assert f"\nerror: {folder / 'speech.wav'} holds more than 3 hours of sound; cut it\n" in done.stderr
@@ -209,11 +214,11 @@ def test_too_long_a_sound_is_refused_before_any_work(
 ) -> None:
     """A length that the container claims is checked."""
     out = tmp_path / "out.mp4"
-    monkeypatch.setattr(verb, "claimed_seconds", lambda *_: 4 * 3600.0)
+    monkeypatch.setattr(talker, "claimed_seconds", lambda *_: 4 * 3600.0)
     assert command(folder, face, out, "--steps", 1, "--quiet").exit_code == 0
     assert len(decoded(out)) == FRAMES
     monkeypatch.setattr(media, "MAX_SECONDS", 0)
-    monkeypatch.setattr(verb, "generate", None)
+    monkeypatch.setattr(talker, "generate", None)
     done = command(folder, face, out, "--quiet")
     assert (done.exit_code, done.stderr) == (
         1,
@@ -224,7 +229,7 @@ def test_too_long_a_sound_is_refused_before_any_work(
 def test_without_a_claimed_length_the_bar_has_no_end(
     folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verb, "claimed_seconds", lambda *_: None)
+    monkeypatch.setattr(talker, "claimed_seconds", lambda *_: None)
     done = command(folder, face, tmp_path / "out.mp4", "--steps", 1)
     assert done.exit_code == 0
     assert f" {FRAMES}frame [" in done.stderr
@@ -240,7 +245,7 @@ def test_an_odd_size_is_refused_before_any_work(folder: Path, face: Path, tmp_pa
 def test_more_steps_than_there_are(folder: Path, face: Path, tmp_path: Path) -> None:
     done = command(folder, face, tmp_path / "out.mp4", "--steps", 1001)
     assert done.exit_code == 1
-    assert "was trained with 1000 timesteps, so it cannot take 1001 steps" in done.stderr
+    assert "sampling.steps is 1001, but diffusion.num_steps only 1000" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,17 +270,17 @@ def test_sound_without_end_does_not_fill_the_disk(monkeypatch: pytest.MonkeyPatc
         def read(self, size: int = -1) -> bytes:
             return bytes(size)
 
-    monkeypatch.setattr(verb, "MAX_SPOOLED", 3 << 20)
-    with pytest.raises(DheadsError, match="give the sound as a file"), verb.spooled(Endless()):
+    monkeypatch.setattr(outputs, "MAX_SPOOLED", 3 << 20)
+    with pytest.raises(DheadsError, match="give the sound as a file"), outputs.spooled(Endless()):
         pass
 
 
 def test_a_sound_in_memory_is_read_twice_at_once(folder: Path, face: Path, tmp_path: Path) -> None:
     """The encoder and the writer read it, each from its own position."""
     sound = io.BytesIO((folder / "speech.wav").read_bytes())
-    options = {"weights": str(folder / "weights.safetensors"), "device": "cpu", "progress": False, "steps": 1}
-    verb.sample(face, sound, tmp_path / "memory.mp4", **options)
-    verb.sample(face, folder / "speech.wav", tmp_path / "file.mp4", **options)
+    loaded = talker.load(str(folder / "weights.safetensors"), "cpu", progress=False)
+    loaded.sample(face, sound, tmp_path / "memory.mp4", steps=1)
+    loaded.sample(face, folder / "speech.wav", tmp_path / "file.mp4", steps=1)
     assert np.array_equal(decoded(tmp_path / "memory.mp4"), decoded(tmp_path / "file.mp4"))
     assert torch.equal(load_waveform(tmp_path / "memory.mp4"), load_waveform(tmp_path / "file.mp4"))
 
@@ -311,7 +316,7 @@ def photo() -> np.ndarray:
 
 def test_frames_come_one_by_one(photo: np.ndarray) -> None:
     engine = Recorder(untrained(TINY), 3)
-    frames = verb.generate(engine, photo, torch.randn(1000, 384))
+    frames = generate(engine, photo, torch.randn(1000, 384))
     assert engine.calls == [], "nothing is computed before it is asked for"
     first = next(frames)
     assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
@@ -326,7 +331,7 @@ def test_each_frame_is_given_those_before_and_its_sound(photo: np.ndarray, solve
     unet = untrained(config)
     engine = Recorder(unet, 2, solver)
     speech = torch.randn(5, 384)
-    frames = list(verb.generate(engine, photo, speech))
+    frames = list(generate(engine, photo, speech))
     assert len(frames) == 5
     identity = to_unit(photo)[None]
     lips = unet.lip_predictor.predict(speech)
@@ -346,7 +351,7 @@ def test_noise_on_motion_frames_that_the_weights_ask_for(photo: np.ndarray) -> N
     """Each frame's motion frames get new noise of the level that the network is given; kept frames stay clean."""
     motion = {"hide_mouth": False, "noise": 0.3, "sampling_noise": 0.1}
     engine = Recorder(untrained(override(TINY, {"extensions": {"motion": motion}})), 2)
-    frames = list(verb.generate(engine, photo, torch.randn(3, 384)))
+    frames = list(generate(engine, photo, torch.randn(3, 384)))
     shown = [to_unit(frame) for frame in (photo, photo, *frames)]
     for k, (_, condition) in enumerate(engine.calls[::2]):
         assert condition.motion_noise.tolist() == pytest.approx([0.1])
@@ -358,7 +363,7 @@ def test_noise_on_motion_frames_that_the_weights_ask_for(photo: np.ndarray) -> N
 def test_a_given_lip_code_replaces_the_predicted_one(photo: np.ndarray) -> None:
     engine = Recorder(untrained(TINY), 1)
     lips = torch.randn(3, 3)
-    list(verb.generate(engine, photo, torch.randn(3, 384), codes={"lips": lips}))
+    list(generate(engine, photo, torch.randn(3, 384), codes={"lips": lips}))
     for k, (_, condition) in enumerate(engine.calls):
         assert torch.equal(condition.cues.codes["lips"][0], conditioning.window(lips, k, 2))
 
@@ -367,7 +372,7 @@ def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
     engine, speech = Engine(untrained(TINY), sampled(TINY, 2)), torch.randn(3, 384)
 
     def frames(seed: int) -> np.ndarray:
-        return np.stack(list(verb.generate(engine, photo, speech, seed=seed)))
+        return np.stack(list(generate(engine, photo, speech, seed=seed)))
 
     first = frames(1)
     torch.manual_seed(9)
@@ -391,7 +396,7 @@ def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
         },
     )
     for config in (plain, override(plain, {"conditioning": {"motion_frames": 0}})):
-        frames = list(verb.generate(Engine(untrained(config), sampled(config, 3)), photo, torch.randn(3, 384)))
+        frames = list(generate(Engine(untrained(config), sampled(config, 3)), photo, torch.randn(3, 384)))
         assert np.stack(frames).shape == (3, 32, 32, 3)
         assert not np.array_equal(frames[0], frames[1])
 
@@ -401,7 +406,7 @@ def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
 
 def test_the_photo_is_aligned_as_the_weights_want(face: Path) -> None:
     config = override(TINY, {"network": {"image_size": 160}, "alignment": {"eye_distance": 0.25, "eye_y": 0.45}})
-    portrait = verb.find_portrait(face, config, load_backend("mesh"))
+    portrait = find_portrait(face, config, load_backend("mesh"))
     photo = faces.warp(portrait.picture, portrait.matrix, 160)
     assert (photo.shape, photo.dtype, portrait.notes) == ((160, 160, 3), np.uint8, [])
     found, count = find_face(photo, load_backend("mesh"), "the crop")
@@ -411,10 +416,9 @@ def test_the_photo_is_aligned_as_the_weights_want(face: Path) -> None:
         assert np.linalg.norm(found.landmarks[eye].mean(axis=0) - mean[eye].mean(axis=0)) < 0.04 * 160
 
 
-def scene_of(face: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> verb.Scene:
-    monkeypatch.setattr(verb, "load_model", lambda *_: (untrained(TINY), TINY, {}))
-    studio = verb.Studio("any", torch.device("cpu"), progress=False)
-    return studio.scene(verb.Job(face, folder / "speech.wav", Path("o.mp4"), **options))
+def scene_of(face: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Scene:
+    monkeypatch.setattr(talker, "load_model", lambda *_: (untrained(TINY), TINY, {}))
+    return Talker("any", torch.device("cpu"), progress=False).scene(Job(face, folder / "speech.wav", Path("o.mp4"), **options))
 
 
 def test_a_photo_that_ends_close_to_the_face_is_blurred_around_it(
@@ -430,7 +434,7 @@ def test_a_photo_that_ends_close_to_the_face_is_blurred_around_it(
     assert scene_of(close, folder, monkeypatch, paste=True).notes == []
     assert scene_of(face, folder, monkeypatch).notes == []
     # What the network sees, at the size of a video that people see.
-    portrait = verb.find_portrait(close, TINY, load_backend("mesh"))
+    portrait = find_portrait(close, TINY, load_backend("mesh"))
     larger = faces.align_transforms(
         load_backend("mesh").detect(portrait.picture)[0].landmarks[None], TINY.alignment, 128
     )[0]
@@ -453,45 +457,45 @@ def test_an_animated_picture_is_a_video(
     for name in ("a.gif", "a.webp"):
         black.save(tmp_path / name, save_all=True, append_images=[photo, upside_down], duration=[200, 200, 200])
         backend = load_backend("mesh")
-        first = verb.find_portrait(tmp_path / name, TINY, backend)
+        first = find_portrait(tmp_path / name, TINY, backend)
         assert np.abs(first.picture.astype(int) - photo).mean() < 12
-        later = verb.find_portrait(str(tmp_path / name), TINY, backend, at=0.5)
+        later = find_portrait(str(tmp_path / name), TINY, backend, at=0.5)
         assert np.abs(later.picture.astype(int) - upside_down).mean() < 12
         crops = [faces.warp(portrait.picture, portrait.matrix, 96).astype(int) for portrait in (first, later)]
         assert np.abs(crops[0] - crops[1]).mean() < 12  # upright in the crop
         with pytest.raises(DheadsError, match=rf"{name} at 0\.1 s: no face found"):
-            verb.find_portrait(tmp_path / name, TINY, backend, at=0.1)
+            find_portrait(tmp_path / name, TINY, backend, at=0.1)
 
 
 def test_of_a_video_the_first_frame_with_a_whole_face_is_taken(face: Path, tmp_path: Path) -> None:
     whole = np.asarray(Image.open(face))[:256, :320]
     cut = np.concatenate([whole[130:], whole[:130]])  # eyes at the lower edge, the mouth at the upper one
     write_video(tmp_path / "a.mp4", [cut] * 5 + [whole] * 5, None)
-    portrait = verb.find_portrait(tmp_path / "a.mp4", TINY, load_backend("mesh"))
+    portrait = find_portrait(tmp_path / "a.mp4", TINY, load_backend("mesh"))
     assert np.abs(portrait.picture.astype(int) - whole).mean() < 8
 
 
 def test_enlarging() -> None:
     frame = np.zeros((32, 32, 3), np.uint8)
     frame[8:24, 8:24] = 200
-    assert verb.enlarge(frame, None) is frame
-    assert verb.enlarge(frame, 32) is frame
-    large = verb.enlarge(frame, 64)
+    assert enlarge(frame, None) is frame
+    assert enlarge(frame, 32) is frame
+    large = enlarge(frame, 64)
     assert large.shape == (64, 64, 3)
     assert (large[24:40, 24:40] == 200).all()
     assert (large[:8] == 0).all()
 
 
 def test_devices() -> None:
-    assert verb.resolve_device("cpu") == torch.device("cpu")
-    assert verb.resolve_device("auto").type in ("cpu", "cuda", "mps")
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
     absent = "cuda" if not torch.cuda.is_available() else "mps"
     with pytest.raises(DheadsError, match=f"device {absent} is not available here; use .*cpu"):
-        verb.resolve_device(absent)
+        resolve_device(absent)
 
 
 def test_a_result_is_plain_data() -> None:
-    result = verb.Result(Path("a.mp4"), 25, 1.0, 0.5)
+    result = Made(Path("a.mp4"), 25, 1.0, 0.5)
     assert dataclasses.asdict(result)["notes"] == []
 
 
@@ -507,12 +511,11 @@ def test_weights_may_ask_for_a_room_that_is_not_silent(examples: Path, monkeypat
             heard.append(torch.cat(list(pieces)))
             yield torch.zeros(2, 384)
 
-    monkeypatch.setattr(verb, "load_speech_encoder", lambda *_: Encoder())
+    monkeypatch.setattr(talker, "load_speech_encoder", lambda *_: Encoder())
     quiet, room = (override(TINY, {"extensions": {"sound": {"room_noise": level}}}) for level in (0.0, 1e-3))
     for config in (quiet, room, room):
-        monkeypatch.setattr(verb, "load_model", lambda *_, config=config: (untrained(config), config, {}))
-        studio = verb.Studio("any", torch.device("cpu"), progress=False)
-        studio.scene(verb.Job(examples / "face.jpg", examples / "speech.wav", Path("o.mp4")))
+        monkeypatch.setattr(talker, "load_model", lambda *_, config=config: (untrained(config), config, {}))
+        Talker("any", torch.device("cpu"), progress=False).scene(Job(examples / "face.jpg", examples / "speech.wav", Path("o.mp4")))
     said = load_waveform(examples / "speech.wav")
     assert torch.equal(heard[0], said)
     assert (heard[1] - said).std() == pytest.approx(1e-3, rel=0.02)
