@@ -19,7 +19,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from dheads.sampling.pipeline import Studio, find_portrait
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE
@@ -39,7 +38,8 @@ from dheads.media.sound import load_waveform
 from dheads.media.video import write_video
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
-from dheads.system.devices import resolve_device
+from dheads.sampling.portrait import find_portrait
+from dheads.sampling.talker import Talker, load
 
 SPEECH_SECONDS, PAUSE_SECONDS = 7.5, 2.5
 SETTLING = 10  # frames of the pause in which the mouth may still close, and before its end open again
@@ -52,8 +52,8 @@ class Stretch:
     sharpness: float  # variance of the Laplacian
     colour: float  # distance of the face's mean colour from the photo's, of 255
     shape: float  # distance of the landmarks that speech does not move from the photo's, eye distances
-    following: float  # correlation of the mouth's opening with the lip code that the sound foretells
-    head: float  # standard deviation of the head's place, eye distances
+    following: float  # correlation of the mouth's opening with the lip code that is predicted from the sound
+    head: float  # standard deviation of the head's position, eye distances
     still_mouth: float  # motion of the mouth in the pause, as a share of that in speech
 
 
@@ -70,26 +70,23 @@ def main(
 ) -> None:
     """Measure how long videos hold."""
     times = at or [60]
-    studio = Studio(weights, resolve_device(device))
-    engine = studio.engine(Job(photos[0], speech, out, steps=steps, still=still))
-    loop = heard(studio, speech)
+    talker = load(weights, device)
+    engine = talker.engine(Job(photos[0], speech, out, steps=steps, still=still))
+    loop = heard(talker, speech)
     count = round(max(times) * FPS)
-    told = loop[torch.arange(count) % len(loop)]
-    foretold = (
-        studio.unet.lip_predictor.predict(loop)[:, 0].cpu().numpy()
-        if studio.unet.lip_predictor
-        else np.zeros(len(loop))
-    )
-    faces = [crop(studio, photo) for photo in photos]
+    embeddings = loop[torch.arange(count) % len(loop)]
+    lips = talker.unet.lip_predictor
+    predicted = lips.predict(loop)[:, 0].cpu().numpy() if lips else np.zeros(len(loop))
+    faces = [crop(talker, photo) for photo in photos]
     made: list[list[np.ndarray]] = [[] for _ in photos]
-    talks = (VideoSpec(face, told, seed) for face in faces)
-    for index, frame, _ in tqdm(in_lockstep(engine, talks, len(photos)), total=count * len(photos), unit="frame"):
+    specs = (VideoSpec(face, embeddings, seed) for face in faces)
+    for index, frame, _ in tqdm(in_lockstep(engine, specs, len(photos)), total=count * len(photos), unit="frame"):
         made[index].append(frame)
     out.mkdir(parents=True, exist_ok=True)
     report = []
     for photo, face, frames in zip(photos, faces, made, strict=True):
         write_video(out / f"{photo.stem}.mp4", frames, None)
-        stretches = {int(t): measure(face, frames, round(t * FPS), foretold) for t in (len(loop) / FPS, *times)}
+        stretches = {int(t): measure(face, frames, round(t * FPS), predicted) for t in (len(loop) / FPS, *times)}
         footage = watch(photo.name, lambda frames=frames: frames, load_backend("mesh"))
         rate = blinks_per_second(eye_openness(frames, footage.landmarks))
         report.append({"photo": photo.name, "blinks_per_second": rate} | {t: asdict(s) for t, s in stretches.items()})
@@ -101,24 +98,24 @@ def main(
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def heard(studio: Studio, speech: Path) -> torch.Tensor:
+def heard(talker: Talker, speech: Path) -> torch.Tensor:
     """(F, D): the embeddings of one repetition, with others on either side of it."""
     said = load_waveform(speech)[: round(SPEECH_SECONDS * SAMPLE_RATE)]
     if len(said) < SPEECH_SECONDS * SAMPLE_RATE:
         raise typer.BadParameter(f"must last {SPEECH_SECONDS:g} s", param_hint="--speech")
     once = torch.cat([said, torch.zeros(round(PAUSE_SECONDS * SAMPLE_RATE))])
     frames = len(once) * FPS // SAMPLE_RATE
-    return torch.cat(list(studio.hear([once.repeat(3)])))[frames : 2 * frames]
+    return torch.cat(list(talker.hear([once.repeat(3)])))[frames : 2 * frames]
 
 
-def crop(studio: Studio, photo: Path) -> np.ndarray:
-    portrait = find_portrait(photo, studio.config, studio.backend)
-    return framed(portrait.picture, portrait.matrix, studio.config.network.image_size)
+def crop(talker: Talker, photo: Path) -> np.ndarray:
+    portrait = find_portrait(photo, talker.config, talker.backend)
+    return framed(portrait.picture, portrait.matrix, talker.config.network.image_size)
 
 
-def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, foretold: np.ndarray) -> Stretch:
+def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np.ndarray) -> Stretch:
     """One repetition, which ends before frame `end`, beside the photo (S, S, 3)."""
-    shown = [photo, *frames[end - len(foretold) : end]]
+    shown = [photo, *frames[end - len(predicted) : end]]
     landmarks = watch("the video", lambda: shown, load_backend("mesh")).landmarks
     shapes, opening = face_shapes(landmarks), mouth_opening(landmarks)[1:]
     middle = np.nanmean(landmarks, axis=0)
@@ -132,7 +129,7 @@ def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, foretold: np.
         float(np.nanmean([sharpness(*pair) for pair in zip(shown[1:], landmarks[1:], strict=True)])),
         float(np.abs(colours[1:].mean(axis=0) - colours[0]).mean()),
         float(np.nanmean(shape_distance(shapes[1:], shapes[0]))),
-        correlation(opening[:begin], foretold[:begin]),
+        correlation(opening[:begin], predicted[:begin]),
         float(np.nanstd(places, axis=0).mean()),
         float(np.nanmean(moves[pause]) / np.nanmean(moves[:begin])),
     )

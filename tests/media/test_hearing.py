@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torchaudio.functional as AF
-from dheads.sampling.talker import Talker
 from test_audio import lag, speechlike, write_sound, write_wav
 
 from dheads.errors import DheadsError
@@ -22,6 +21,7 @@ from dheads.media import hearing
 from dheads.media.hearing import hear, played_stream
 from dheads.media.sound import load_waveform
 from dheads.media.video import write_video
+from dheads.sampling.talker import Talker
 
 RATE = 16_000
 

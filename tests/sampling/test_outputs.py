@@ -239,9 +239,7 @@ def test_in_a_list_each_job_is_judged_by_itself(media: Path, expected: np.ndarra
     }
     todo = [replace(good, output=output) for output in outputs]
     with heard(tmp_path / "pipe.mp4", tmp_path / "heard"):
-        found = {
-            outcome.output: outcome for outcome in sample_all(todo, device="cpu", overwrite=True, progress=False)
-        }
+        found = {outcome.output: outcome for outcome in sample_all(todo, device="cpu", overwrite=True, progress=False)}
     for output, reason in outputs.items():
         assert (found[output].error is None) == (reason is None), found[output]
         assert (reason or "") in (found[output].error or "")

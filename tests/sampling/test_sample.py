@@ -418,7 +418,9 @@ def test_the_photo_is_aligned_as_the_weights_want(face: Path) -> None:
 
 def scene_of(face: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Scene:
     monkeypatch.setattr(talker, "load_model", lambda *_: (untrained(TINY), TINY, {}))
-    return Talker("any", torch.device("cpu"), progress=False).scene(Job(face, folder / "speech.wav", Path("o.mp4"), **options))
+    return Talker("any", torch.device("cpu"), progress=False).scene(
+        Job(face, folder / "speech.wav", Path("o.mp4"), **options)
+    )
 
 
 def test_a_photo_that_ends_close_to_the_face_is_blurred_around_it(
@@ -515,7 +517,9 @@ def test_weights_may_ask_for_a_room_that_is_not_silent(examples: Path, monkeypat
     quiet, room = (override(TINY, {"extensions": {"sound": {"room_noise": level}}}) for level in (0.0, 1e-3))
     for config in (quiet, room, room):
         monkeypatch.setattr(talker, "load_model", lambda *_, config=config: (untrained(config), config, {}))
-        Talker("any", torch.device("cpu"), progress=False).scene(Job(examples / "face.jpg", examples / "speech.wav", Path("o.mp4")))
+        Talker("any", torch.device("cpu"), progress=False).scene(
+            Job(examples / "face.jpg", examples / "speech.wav", Path("o.mp4"))
+        )
     said = load_waveform(examples / "speech.wav")
     assert torch.equal(heard[0], said)
     assert (heard[1] - said).std() == pytest.approx(1e-3, rel=0.02)
