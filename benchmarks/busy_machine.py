@@ -5,7 +5,7 @@
 
 Each of the four verbs, and the Python interface, as whole processes on a small real task. Ratios are to the same
 process alone; `spinning` is alone, too, but with OpenMP's threads waiting in a loop, as they do by default. Turns
-alternate; medians are told. Nothing else should run beside.
+alternate; medians are printed. Nothing else should run at the same time.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ EXAMPLES = ROOT / "examples"
 DHEADS = [sys.executable, "-m", "dheads"]
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what libgomp does where nobody says how to wait
 PYTHON = """
-from dheads.sampling.pipeline import frames
-from pathlib import Path
-print(sum(1 for _ in frames(Path({face!r}), Path({sound!r}), progress=False)))
+import dheads
+print(sum(1 for _ in dheads.load(progress=False).frames({face!r}, {sound!r})))
 """
 Task = Callable[[Path], list[str]]  # an empty folder to write in -> the command
 
@@ -66,8 +65,8 @@ def made_tasks(folder: Path) -> dict[str, Task]:
     shutil.copy(raw / "one.mp4", raw / "two.mp4")
     prepare = [*DHEADS, "prepare", str(raw), "--preset", "small", "--quiet", "--out"]
     run([*prepare, str(data)])
-    train = [*DHEADS, "train", "--data", str(data), "--init", "small", "--quiet", "--set", "training.sample_clips=0"]
-    train += ["--set", "training.steps=12", "--set", "training.rollout_share=0"]
+    train = [*DHEADS, "train", "--data", str(data), "--init", "small", "--quiet", "--set", "run.sample_clips=0"]
+    train += ["--set", "optimisation.steps=12", "--set", "extensions.rollouts.share=0"]
     return {
         "sample": lambda out: [*DHEADS, "sample", str(face), str(sound), "-o", str(out / "a.mp4"), "--quiet"],
         "prepare": lambda out: [*prepare, str(out / "data")],

@@ -1,12 +1,12 @@
-"""Whether quality lasts in a long video: its first seconds against the same seconds of speech much later.
+"""Whether quality holds in a long video: its first seconds against the same seconds of speech much later.
 
     python benchmarks/endurance.py PHOTO... --speech SOUND --at 60 --at 300 --out endurance
 
-Speech and a pause of digital silence are repeated until the last of the times. All repetitions have the same sound, so
-they differ only by errors that the network accumulates over its own frames. Printed for the first repetition and for
-those that end at the given times: sharpness of the mouth, colour and shape of the face compared with the photo's, how
-well the mouth follows the lip code that is predicted from the sound, how far the head moves, and the motion of the
-mouth in the pause relative to that in speech. The videos are written to --out.
+Speech and a pause of digital silence are repeated until the last of the times. Every repetition hears the same, so what
+differs is what the network made of its own frames. Told for the first and for those that end at the given times:
+sharpness of the mouth, colour and shape of the face against the photo's, how well the mouth follows the lip code that
+is predicted from the sound, how far the head moves, and how much the mouth moves in the pause against in speech.
+The videos are written to --out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from dheads.sampling.pipeline import Studio
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE
@@ -40,10 +39,10 @@ from dheads.media.writing import write_video
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.portrait import find_portrait
-from dheads.system.devices import resolve_device
+from dheads.sampling.talker import Talker, load
 
 SPEECH_SECONDS, PAUSE_SECONDS = 7.5, 2.5
-SETTLING = 10  # frames at either end of the pause in which the mouth closes and opens
+SETTLING = 10  # frames of the pause in which the mouth may still close, and before its end open again
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class Stretch:
     """The measures of one repetition."""
 
     sharpness: float  # variance of the Laplacian
-    colour: float  # distance of the face's mean colour from the photo's, levels of 0 to 255
-    shape: float  # distance of the landmarks other than mouth and lower jaw from the photo's, eye distances
-    following: float  # correlation of the mouth's opening with the lip code predicted from the sound
+    colour: float  # distance of the face's mean colour from the photo's, of 255
+    shape: float  # distance of the landmarks that speech does not move from the photo's, eye distances
+    following: float  # correlation of the mouth's opening with the lip code that is predicted from the sound
     head: float  # standard deviation of the head's position, eye distances
     still_mouth: float  # motion of the mouth in the pause, as a share of that in speech
 
@@ -63,30 +62,25 @@ def main(
     speech: Annotated[Path, typer.Option(help="Some seconds of speech.")],
     out: Annotated[Path, typer.Option(help="Folder for the videos and report.json.")],
     weights: str = "small",
-    at: Annotated[
-        list[int] | None, typer.Option(help="Time to measure at, in seconds; can be repeated.", show_default="60")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps; those of the weights by default.")] = None,
-    still: Annotated[bool, typer.Option("--still", help="As in `dheads sample --still`.")] = False,
+    at: Annotated[list[int] | None, typer.Option(help="Seconds.", show_default="60")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the weights' own by default.")] = None,
+    still: Annotated[bool, typer.Option("--still", help="As `dheads sample --still`.")] = False,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
-    """Measure how long quality lasts."""
+    """Measure how long videos hold."""
     times = at or [60]
-    studio = Studio(weights, resolve_device(device))
-    engine = studio.engine(Job(photos[0], speech, out, steps=steps, still=still))
-    loop = repetition(studio, speech)
+    talker = load(weights, device)
+    engine = talker.engine(Job(photos[0], speech, out, steps=steps, still=still))
+    loop = heard(talker, speech)
     count = round(max(times) * FPS)
-    repeated = loop[torch.arange(count) % len(loop)]
-    predicted = (
-        studio.unet.lip_predictor.predict(loop)[:, 0].cpu().numpy()
-        if studio.unet.lip_predictor
-        else np.zeros(len(loop))
-    )
-    faces = [crop(studio, photo) for photo in photos]
+    embeddings = loop[torch.arange(count) % len(loop)]
+    lips = talker.unet.lip_predictor
+    predicted = lips.predict(loop)[:, 0].cpu().numpy() if lips else np.zeros(len(loop))
+    faces = [crop(talker, photo) for photo in photos]
     made: list[list[np.ndarray]] = [[] for _ in photos]
-    talks = (VideoSpec(face, repeated, seed) for face in faces)
-    for index, frame, _ in tqdm(in_lockstep(engine, talks, len(photos)), total=count * len(photos), unit="frame"):
+    specs = (VideoSpec(face, embeddings, seed) for face in faces)
+    for index, frame, _ in tqdm(in_lockstep(engine, specs, len(photos)), total=count * len(photos), unit="frame"):
         made[index].append(frame)
     out.mkdir(parents=True, exist_ok=True)
     report = []
@@ -104,23 +98,23 @@ def main(
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def repetition(studio: Studio, speech: Path) -> torch.Tensor:
-    """The embeddings (F, D) of one repetition, computed with another one on either side."""
-    spoken = load_waveform(speech)[: round(SPEECH_SECONDS * SAMPLE_RATE)]
-    if len(spoken) < SPEECH_SECONDS * SAMPLE_RATE:
+def heard(talker: Talker, speech: Path) -> torch.Tensor:
+    """(F, D): the embeddings of one repetition, with others on either side of it."""
+    said = load_waveform(speech)[: round(SPEECH_SECONDS * SAMPLE_RATE)]
+    if len(said) < SPEECH_SECONDS * SAMPLE_RATE:
         raise typer.BadParameter(f"must last {SPEECH_SECONDS:g} s", param_hint="--speech")
-    once = torch.cat([spoken, torch.zeros(round(PAUSE_SECONDS * SAMPLE_RATE))])
+    once = torch.cat([said, torch.zeros(round(PAUSE_SECONDS * SAMPLE_RATE))])
     frames = len(once) * FPS // SAMPLE_RATE
-    return torch.cat(list(studio.hear([once.repeat(3)])))[frames : 2 * frames]
+    return torch.cat(list(talker.hear([once.repeat(3)])))[frames : 2 * frames]
 
 
-def crop(studio: Studio, photo: Path) -> np.ndarray:
-    portrait = find_portrait(photo, studio.config, studio.backend)
-    return framed(portrait.picture, portrait.matrix, studio.config.network.image_size)
+def crop(talker: Talker, photo: Path) -> np.ndarray:
+    portrait = find_portrait(photo, talker.config, talker.backend)
+    return framed(portrait.picture, portrait.matrix, talker.config.network.image_size)
 
 
 def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np.ndarray) -> Stretch:
-    """Measure the repetition that ends before frame `end`; photo: (S, S, 3) uint8; predicted: lip code (F,)."""
+    """One repetition, which ends before frame `end`, beside the photo (S, S, 3)."""
     shown = [photo, *frames[end - len(predicted) : end]]
     landmarks = track_face("the video", lambda: shown, load_backend("mesh")).landmarks
     shapes, opening = face_shapes(landmarks), mouth_opening(landmarks)[1:]
@@ -130,13 +124,13 @@ def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np
     pause = np.zeros(len(moves), bool)
     begin = round(SPEECH_SECONDS * FPS)
     pause[begin + SETTLING : -SETTLING] = True
-    positions = landmarks[1:, STABLE].mean(axis=1) / eye_distance(landmarks[1:])[:, None]
+    places = landmarks[1:, STABLE].mean(axis=1) / eye_distance(landmarks[1:])[:, None]
     return Stretch(
         float(np.nanmean([sharpness(*pair) for pair in zip(shown[1:], landmarks[1:], strict=True)])),
         float(np.abs(colours[1:].mean(axis=0) - colours[0]).mean()),
         float(np.nanmean(shape_distance(shapes[1:], shapes[0]))),
         correlation(opening[:begin], predicted[:begin]),
-        float(np.nanstd(positions, axis=0).mean()),
+        float(np.nanstd(places, axis=0).mean()),
         float(np.nanmean(moves[pause]) / np.nanmean(moves[:begin])),
     )
 

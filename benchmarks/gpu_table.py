@@ -27,9 +27,9 @@ def main(out: Annotated[Path, typer.Argument(help="The folder that on_gpu.py wro
 
 
 def card(rows: list[Row]) -> list[str]:
-    told: Row = {name: value for row in rows for name, value in row.items()}
-    peak = told.get("peak_flops_per_second")
-    text = f"{told['machine']}; torch {told['torch']}, CUDA {told['cuda']}, cuDNN {told['cudnn']}"
+    values: Row = {name: value for row in rows for name, value in row.items()}
+    peak = values.get("peak_flops_per_second")
+    text = f"{values['machine']}; torch {values['torch']}, CUDA {values['cuda']}, cuDNN {values['cudnn']}"
     return [text + (f"; bf16 matrix products at {peak / 1e12:.4g} TFLOP/s" if peak else "") + "."]
 
 

@@ -3,7 +3,7 @@
     python benchmarks/long_speech.py ../shared/samples/*.wav
     python benchmarks/long_speech.py ../shared/samples/*.wav --minutes 5 --video   # also made into a video
 
-The peak of this process's memory is told after the first minute of speech and after the last. --video: as `dheads
+Prints the peak of this process's memory after the first minute of speech and after the last. --video: as `dheads
 sample` does it, with random weights of the preset `tiny` in one step, which are as large in memory as trained ones.
 """
 
@@ -21,13 +21,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from dheads.sampling.pipeline import frames
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE, preset
 from dheads.extensions.network import ExtendedUNet
 from dheads.media.sound import load_waveform, waveform_pieces
 from dheads.media.writing import write_video
+from dheads.sampling.talker import load
 from dheads.speech.encoders import load_speech_encoder
 from dheads.weights.checkpoints import save_checkpoint
 
@@ -35,9 +35,9 @@ FACE = Path(__file__).resolve().parents[1] / "examples" / "face.jpg"
 
 
 def main(
-    sounds: Annotated[list[Path], typer.Argument(help="What is said, in turns.")],
+    sounds: Annotated[list[Path], typer.Argument(help="Recordings, used in turns.")],
     minutes: float = 60,
-    video: Annotated[bool, typer.Option("--video", help="The whole path.")] = False,
+    video: Annotated[bool, typer.Option("--video", help="Also make the video.")] = False,
     encoder: str = "whisper-tiny.en",
     device: str = "cpu",
 ) -> None:
@@ -73,7 +73,7 @@ def film(folder: Path, device: str, bar: tqdm) -> dict[str, float]:
     torch.manual_seed(0)
     tiny, weights, peaks = preset("tiny"), folder / "weights.safetensors", {}
     save_checkpoint(weights, ExtendedUNet(tiny).state_dict(), tiny, {})
-    made = frames(FACE, folder / "long.wav", weights=str(weights), device=device, progress=False, steps=1)
+    made = load(str(weights), device, progress=False).frames(FACE, folder / "long.wav", steps=1)
     write_video(folder / "long.mp4", watched(made, bar, peaks), folder / "long.wav")
     return peaks
 

@@ -11,7 +11,7 @@ cut off keeps what it has, and a step that fails or takes too long does not keep
 card         what it is, and its peak of bf16 matrix products
 correctness  the tests marked `gpu`
 sampling     frames a second of the packaged network and of one of the paper's size, beside the plain way: float32,
-             eager, all conditioning computed anew at every step, ancestral
+             eager, all conditioning computed again at every step, ancestral
 compiled     the same networks by torch.compile, and how soon a later process has its first frame
 training     examples a second, and the time spent waiting for data, beside a plain float32 step
 long         memory at a tenth and at the end of a minute of speech
@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Timer
@@ -37,15 +37,16 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from sample_speed import Plain, long_recording, peak_memory, random_network, talk, turn
+from sample_speed import Plain, basic_sampling, long_recording, peak_memory, random_network, turn, video
 from train_speed import machine, measure, peak_flops_per_second, random_dataset
 
-from dheads.config import SAMPLE_RATE, Config, SamplingConfig, override, preset
+from dheads.config import SAMPLE_RATE, Config, override, preset
 from dheads.dataset.dataset import Dataset
 from dheads.extensions.network import ExtendedUNet
 from dheads.media.sound import load_waveform, wav_file
 from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import in_lockstep
+from dheads.sampling.talker import adjusted, load
 from dheads.system.files import complete_or_absent
 from dheads.training.plan import plan
 from dheads.weights.checkpoints import load_model
@@ -116,7 +117,7 @@ def run(step: str, path: Path, dry: bool) -> None:
         for line in process.stdout or ():
             rows.append(json.loads(line))
             write(path, rows, time.monotonic() - began, None)
-            print(f"{step:<12} {told(rows[-1])}", flush=True)
+            print(f"{step:<12} {described(rows[-1])}", flush=True)
         timer.cancel()
     seconds = time.monotonic() - began
     write(path, rows, seconds, process.returncode)
@@ -130,7 +131,7 @@ def write(path: Path, rows: list[Row], seconds: float, code: int | None) -> None
         part.write_text(json.dumps({"rows": rows, "seconds": seconds, "exit_code": code}, indent=1), encoding="utf-8")
 
 
-def told(row: Row) -> str:
+def described(row: Row) -> str:
     texts = ((name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in row.items())
     return ", ".join(f"{name} {text}" for name, text in texts)
 
@@ -208,9 +209,9 @@ def engine_row(
     """Medians would take three times as long: the second of two turns counts."""
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    engine = Engine(unet, SamplingConfig(steps=steps, solver="dpm++2m"), compiled=is_compiled)
+    engine = Engine(unet, basic_sampling(unet.config, steps, "dpm++2m"), compiled=is_compiled)
     began = time.perf_counter()
-    next(in_lockstep(engine, [talk(unet, 1)]))
+    next(in_lockstep(engine, [video(unet, 1)]))
     first = time.perf_counter() - began
     frames = 4 if place.dry else 40 if clips == 1 else 12
     turn(engine, 3, clips)  # warms up and records
@@ -230,7 +231,7 @@ def engine_row(
 def plain_rows(place: Place, name: str, unet: ExtendedUNet) -> Iterator[Row]:
     """At as many steps as ours, and in the 100 that the released code takes."""
     for steps, frames in ((2, 2), (3, 1)) if place.dry else ((8, 8), (100, 3)):
-        way = Plain(unet, SamplingConfig(steps=steps, solver="ddpm"))
+        way = Plain(unet, basic_sampling(unet.config, steps, "ddpm"))
         turn(way, 1)
         speed, _ = turn(way, frames)
         yield {"network": name, "way": "plain", "steps": steps, "videos": 1, "frames_per_second": speed}
@@ -247,8 +248,8 @@ def first_frame_row(place: Place, name: str) -> Row:
 
 def first_frame(name: str, place: Place) -> Iterator[Row]:
     unet = place.network(name)
-    engine = Engine(unet, SamplingConfig(steps=8, solver="dpm++2m"), compiled=not place.dry)
-    next(in_lockstep(engine, [talk(unet, 1)]))
+    engine = Engine(unet, basic_sampling(unet.config, 8, "dpm++2m"), compiled=not place.dry)
+    next(in_lockstep(engine, [video(unet, 1)]))
     yield from ()
 
 
@@ -258,9 +259,8 @@ def training(place: Place) -> Iterator[Row]:
     steps = 1 if place.dry else 10
     with tempfile.TemporaryDirectory() as folder:
         for name, batch, is_compiled in ways[:2] if place.dry else ways:
-            changes = {"precision": "bf16", "compile": is_compiled}
-            changes |= {} if batch is None or place.dry else {"batch_size": batch}
-            config = override(place.config(name), {"training": changes})
+            optimisation = {"precision": "bf16"} | ({} if batch is None or place.dry else {"batch_size": batch})
+            config = override(place.config(name), {"optimisation": optimisation, "run": {"compile": is_compiled}})
             data = Path(folder) / name
             if not data.exists():
                 data.mkdir()
@@ -272,14 +272,12 @@ def training(place: Place) -> Iterator[Row]:
 
 def long(place: Place) -> Iterator[Row]:
     unet = place.network("small")
-    sampling = replace(unet.config.sampling, steps=2) if place.dry else unet.config.sampling
-    yield long_recording(Engine(unet, sampling), 0.02 if place.dry else 1)
+    config = adjusted(unet.config, steps=2 if place.dry else None)
+    yield long_recording(Engine(unet, config), 0.02 if place.dry else 1)
 
 
 def prepare(place: Place) -> Iterator[Row]:
     """Clips of a face that the packaged network lets speak: real ones need not be at hand."""
-    from dheads.cli.sample import sample
-
     fan = Path(torch.hub.get_dir()) / "checkpoints" / "2DFAN4-11f355bf06.pth.tar"
     landmarks = "fan" if fan.exists() and not place.dry else "mesh"
     count = 1 if place.dry else 32
@@ -289,8 +287,9 @@ def prepare(place: Place) -> Iterator[Row]:
         examples, sound = ROOT / "examples", Path(name) / "speech.wav"
         seconds = 1 if place.dry else 3
         sound.write_bytes(wav_file(load_waveform(examples / "speech.wav")[: seconds * SAMPLE_RATE]).getvalue())
-        options = {"device": place.device.type, "progress": False, "size": 256}
-        sample(examples / "face.jpg", sound, raw / "clip-0.mp4", **options)
+        load("small", place.device.type, progress=False).sample(
+            examples / "face.jpg", sound, raw / "clip-0.mp4", size=256
+        )
         for number in range(1, count):
             shutil.copy(raw / "clip-0.mp4", raw / f"clip-{number}.mp4")
         command = [sys.executable, "-m", "dheads", "prepare", str(raw), "--out", str(Path(name) / "data"), "--quiet"]

@@ -5,9 +5,9 @@
     python benchmarks/sample_speed.py --minutes 10   # also a long one: does it slow down, or fill the memory?
     python benchmarks/sample_speed.py --preset crema --device cuda --steps 8 --clips 16 --compile  # paper-size
 
-The plain way is float32 as PyTorch comes, eager, contiguous, with all conditioning computed anew at every step. Two
-comparisons: at equal steps and the same solver, with the largest difference of a pixel; and of the engine's default
-against ancestral sampling in 100 steps, as the released code does it. Turns alternate; medians are told. Without
+The plain way is float32, eager, contiguous, with all conditioning computed again at every step. Two comparisons: at
+equal steps and the same solver, with the largest difference of a pixel; and of the engine's default against ancestral
+sampling in 100 steps, as in the released code. Turns alternate; medians are printed. Without
 --preset it is the packaged network; with it random weights of that preset, which are as fast as trained ones.
 Seconds to the first frame are those from a loaded network to its first picture, the first time in this process. The
 peak of memory is the engine's, taken before the plain way is built; for CUDA that of tensors. The share of the peak
@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Annotated
 
 import numpy as np
@@ -30,30 +31,28 @@ from torch import Tensor
 from tqdm import tqdm
 from train_speed import machine, peak_flops_per_second
 
-from dheads.conditioning import Condition
-from dheads.config import FPS, SamplingConfig, preset
+from dheads.config import FPS, Config, NoiseConfig, SamplingConfig, override, preset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import Denoise, Denoised
+from dheads.extensions.motion import MotionCondition
 from dheads.extensions.network import ExtendedUNet
 from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
-from dheads.sampling.pipeline import chosen
+from dheads.sampling.talker import adjusted
 from dheads.system.devices import resolve_device
 from dheads.training.plan import plan
 from dheads.weights.checkpoints import load_model
 
-RELEASED = SamplingConfig(steps=100, solver="ddpm")
-
 
 class Plain(Engine):
-    """The engine's interface to the network as it is."""
+    """Samples as the engine does, with any solver and every extension, but by the network's own forward pass."""
 
-    def __init__(self, unet: ExtendedUNet, sampling: SamplingConfig) -> None:
-        super().__init__(unet, sampling, torch.float32)
+    def __init__(self, unet: ExtendedUNet, config: Config) -> None:
+        super().__init__(unet, config, torch.float32)
         self.records = False
         self._denoiser = Denoiser(unet)
 
-    def frame(self, condition: Condition) -> Denoise:
+    def frame(self, condition: MotionCondition) -> Denoise:
         def denoise(x_t: Tensor, t: int) -> Denoised:
             return self._denoiser(x_t, torch.full((len(x_t),), t, device=x_t.device), condition)[0]
 
@@ -66,7 +65,7 @@ def main(
     steps: Annotated[
         int | None, typer.Option(help="The weights' own by default; with --preset of DPM-Solver++ 2M.")
     ] = None,
-    frames: Annotated[int, typer.Option(help="Of a turn; the plain way's 100 steps get a tenth of them.")] = 20,
+    frames: Annotated[int, typer.Option(help="Of a turn; the 100 plain steps get a tenth of them.")] = 20,
     rounds: int = 3,
     clips: Annotated[int, typer.Option(help="Also so many videos in lock-step.")] = 1,
     minutes: Annotated[float, typer.Option(help="Also one video of that length.")] = 0,
@@ -77,17 +76,18 @@ def main(
     """Measure the speed of sampling."""
     place = resolve_device(device)
     unet = random_network(preset_name).to(place) if preset_name else load_model(weights, place)[0]
-    sampling = chosen(unet.config.sampling, steps=steps, solver="dpm++2m" if preset_name else None)
+    config = adjusted(unet.config, steps=steps, solver="dpm++2m" if preset_name else None)
 
     start = time.perf_counter()
-    engine = Engine(unet, sampling, compiled=compiled)
-    next(in_lockstep(engine, [talk(unet, 1)]))
+    engine = Engine(unet, config, compiled=compiled)
+    next(in_lockstep(engine, [video(unet, 1)]))
     first = time.perf_counter() - start
     turn(engine, frames)
     report = {
         "machine": f"{machine(place)}; torch {torch.__version__}, {torch.get_num_threads()} threads",
         "network": f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M, {unet.config.network.image_size} px",
-        "steps": f"{sampling.steps} of {sampling.solver}, {engine.dtype}{', compiled' if compiled else ''}",
+        "steps": f"{config.sampling.steps} of {config.sampling.solver}",
+        "way": f"{engine.dtype}{', compiled' if compiled else ''}",
         "seconds_to_first_frame": first,
         "peak_memory_mib": peak_memory(place),
         **against_the_plain_way(engine, frames, rounds),
@@ -103,10 +103,11 @@ def main(
 
 
 def against_the_plain_way(engine: Engine, frames: int, rounds: int) -> dict[str, float]:
+    released = basic_sampling(engine.config, 100, "ddpm")
     ways = {
         "ours": (engine, frames),
-        "plain": (Plain(engine.unet, engine.sampling), frames),
-        "released": (Plain(engine.unet, RELEASED), max(1, frames // 10)),
+        "plain": (Plain(engine.unet, engine.config), frames),
+        "released": (Plain(engine.unet, released), max(1, frames // 10)),
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     pictures: dict[str, np.ndarray] = {}
@@ -114,14 +115,14 @@ def against_the_plain_way(engine: Engine, frames: int, rounds: int) -> dict[str,
         for name, way in ways.items():
             speed, pictures[name] = turn(*way)
             speeds[name].append(speed)
-    ours, plain, released = (statistics.median(values) for values in speeds.values())
+    ours, plain, ancestral = (statistics.median(values) for values in speeds.values())
     difference = np.abs(pictures["ours"].astype(int) - pictures["plain"])
     return {
         "frames_per_second": ours,
         "plain_frames_per_second": plain,
-        "released_frames_per_second": released,
+        "released_frames_per_second": ancestral,
         "ratio_at_equal_steps": ours / plain,
-        "ratio_to_the_released_way": ours / released,
+        "ratio_to_the_released_way": ours / ancestral,
         "largest_difference_of_255": int(difference.max()),
         "mean_difference_of_255": float(difference.mean()),
     }
@@ -144,12 +145,12 @@ def together(engine: Engine, frames: int, rounds: int, clips: int) -> dict[str, 
 def long_recording(engine: Engine, minutes: float) -> dict[str, float]:
     """Speed and memory at the beginning and at the end of one long video; its frames are dropped."""
     count = round(minutes * 60 * FPS)
-    said, part = in_lockstep(engine, [talk(engine.unet, count)]), max(1, count // 10)
+    made, part = in_lockstep(engine, [video(engine.unet, count)]), max(1, count // 10)
     speeds, memories = [], []
     for _ in tqdm(range(10), desc=f"{minutes:g} minutes", disable=not sys.stderr.isatty()):
         start = time.perf_counter()
         for _ in range(part):
-            next(said, None)
+            next(made, None)
         speeds.append(part / (time.perf_counter() - start))
         memories.append(memory_now(engine.device))
     return {
@@ -161,7 +162,7 @@ def long_recording(engine: Engine, minutes: float) -> dict[str, float]:
     }
 
 
-def talk(unet: ExtendedUNet, frames: int, seed: int = 0) -> VideoSpec:
+def video(unet: ExtendedUNet, frames: int, seed: int = 0) -> VideoSpec:
     size = unet.config.network.image_size
     photo = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     generator = torch.Generator().manual_seed(seed)
@@ -170,10 +171,18 @@ def talk(unet: ExtendedUNet, frames: int, seed: int = 0) -> VideoSpec:
 
 def turn(engine: Engine, frames: int, clips: int = 1) -> tuple[float, np.ndarray]:
     """Frames a second, and the frames: on the CPU, so all work is done."""
-    talks: Iterator[VideoSpec] = (talk(engine.unet, frames, seed) for seed in range(clips))
+    videos: Iterator[VideoSpec] = (video(engine.unet, frames, seed) for seed in range(clips))
     start = time.perf_counter()
-    made = np.stack([frame for _, frame, _ in in_lockstep(engine, talks, clips)])
+    made = np.stack([frame for _, frame, _ in in_lockstep(engine, videos, clips)])
     return len(made) / (time.perf_counter() - start), made
+
+
+def basic_sampling(config: Config, steps: int, solver: str) -> Config:
+    """The same network sampled with evenly spread steps and without the extensions of sampling."""
+    sampling = asdict(SamplingConfig(steps=steps)) | {"solver": solver}
+    motion, sound = {"sampling_noise": 0.0, "anchor": 0.0}, {"guidance": 1.0}
+    extensions = {"noise": asdict(NoiseConfig()), "motion": motion, "sound": sound}
+    return override(config, {"sampling": sampling, "extensions": extensions})
 
 
 def random_network(name: str) -> ExtendedUNet:

@@ -10,7 +10,6 @@ printed table is that of docs/speed.md.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -22,7 +21,7 @@ import typer
 from tqdm import tqdm
 from yardstick import Take, measure, read_takes
 
-from dheads.config import SamplingConfig
+from dheads.config import Config, override
 from dheads.dataset.dataset import Dataset
 from dheads.evaluation.footage import track_face
 from dheads.evaluation.scoring import mean_values
@@ -66,18 +65,14 @@ def main(
     dataset.check(config)
     takes = read_takes(dataset, split, None, frames)
     swept = itertools.product(solver or SOLVERS, spacing or SPACINGS, warm or [0], guidance or [1.0], steps or STEPS)
-    for solver_name, spacing_name, warm_steps, scale, count in tqdm(list(swept), desc="sweep", unit="setting"):
-        known = [row["sampling"] for row in read_rows(out)]
-        sampling = dataclasses.replace(
-            config.sampling,
-            solver=solver_name,
-            spacing=spacing_name,
-            warm_steps=warm_steps,
-            guidance=scale,
-            steps=count,
-        )
-        if dataclasses.asdict(sampling) not in known and warm_steps < count:
-            row = {"sampling": dataclasses.asdict(sampling), **figures(unet, sampling, takes)}
+    for kind, lie, start, guide, count in tqdm(list(swept), desc="sweep", unit="setting"):
+        setting = {"solver": kind, "spacing": lie, "warm_steps": start, "guidance": guide, "steps": count}
+        is_known = any(setting.items() <= row["sampling"].items() for row in read_rows(out))
+        if not is_known and start < count:
+            sampling = {"solver": kind, "spacing": lie, "steps": count}
+            extensions = {"noise": {"warm_steps": start}, "sound": {"guidance": guide}}
+            changed = override(config, {"sampling": sampling, "extensions": extensions})
+            row = {"sampling": setting, **figures(unet, changed, takes)}
             with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
     print(table(read_rows(out)))
@@ -87,13 +82,13 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def figures(unet: ExtendedUNet, sampling: SamplingConfig, takes: list[Take]) -> dict[str, float]:
-    """The means over all takes of the measures of `dheads eval`."""
+def figures(unet: ExtendedUNet, config: Config, takes: list[Take]) -> dict[str, float]:
+    """The means over all people of the measures of `dheads eval`."""
     videos: list[list[np.ndarray]] = [[] for _ in takes]
-    talks = [VideoSpec(take.truth[0], take.speech) for take in takes]
+    specs = [VideoSpec(take.truth[0], take.speech) for take in takes]
     total = sum(len(take.speech) for take in takes)
-    generated = in_lockstep(Engine(unet, sampling), talks, len(talks))
-    for index, frame, _ in tqdm(generated, total=total, unit="frame", leave=False):
+    made = in_lockstep(Engine(unet, config), specs, len(specs))
+    for index, frame, _ in tqdm(made, total=total, unit="frame", leave=False):
         videos[index].append(frame)
     backend = load_backend("mesh")
     rows = [
@@ -101,7 +96,8 @@ def figures(unet: ExtendedUNet, sampling: SamplingConfig, takes: list[Take]) -> 
         for take, video in zip(takes, videos, strict=True)
     ]
     means = mean_values(row for row in rows if row)
-    calls = (sampling.warm_steps or sampling.steps) * (1 if sampling.guidance == 1 else 2)
+    extensions = config.extensions
+    calls = (extensions.noise.warm_steps or config.sampling.steps) * (1 if extensions.sound.guidance == 1 else 2)
     return {
         **{name: means[name] for name in COLUMNS if name in means},
         "network_calls": calls,
@@ -112,12 +108,12 @@ def figures(unet: ExtendedUNet, sampling: SamplingConfig, takes: list[Take]) -> 
 def table(rows: list[dict]) -> str:
     lines = ["| solver | spacing | steps | " + " | ".join(COLUMNS.values()) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
     for row in rows:
-        sampling = row["sampling"]
-        steps = str(sampling["steps"])
-        steps += f", last {sampling['warm_steps']} from the frame before" if sampling["warm_steps"] else ""
-        steps += f", guidance {sampling['guidance']:g}" if sampling["guidance"] != 1 else ""
+        setting = row["sampling"]
+        steps = f"{setting['steps']}"
+        steps += f", last {setting['warm_steps']} from the frame before" if setting["warm_steps"] else ""
+        steps += f", guidance {setting['guidance']:g}" if setting["guidance"] != 1 else ""
         cells = [f"{row[name]:.2f}" if name != "network_calls" else str(row[name]) for name in COLUMNS if name in row]
-        lines.append(f"| {sampling['solver']} | {sampling['spacing']} | {steps} | " + " | ".join(cells) + " |")
+        lines.append(f"| {setting['solver']} | {setting['spacing']} | {steps} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -5,8 +5,8 @@
 
 Our step is that of `dheads train`: bf16 autocast, channels_last, fused optimiser, batches made ahead by threads, and
 torch.compile where asked. The plain step is float32 as PyTorch comes (on CUDA its convolutions use TF32), contiguous,
-eager, with PyTorch's default optimiser, and draws its batch when it needs it. Both minimise the same loss of the same
-examples, load their data within the time that is taken, and take turns; medians over the turns are told. Waiting is
+eager, with PyTorch's default optimiser, and makes its batch when it needs it. Both minimise the same loss of the same
+examples, load their data within the time that is taken, and take turns; medians over the turns are printed. Waiting is
 the share of our time until a batch is there, the first one of every turn included.
 
 Without --data a dataset of random pictures is made. On a GPU it lies in the card's memory, as a corpus that fits there;
@@ -46,7 +46,7 @@ from dheads.extensions.network import ExtendedUNet
 from dheads.media.writing import write_clip
 from dheads.system.devices import resolve_device
 from dheads.training.batches import Batches
-from dheads.training.objective import TALLIED, tally, training_loss
+from dheads.training.objective import tallied, tally, training_loss
 from dheads.training.plan import plan
 from dheads.training.state import TrainingState, learning_rate
 
@@ -81,8 +81,8 @@ def main(
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
     place = resolve_device(device)
-    changes = {"precision": precision, "compile": compiled}
-    config = override(preset(preset_name), {"training": changes | ({"batch_size": batch_size} if batch_size else {})})
+    optimisation = {"precision": precision} | ({"batch_size": batch_size} if batch_size else {})
+    config = override(preset(preset_name), {"optimisation": optimisation, "run": {"compile": compiled}})
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset(data or random_dataset(Path(folder), config))
         dataset.check(config)
@@ -95,29 +95,28 @@ def main(
 def measure(dataset: Dataset, config: Config, device: torch.device, steps: int, rounds: int) -> dict:
     """Everything that the screen shows, as plain values."""
     clips, parts = dataset.split("train"), config.run.accumulate
-    draws, resident = Batches(dataset, clips, config, parts), None
+    batches, resident = Batches(dataset, clips, config, parts), None
     if fits(dataset, clips, device):
         resident = ResidentClips(dataset, clips, config.conditioning.speech_dim, device, threads=os.cpu_count() or 1)
     ours = OurTrainer(Batches(dataset, clips, config, parts, resident), config, device)
     ours.run(steps)  # compiles, fills caches, tries algorithms
     memory_bytes = memory(device)  # before the plain step's are added
-    plain = PlainTrainer(draws, config, device)
+    plain = PlainTrainer(batches, config, device)
     plain.run(steps)
     turns: dict[str, list[Turn]] = {"plain": [], "ours": []}
     for _ in tqdm(range(rounds), desc="rounds", disable=not sys.stderr.isatty()):
         turns["plain"].append(plain.run(steps))
         turns["ours"].append(ours.run(steps))
     costs = plan(config, clips=None)
-    training = config.training
     return {
         "machine": machine(device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "preset": config.name,
         "parameters": costs.parameters,
-        "batch_size": training.batch_size,
-        "precision": training.precision,
-        "compiled": training.compile,
+        "batch_size": config.optimisation.batch_size,
+        "precision": config.optimisation.precision,
+        "compiled": config.run.compile,
         "resident": resident is not None,
         "steps": steps,
         "turns": {name: [asdict(turn) for turn in some] for name, some in turns.items()},
@@ -177,8 +176,8 @@ def spread(report: dict, name: str) -> str:
 class OurTrainer:
     """The step of `dheads train`."""
 
-    def __init__(self, draws: Batches, config: Config, device: torch.device) -> None:
-        self.draws, self.config, self.device = draws, config, device
+    def __init__(self, batches: Batches, config: Config, device: torch.device) -> None:
+        self.batches, self.config, self.device = batches, config, device
         unet = seeded(config).to(device, memory_format=torch.channels_last).train()
         self.state = TrainingState(unet, config, config.run.accumulate)
         if config.run.compile:
@@ -189,16 +188,16 @@ class OurTrainer:
     def run(self, steps: int) -> Turn:
         parts = range(self.config.run.accumulate)
         keys = [(self.state.step + step, part) for step in range(steps) for part in parts]
-        with timed(self.device, benchmark=True) as clock, closing(self.draws.ahead(keys, self.threads)) as batches:
+        with timed(self.device, benchmark=True) as clock, closing(self.batches.ahead(keys, self.threads)) as queue:
             for _ in range(steps):
                 self.state.optimizer.zero_grad(set_to_none=True)
-                sums = torch.zeros(len(TALLIED), 2, device=self.device)
+                sums = torch.zeros(len(tallied(self.config)), 2, device=self.device)
                 for part in parts:
                     with clock.waiting():
-                        batch = next(batches)
+                        batch = next(queue)
                     terms = training_loss(self.denoiser, batch, self.config, self.state.step, part)
                     (terms["loss"].mean() / len(parts)).backward()
-                    sums += tally(terms, self.config.diffusion.num_steps)
+                    sums += tally(terms, self.config)
                 norm = self.state.clip_gradient()
                 *flat, norm = torch.cat([sums.flatten(), norm[None]]).tolist()
                 self.state.advance(
@@ -208,35 +207,35 @@ class OurTrainer:
 
 
 class PlainTrainer:
-    """The step as one writes it first."""
+    """A training step without any optimisation of speed."""
 
-    def __init__(self, draws: Batches, config: Config, device: torch.device) -> None:
-        self.draws, self.config, self.device, self.step = draws, config, device, 0
+    def __init__(self, batches: Batches, config: Config, device: torch.device) -> None:
+        self.batches, self.config, self.device, self.step = batches, config, device, 0
         self.unet, self.ema = seeded(config).to(device).train(), seeded(config).to(device)
         self.denoiser = Denoiser(self.unet)
-        training = config.training
+        optimisation = config.optimisation
         self.optimizer = torch.optim.AdamW(
-            self.unet.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+            self.unet.parameters(), lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay
         )
 
     def run(self, steps: int) -> Turn:
-        training = self.config.training
+        optimisation, accumulate = self.config.optimisation, self.config.run.accumulate
         with timed(self.device, benchmark=False) as clock:
             for _ in range(steps):
                 self.optimizer.zero_grad()
-                for part in range(training.accumulate):
+                for part in range(accumulate):
                     with clock.waiting():
-                        batch = self.draws.batch(self.step, part)
+                        batch = self.batches.batch(self.step, part)
                     terms = training_loss(self.denoiser, batch, self.config, self.step, part)
-                    (terms["loss"].mean() / training.accumulate).backward()
-                if training.grad_clip is not None:
-                    torch.nn.utils.clip_grad_norm_(self.unet.parameters(), training.grad_clip)
+                    (terms["loss"].mean() / accumulate).backward()
+                if optimisation.grad_clip is not None:
+                    torch.nn.utils.clip_grad_norm_(self.unet.parameters(), optimisation.grad_clip)
                 self.optimizer.step()
                 with torch.no_grad():
                     for average, parameter in zip(self.ema.parameters(), self.unet.parameters(), strict=True):
-                        average.lerp_(parameter, 1 - training.ema_decay)
+                        average.lerp_(parameter, 1 - optimisation.ema_decay)
                 self.step += 1
-        return clock.turn(steps * training.accumulate * training.batch_size)
+        return clock.turn(steps * accumulate * optimisation.batch_size)
 
 
 def seeded(config: Config) -> ExtendedUNet:
@@ -260,7 +259,7 @@ class Clock:
 
 @contextmanager
 def timed(device: torch.device, benchmark: bool) -> Iterator[Clock]:
-    """Takes the time of a block till all its work is done. benchmark: whether cuDNN tries its algorithms."""
+    """Measure the time of a block until the device has finished. benchmark: whether cuDNN tries its algorithms."""
     torch.backends.cudnn.benchmark = benchmark
     clock = Clock()
     synchronize(device)
@@ -279,7 +278,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def memory(device: torch.device) -> int | None:
-    """The most bytes that tensors took so far; None where nobody counts them."""
+    """The most bytes that tensors have taken so far; None on devices that do not count them."""
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
 
 
@@ -314,10 +313,10 @@ def peak_flops_per_second(device: torch.device, repeats: int = 5) -> float:
 
 
 def random_dataset(root: Path, config: Config) -> Path:
-    """A prepared dataset in the empty folder `root`: soft moving colours with some grain, which take as many bytes as
-    faces do, and random labels."""
+    """A prepared dataset in the empty folder `root`: soft moving colours with some grain, which compress to as many
+    bytes as faces, and random labels."""
     rng = np.random.default_rng(0)
-    size, told = config.network.image_size, config.conditioning
+    size, speech_dim = config.network.image_size, config.conditioning.speech_dim
     clips = [
         Clip(f"speaker{k % 8}/clip{k:02}", f"speaker{k % 8}", "train", CLIP_FRAMES, "random") for k in range(CLIPS)
     ]
@@ -328,7 +327,7 @@ def random_dataset(root: Path, config: Config) -> Path:
         write_clip(path, random_frames(rng, size), torch.from_numpy(sound).float())
         box = torch.tensor([0.35, 0.6, 0.65, 0.85]) * size
         labels = {
-            "speech": torch.from_numpy(rng.normal(size=(CLIP_FRAMES, told.speech_dim))).half(),
+            "speech": torch.from_numpy(rng.normal(size=(CLIP_FRAMES, speech_dim))).half(),
             "landmarks": torch.from_numpy(rng.uniform(0, size, (CLIP_FRAMES, 68, 2))).float(),
             "mouth_box": box.round().repeat(CLIP_FRAMES, 1),
             "lips": torch.from_numpy(rng.uniform(0, 1, (CLIP_FRAMES, 3))).float(),

@@ -2,10 +2,10 @@
 
     python benchmarks/yardstick.py --weights run/weights.safetensors --data prepared --out figures
 
-Every video of the split is generated from its first frame and its own sound, and compared with the real one; as a
-control also from another clip's sound, and, if the weights have a lip code, with the clip's true code instead of the
-predicted one. Then two people speak for 20 seconds, to measure drift. The result is a table on the screen and, in
---out, report.json, contact.png and the videos. A quick run: --limit 3 --frames 50 --drift-seconds 0.
+Every moving clip of the split is generated from its first frame and its own sound, and compared with the truth; as a
+control with another clip's sound, and, for weights that are given a lip code, with the clip's true code in place of the
+predicted one. Then two people speak for 20 seconds, to see what drifts. The result is a table on the screen and, in
+--out, report.json, contact.png and the videos. A quick look: --limit 3 --frames 50 --drift-seconds 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 import torch
 import typer
-from dheads.sampling.pipeline import chosen
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,7 +39,7 @@ from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
-from dheads.sampling.talker import generate
+from dheads.sampling.talker import adjusted, generate
 from dheads.speech.encoders import load_speech_encoder
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import load_model
@@ -72,8 +71,8 @@ class Talker:
     seed: int
 
     def say(self, name: str, photo: np.ndarray, speech: Tensor, lips: Tensor | None = None) -> np.ndarray:
-        """The frames (F, H, W, 3) uint8 of a photo (H, W, 3) that speaks (F, D); lips: normalised codes (F, L)."""
-        frames = generate(self.engine, photo, speech, seed=self.seed, lips=lips)
+        """(F, H, W, 3) uint8."""
+        frames = generate(self.engine, photo, speech, seed=self.seed, codes={} if lips is None else {"lips": lips})
         bar = tqdm(frames, total=len(speech), desc=name, unit="frame", leave=False)
         return np.stack(list(bar))
 
@@ -112,7 +111,7 @@ def main(
     dataset = Dataset(data)
     dataset.check(config)
     takes = read_takes(dataset, split, limit, frames)
-    talker = Talker(Engine(unet, chosen(config.sampling, steps=steps, solver=solver)), seed)
+    talker = Talker(Engine(unet, adjusted(config, steps=steps, solver=solver)), seed)
     backend = load_backend("mesh")
 
     results, made = [], {}
@@ -133,6 +132,7 @@ def main(
         "training": info.get("training"),
         "split": split,
         "sampling": dataclasses.asdict(talker.engine.sampling),
+        "extensions": dataclasses.asdict(talker.engine.extensions),
         "seed": seed,
         "mean": {name: mean_values(row[name] for row in results) for name in results[0] if name != "clip"},
         "clips": results,
@@ -186,7 +186,7 @@ def repeated(speech: Tensor, count: int) -> Tensor:
 
 
 def speak(talker: Talker, take: Take, other: Tensor | None) -> dict[str, np.ndarray]:
-    """The clip generated from its own sound, from another's, and with its true lip code."""
+    """The clip generated with its own sound, another's, and with its true lip code."""
     name, photo, lips = take.clip.clip, take.truth[0], talker.engine.unet.lip_predictor
     variants = {"own": talker.say(name, photo, take.speech)}
     if other is not None:

@@ -113,7 +113,8 @@ def override(config: Config, *changes: dict[str, Any]) -> Config:
 
     A code's table is taken out by None: {"extensions": {"codes": {"lips": None}}}.
     """
-    return from_dict(functools.reduce(_merge, changes, to_dict(config)))
+    # Old keys are translated change by change, so that of an old and a new key the later one counts.
+    return from_dict(functools.reduce(lambda base, top: renamed(_merge(base, top)), changes, to_dict(config)))
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from dheads.errors import DheadsError
+
 _NETWORK = """image_size model_channels channel_mult num_res_blocks attn_resolutions head_channels dropout max_period
 learned_variance"""
 _OPTIMISATION = """steps batch_size learning_rate weight_decay warmup_steps lr_schedule grad_clip ema_decay lambda_vlb
@@ -47,27 +49,36 @@ RENAMED = {
     "training.lambda_eye": "extensions.codes.eyes.weight",
     "training.blink_share": "extensions.codes.eyes.event_share",
 }
-# Codes were on where they had dimensions.
-_SWITCHES = {"conditioning.lip_dims": "lips", "conditioning.eye_dims": "eyes"}
+# Codes were on where they had dimensions: the code, and how many.
+_SWITCHES = {"conditioning.lip_dims": ("lips", 3), "conditioning.eye_dims": ("eyes", 1)}
 
 
 def renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """A configuration, perhaps partial, with earlier versions' keys under their present names."""
+    """A configuration, perhaps partial, with earlier versions' keys under their present names.
+
+    Raises DheadsError for a number of dimensions that a code cannot have.
+    """
     if not isinstance(values, dict) or not _old_keys(values):
         return values
     new = copy.deepcopy(values)
     found = {name: new[section].pop(key) for section, key, name in _old_keys(values)}
-    switches = {code: bool(found.pop(name)) for name, code in _SWITCHES.items() if name in found}
-    had = set(new.get("extensions", {}).get("codes", {}))
+    codes = _table(new, ["extensions", "codes"])
+    are_on = {code: codes.get(code) not in (None, False) for code, _ in _SWITCHES.values()}
+    for name, (code, dims) in _SWITCHES.items():
+        if name in found:
+            are_on[code] = _is_on(name, found.pop(name), dims)
     for name, value in found.items():
-        _put(new, RENAMED[name], value)
-    codes = new.setdefault("extensions", {}).setdefault("codes", {})
-    for code in _SWITCHES.values():
-        if switches.get(code, code in had):
-            codes.setdefault(code, {})
-        else:
-            codes.pop(code, None)
+        *tables, key = RENAMED[name].split(".")
+        _table(new, tables)[key] = value
+    for code, is_on in are_on.items():
+        codes[code] = (codes.get(code) or {}) if is_on else None
     return {section: table for section, table in new.items() if section not in ("model", "training") or table}
+
+
+def _is_on(name: str, value: Any, dims: int) -> bool:
+    if value not in (0, dims):
+        raise DheadsError(f"configuration: {name} is {value!r}, but must be one of {(0, dims)}")
+    return bool(value)
 
 
 def _old_keys(values: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -81,8 +92,12 @@ def _old_keys(values: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _put(values: dict[str, Any], name: str, value: Any) -> None:
-    *tables, key = name.split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-    values[key] = value
+def _table(values: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """The table at that path, made where it is absent; one that is no table is left for the reader to refuse."""
+    for name in path:
+        if values.get(name) is None:
+            values[name] = {}
+        if not isinstance(values[name], dict):
+            return {}
+        values = values[name]
+    return values

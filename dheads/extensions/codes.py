@@ -13,6 +13,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from dheads.config import Config
+from dheads.errors import DheadsError
 from dheads.extensions.eyes import EyeCode
 from dheads.extensions.lips import LipCode
 
@@ -64,5 +65,10 @@ CODES: dict[str, Code] = {code.name: code for code in (LipCode(), EyeCode())}
 
 
 def codes_of(config: Config) -> list[Code]:
-    """The codes that a configuration turns on, in the order of CODES."""
+    """The codes that a configuration turns on, in the order of CODES. Raises DheadsError for an unknown one."""
+    for name in config.extensions.codes:
+        if name not in CODES:
+            raise DheadsError(
+                f"configuration: unknown code extensions.codes.{name}; the known ones are {', '.join(CODES)}"
+            )
     return [code for name, code in CODES.items() if name in config.extensions.codes]

@@ -164,9 +164,9 @@ def train(
                 for name, total in totals.items():
                     state.note(name, *total)
             else:
-                names = [clip.clip for index in range(parts) for clip in batches.clips_of(step, index)]
+                clip_names = [clip.clip for index in range(parts) for clip in batches.clips_of(step, index)]
                 if records:
-                    records.journal.event(state.step, "bad_step", trouble, loss=loss, norm=norm, clips=names)
+                    records.journal.event(state.step, "bad_step", trouble, loss=loss, norm=norm, clips=clip_names)
                 if state.bad_in_a_row == _MAX_BAD_STEPS:
                     raise DheadsError(
                         f"{run}: {trouble}, as at each of the last {_MAX_BAD_STEPS} steps; "
@@ -174,7 +174,7 @@ def train(
                         + "lower optimisation.learning_rate, and go on from good weights by --init in another --out"
                     )
                 if every.bad_steps == "stop":
-                    ended, last_words = True, f"{trouble} (clips {', '.join(names)})"
+                    ended, last_words = True, f"{trouble} (clips {', '.join(clip_names)})"
             bar.total = round(state.step / state.progress)
             bar.update()
 

@@ -102,6 +102,8 @@ def build_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> E
         with torch.device("meta"):
             unet = ExtendedUNet(checkpoint.config)
         unet.load_state_dict(checkpoint.tensors, assign=True)
+    except DheadsError as error:
+        raise DheadsError(f"{checkpoint.path} has a configuration that this version cannot use: {error}") from error
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[:2][-1].strip()  # the second line names the first tensor at fault
         raise DheadsError(f"the tensors of {checkpoint.path} do not fit its configuration: {reason}") from error

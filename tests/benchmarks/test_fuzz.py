@@ -148,12 +148,12 @@ def test_long_sound_is_resampled_a_minute_at_a_time(rate: int) -> None:
 
 
 def test_hours_at_a_high_rate_never_wait_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = []
-    monkeypatch.setattr(reading, "resample", lambda samples, ratio: told.append(len(samples)) or torch.zeros(10**6))
+    lengths = []
+    monkeypatch.setattr(reading, "resample", lambda samples, ratio: lengths.append(len(samples)) or torch.zeros(10**6))
     rate, chunk = 1_000_000, np.zeros(1_000_000, np.float32)
     for _ in reading._resampled((chunk for _ in range(150)), rate):
-        assert told[-1] <= 62 * rate
-    assert sum(told) >= 150 * rate
+        assert lengths[-1] <= 62 * rate
+    assert sum(lengths) >= 150 * rate
 
 
 def test_a_long_gap_at_a_high_rate_is_silence_in_small_pieces(fuzz: ModuleType) -> None:

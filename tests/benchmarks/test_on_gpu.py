@@ -77,9 +77,9 @@ def test_a_step_that_takes_too_long_keeps_its_rows(
     assert found["rows"] == [{"n": 1}, {"n": 2}]
     assert found["exit_code"] == -9
     assert 1.5 <= found["seconds"] < 20
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split(None, 1)[1] for line in told[:2]] == ["n 1", "n 2"]
-    assert told[2].startswith("some         cut off after ")
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(None, 1)[1] for line in printed[:2]] == ["n 1", "n 2"]
+    assert printed[2].startswith("some         cut off after ")
 
 
 def test_a_step_that_fails_keeps_its_rows(

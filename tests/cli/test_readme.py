@@ -21,7 +21,7 @@ from typer.testing import Result
 from dheads.config import preset
 from dheads.dataset.extraction import Detector
 from dheads.extensions import lips
-from dheads.sampling import pipeline as verb
+from dheads.sampling import talker
 
 pytest_plugins = "real_data"
 
@@ -184,7 +184,7 @@ def test_recipes(folder: Path, programs: Path, part: str) -> None:
 
 
 def test_python(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(verb, "load_model", lambda *_: (untrained(TINY), TINY, {}))
+    monkeypatch.setattr(talker, "load_model", lambda *_: (untrained(TINY), TINY, {}))
     (code,) = blocks("python")
     exec(compile(code, "README.md", "exec"), {})
     assert len(decoded(folder / "out.mp4")) == FRAMES

@@ -24,6 +24,7 @@ from dheads.dataset.manifest import Clip
 from dheads.errors import DheadsError
 from dheads.extensions.eyes import eye_code
 from dheads.extensions.lips import centred
+from dheads.faces.alignment import EYES, MOUTH, region_box
 from dheads.media.reading import read_frames
 from dheads.media.writing import write_clip
 
@@ -75,14 +76,17 @@ def test_clips_and_splits(dataset: Dataset) -> None:
             "mouth_box": ((clip.frames, 4), torch.float32),
             "lips": ((clip.frames, 3), torch.float32),
             "eyes": ((clip.frames,), torch.float32),
-            "centred_lips": ((clip.frames, 3), torch.float32),
-            "eye_code": ((clip.frames, 1), torch.float32),
-            "eye_box": ((clip.frames, 4), torch.float32),
+            "lips_code": ((clip.frames, 3), torch.float32),
+            "lips_box": ((clip.frames, 4), torch.float32),
+            "eyes_code": ((clip.frames, 1), torch.float32),
+            "eyes_box": ((clip.frames, 4), torch.float32),
             "speech_at_tempos": ((int(clip.frames > 1), clip.frames, 384), torch.float32),
         }
-        assert torch.equal(labels["centred_lips"], centred(labels["lips"]))
-        assert torch.equal(labels["eye_code"], eye_code(labels["eyes"]))
-        assert torch.equal(labels["eye_box"], torch.from_numpy(region_box(labels["landmarks"].numpy(), 32)).float())
+        assert torch.equal(labels["lips_code"], centred(labels["lips"]))
+        assert torch.equal(labels["eyes_code"], eye_code(labels["eyes"]))
+        landmarks = labels["landmarks"].numpy()
+        for code, points in (("eyes", np.concatenate(EYES)), ("lips", MOUTH)):
+            assert torch.equal(labels[f"{code}_box"], torch.from_numpy(region_box(landmarks, points, 32)).float())
 
 
 def test_frames_are_those_of_the_video(dataset: Dataset, large: Dataset) -> None:
@@ -131,28 +135,28 @@ def test_threads_may_read_together(dataset: Dataset, large: Dataset) -> None:
 # --- Talks
 
 
-def test_talks_are_of_clips_that_move(dataset: Dataset) -> None:
-    talks = dataset.lip_clips("train")
-    assert [talk.speaker for talk in talks] == ["en", "en", "s1", "s1", "s1", "s1"], "each at two tempos"
-    assert [tuple(talk.speech.shape) for talk in talks[::2]] == [(31, 384), (25, 384), (25, 384)]
-    assert [tuple(talk.measures.shape) for talk in talks[::2]] == [(31, 3), (25, 3), (25, 3)]
-    for talk, other in zip(talks[::2], talks[1::2], strict=True):
-        assert torch.equal(other.measures, talk.measures)
-        assert 0.2 < float((other.speech - talk.speech).std()) < 1, "the same words in another voice"
-        assert talk.measures[:, 1:].median(dim=0).values.abs().max() < 1e-6
+def test_lip_clips_are_clips_that_move(dataset: Dataset) -> None:
+    clips = dataset.lip_clips("train")
+    assert [clip.speaker for clip in clips] == ["en", "en", "s1", "s1", "s1", "s1"], "each at two tempos"
+    assert [tuple(clip.speech.shape) for clip in clips[::2]] == [(31, 384), (25, 384), (25, 384)]
+    assert [tuple(clip.measures.shape) for clip in clips[::2]] == [(31, 3), (25, 3), (25, 3)]
+    for clip, other in zip(clips[::2], clips[1::2], strict=True):
+        assert torch.equal(other.measures, clip.measures)
+        assert 0.2 < float((other.speech - clip.speech).std()) < 1, "the same words in another voice"
+        assert clip.measures[:, 1:].median(dim=0).values.abs().max() < 1e-6
     assert dataset.lip_clips("test") == []
 
 
-def test_talks_of_many_clips_are_some_of_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_MAX_TALKS", 2)
+def test_lip_clips_of_many_are_some_of_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_MAX_FITTED", 2)
     first, _, last, _ = dataset.lip_clips("train")
     assert torch.equal(first.speech, dataset.labels(named(dataset, "en/talkvid_en"))["speech"])
     assert torch.equal(last.speech, dataset.labels(named(dataset, "s1/grid_two"))["speech"])
 
 
-def test_talks_leave_out_what_cannot_be_read(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lip_clips_leave_out_what_cannot_be_read(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     (copy / "clips" / f"{DAMAGED}.safetensors").unlink()
-    assert [talk.speaker for talk in Dataset(copy).lip_clips("train")[::2]] == ["en", "s1"]
+    assert [clip.speaker for clip in Dataset(copy).lip_clips("train")[::2]] == ["en", "s1"]
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("dheads", logging.WARNING)
     assert "grid_one.safetensors: cannot be read" in record.getMessage()

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dheads.sampling.pipeline import frames
 from real_data import write_wav
 
 from dheads.evaluation.footage import track_face
@@ -15,6 +14,7 @@ from dheads.extensions.pauses import hushed, pause_degree
 from dheads.faces.alignment import mouth_opening
 from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
+from dheads.sampling.talker import load
 
 
 @pytest.mark.parametrize(("change", "degree"), [(0.0, 1), (0.12, 1), (0.17, 0.5), (0.22, 0), (3.0, 0)])
@@ -39,7 +39,7 @@ def test_the_mouth_rests_where_nothing_is_said(examples: Path, tmp_path: Path) -
     """As the packaged weights hear 1.2 s of the example and 1.6 s of digital silence."""
     speech = load_waveform(examples / "speech.wav")[8_000:27_200]
     write_wav(tmp_path / "pause.wav", torch.cat([speech, torch.zeros(25_600)]))
-    video = list(frames(examples / "face.jpg", tmp_path / "pause.wav", device="cpu", progress=False))
+    video = list(load(device="cpu", progress=False).frames(examples / "face.jpg", tmp_path / "pause.wav"))
     assert len(video) == 70
     opening = mouth_opening(track_face("the video", lambda: iter(video), load_backend("mesh")).landmarks)
     moves = np.abs(np.diff(opening))

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torchaudio.functional as AF
-from dheads.sampling.pipeline import Studio
 from test_audio import lag, speechlike, write_sound, write_wav
 
 from dheads.errors import DheadsError
@@ -22,6 +21,7 @@ from dheads.media import hearing
 from dheads.media.hearing import hear, played_stream
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
+from dheads.sampling.talker import Talker
 
 RATE = 16_000
 
@@ -297,11 +297,11 @@ def test_a_stream_that_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def lip_code() -> Callable[[Path], np.ndarray]:
-    """The opening in the lip code (F,) that the packaged weights predict from a file's sound."""
-    studio = Studio("small", torch.device("cpu"), progress=False)
-    lips = studio.unet.lip_predictor
+    """The lip code (F,), its opening, that the packaged weights foretell from a file's sound."""
+    loaded = Talker("small", torch.device("cpu"), progress=False)
+    lips = loaded.unet.lip_predictor
     assert lips is not None
-    return lambda path: lips.predict(torch.cat(list(studio.hear([load_waveform(path)]))))[:, 0].numpy()
+    return lambda path: lips.predict(torch.cat(list(loaded.hear([load_waveform(path)]))))[:, 0].numpy()
 
 
 def test_lips_follow(

@@ -25,7 +25,7 @@ from dheads.dataset.prepare import prepare
 from dheads.extensions.network import ExtendedUNet
 from dheads.media.reading import read_frames
 from dheads.media.sound import SAMPLES_PER_FRAME, frame_count
-from dheads.sampling import pipeline as verb
+from dheads.sampling import talker
 
 FRAME = 0.04  # seconds
 SECONDS = 2.7
@@ -235,10 +235,12 @@ def test_sampled_flashes_and_beeps_are_together(
 ) -> None:
     record(tmp_path / take.name, take, [np.full((64, 64, 3), 90, np.uint8)])
     tiny = preset("tiny")
-    monkeypatch.setattr(verb, "load_model", lambda *_: (ExtendedUNet(tiny), tiny, {}))
-    monkeypatch.setattr(verb, "load_speech_encoder", lambda *_: Energy())
-    monkeypatch.setattr(verb, "generate", bright_where_loud)
-    made = verb.sample(examples / "face.jpg", tmp_path / take.name, tmp_path / "out.mp4", device="cpu", progress=False)
+    monkeypatch.setattr(talker, "load_model", lambda *_: (ExtendedUNet(tiny), tiny, {}))
+    monkeypatch.setattr(talker, "load_speech_encoder", lambda *_: Energy())
+    monkeypatch.setattr(talker, "generate", bright_where_loud)
+    made = talker.load(device="cpu", progress=False).sample(
+        examples / "face.jpg", tmp_path / take.name, tmp_path / "out.mp4"
+    )
     shown, brightness, heard, samples = played(made.path)
     flashes, middles = marks_of(shown, np.maximum(brightness - brightness.min() - 4, 0), FRAME)
     beeps, beep_middles = marks_of(heard, samples**2)

@@ -1,7 +1,7 @@
-"""What only a GPU shows: recorded graphs, a device that works beside its host, lower precision, several processes.
+"""What only a GPU shows: recorded graphs, asynchronous computation, lower precision, several processes.
 
-Skipped without one. DHEADS_TEST_DEVICE=cpu runs the same on the CPU with small networks, which shows that the tests
-themselves are right.
+Skipped without one. DHEADS_TEST_DEVICE=cpu runs the same on the CPU with small networks, which checks the tests
+themselves.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, program
-from test_engine import PAPER, TINY, inputs, lively, on, plain, sampling
+from test_engine import PAPER, TINY, inputs, lively, on, plain, sampled, without_sound
 from torch import Tensor
 from torch import distributed as dist
 
-from dheads.config import SAMPLE_RATE, Config, SamplingConfig, override, preset
+from dheads.config import SAMPLE_RATE, Config, override, preset
 from dheads.dataset.clips import ResidentClips
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
@@ -37,7 +37,7 @@ from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.distributed import World
 from dheads.training import loop as verb
 from dheads.training import objective, rollout
-from dheads.training.batches import Batch, Batches, noise_on
+from dheads.training.batches import Batch, Batches, Lead, noise_on
 from dheads.training.objective import training_loss
 from dheads.training.rollout import RollOuts
 from dheads.weights.checkpoints import load_model, save_checkpoint
@@ -65,7 +65,8 @@ def exact() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def networks(device: torch.device) -> Callable[[str], ExtendedUNet]:
-    """The packaged network, and one of the paper's size that depends on all it is told; on a CPU small ones of each."""
+    """The packaged network, and one of the paper's size that depends on everything it is given; on a CPU a small one of
+    each."""
 
     def network(name: str) -> ExtendedUNet:
         if device.type == "cpu":
@@ -96,12 +97,12 @@ def spoken(config: Config, frames: int, seed: int) -> VideoSpec:
     return VideoSpec(photo, torch.randn(frames, config.conditioning.speech_dim, generator=generator), seed)
 
 
-def made(engine: Engine, talks: list[VideoSpec], places: int) -> list[np.ndarray]:
+def made(engine: Engine, videos: list[VideoSpec], slots: int) -> list[np.ndarray]:
     frames: dict[int, list[np.ndarray]] = {}
-    for index, frame, last in in_lockstep(engine, talks, places):
+    for index, frame, last in in_lockstep(engine, videos, slots):
         frames.setdefault(index, []).append(frame)
-        assert last is (len(frames[index]) == len(talks[index].speech))
-    return [np.stack(frames[index]) for index in range(len(talks))]
+        assert last is (len(frames[index]) == len(videos[index].speech))
+    return [np.stack(frames[index]) for index in range(len(videos))]
 
 
 # --- Frames
@@ -109,17 +110,17 @@ def made(engine: Engine, talks: list[VideoSpec], places: int) -> list[np.ndarray
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
 @pytest.mark.parametrize("name", ["packaged", "paper"])
-def test_frames_are_those_of_the_plain_way(
+def test_frames_are_those_of_the_plain_computation(
     networks: Callable[[str], ExtendedUNet], device: torch.device, name: str, batch: int
 ) -> None:
     """The first frame, the second, which is recorded, and the third, which is replayed."""
     unet = networks(name)
-    told = sampling(unet.config, steps=2, solver="ddim")
-    engine = Engine(unet, told, torch.float32)
+    config = sampled(unet.config, steps=2, solver="ddim")
+    engine = Engine(unet, config, torch.float32)
     assert engine.records is (device.type == "cuda")
     for _ in range(3):
         given = on(device, inputs(unet.config, batch, engine.noises))
-        torch.testing.assert_close(engine.generate(given), plain(unet, given, told), rtol=1e-3, atol=2e-3)
+        torch.testing.assert_close(engine.generate(given), plain(unet, given, config), rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "dpm++2m"])
@@ -129,55 +130,51 @@ def test_replayed_frames_are_those_of_the_same_precision(
 ) -> None:
     """In bf16, with guidance, and where frames start from the last one; near float32, too."""
     unet = networks(name)
-    for changes in ({}, {"guidance": 1.5}, {"warm_steps": 2}):
-        told = sampling(unet.config, steps=4, solver=solver, **changes)
-        recorded = Engine(unet, told, torch.bfloat16)
-        eager = Engine(unet, told, torch.bfloat16, recorded=False)
+    for changes in ({}, {"sound": {"guidance": 1.5}}, {"noise": {"warm_steps": 2}}):
+        config = sampled(unet.config, changes, steps=4, solver=solver)
+        recorded = Engine(unet, config, torch.bfloat16)
+        eager = Engine(unet, config, torch.bfloat16, recorded=False)
         for number in range(3):
-            given = on(device, inputs(unet.config, 2, recorded.draws))
-            ours = recorded.draw(given, first=number == 0)
-            torch.testing.assert_close(ours, eager.draw(given, first=number == 0), rtol=0.02, atol=0.02)
-        exact = Engine(unet, told, torch.float32).generate(given, first=False)
+            given = on(device, inputs(unet.config, 2, recorded.noises))
+            ours = recorded.generate(given, first=number == 0)
+            torch.testing.assert_close(ours, eager.generate(given, first=number == 0), rtol=0.02, atol=0.02)
+        exact = Engine(unet, config, torch.float32).generate(given, first=False)
         assert (ours - exact).abs().mean() < 0.05
 
 
 def test_guidance_is_that_of_the_plain_network(networks: Callable[[str], ExtendedUNet], device: torch.device) -> None:
     unet = networks("packaged")
-    told = sampling(unet.config, steps=1, solver="ddim")
+    config = sampled(unet.config, steps=1, solver="ddim")
     given = on(device, inputs(unet.config, 3))
-    codes = None if given.lip_window is None else torch.zeros_like(given.lip_window)
-    silent = dataclasses.replace(given, audio_window=torch.zeros_like(given.audio_window), lip_window=codes)
-    hearing, deaf = plain(unet, given, told), plain(unet, silent, told)
-    engine = Engine(unet, dataclasses.replace(told, guidance=1.5), torch.float32)
-    wanted = deaf + 1.5 * (hearing - deaf)
-    inside = (hearing.abs() < 1) & (deaf.abs() < 1) & (wanted.abs() < 1)  # before what is clamped last
+    heard, unheard = plain(unet, given, config), plain(unet, without_sound(given), config)
+    engine = Engine(unet, sampled(config, {"sound": {"guidance": 1.5}}), torch.float32)
+    wanted = unheard + 1.5 * (heard - unheard)
+    inside = (heard.abs() < 1) & (unheard.abs() < 1) & (wanted.abs() < 1)  # before the last clamp
     for _ in range(3):
         torch.testing.assert_close(engine.generate(given)[inside], wanted[inside], rtol=1e-3, atol=3e-3)
 
 
-def test_a_compiled_network_draws_the_same(networks: Callable[[str], ExtendedUNet], device: torch.device) -> None:
+def test_a_compiled_network_generates_the_same(networks: Callable[[str], ExtendedUNet], device: torch.device) -> None:
     unet = networks("packaged")
-    told = sampling(unet.config, steps=2)
-    compiled, eager = (Engine(unet, told, torch.bfloat16, compiled=way) for way in (True, False))
+    config = sampled(unet.config, steps=2)
+    compiled, eager = (Engine(unet, config, torch.bfloat16, compiled=way) for way in (True, False))
     if device.type == "cpu":  # machine code takes a minute there
         compiled._denoise = torch.compile(eager._denoise, backend="eager", fullgraph=True, dynamic=False)
     for _ in range(3):
         given = on(device, inputs(unet.config, 1))
-        ours = compiled.draw(given)
+        ours = compiled.generate(given)
         assert ours.isfinite().all()
-        assert (ours - eager.draw(given)).abs().mean() < 0.02
+        assert (ours - eager.generate(given)).abs().mean() < 0.02
 
 
-def test_lock_step_fills_the_places_of_those_who_have_finished(
-    networks: Callable[[str], ExtendedUNet], device: torch.device
-) -> None:
+def test_slots_of_finished_videos_are_filled(networks: Callable[[str], ExtendedUNet], device: torch.device) -> None:
     """Each video is what it would be alone, to the rounding of another batch size."""
     unet = networks("packaged")
-    engine = Engine(unet, sampling(unet.config, steps=2), torch.float32)
-    talks = [spoken(unet.config, frames, seed) for seed, frames in enumerate((3, 7, 1, 5, 2))]
-    together = made(engine, talks, 2)
-    for talk, ours in zip(talks, together, strict=True):
-        (alone,) = made(engine, [talk], 1)
+    engine = Engine(unet, sampled(unet.config, steps=2), torch.float32)
+    videos = [spoken(unet.config, frames, seed) for seed, frames in enumerate((3, 7, 1, 5, 2))]
+    together = made(engine, videos, 2)
+    for video, ours in zip(videos, together, strict=True):
+        (alone,) = made(engine, [video], 1)
         assert np.abs(ours.astype(int) - alone).max() <= 2
     if device.type == "cuda":
         assert {batch for batch, _ in engine._graphs} == {1, 2}
@@ -199,34 +196,43 @@ def data(train_speed: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_batches_made_on_the_device_are_the_readers(data: Path, device: torch.device) -> None:
-    """To the rounding of float32, which in JPEG may now and then turn a coefficient to the next step."""
-    config = override(TINY, {"training": {"batch_size": 64}})
+    """Up to the rounding of float32, which may change a coefficient of JPEG by one step."""
+    config = override(TINY, {"optimisation": {"batch_size": 64}})
     dataset = Dataset(data)
     clips = dataset.split("train")
     tables = ResidentClips(dataset, clips, config.conditioning.speech_dim, device, threads=2)
     reader, resident = Batches(dataset, clips, config), Batches(dataset, clips, config, 1, tables)
     step = config.optimisation.steps - 1  # where there are leads
-    wanted, (batch,) = reader.draw(step, 0), resident.ahead([(step, 0)], 1)
+    wanted, (batch,) = reader.batch(step, 0), resident.ahead([(step, 0)], 1)
     assert batch.clips == wanted.clips
     for mine, other in ((batch, wanted), (batch.lead, wanted.lead)):
-        for field in dataclasses.fields(other):
-            value, told = getattr(mine, field.name), getattr(other, field.name)
-            if isinstance(told, Tensor):
-                assert value.device.type == device.type, field.name
-                gap = (value.cpu().float() - told.float()).abs()
-                assert (gap > 1e-3).float().mean() < 2e-3, field.name
-                assert gap.mean() < 1e-4, field.name
+        values, given = tensors(mine), tensors(other)
+        assert values.keys() == given.keys()
+        for name, value in values.items():
+            assert value.device.type == device.type, name
+            gap = (value.cpu().float() - given[name].float()).abs()
+            assert (gap > 1e-3).float().mean() < 2e-3, name
+            assert gap.mean() < 1e-4, name
+
+
+def tensors(batch: Batch | Lead) -> dict[str, Tensor]:
+    """Everything in a batch that is a tensor, by name."""
+    found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    boxes = getattr(batch, "code_boxes", {})
+    found |= {f"box of {name}": box for name, box in boxes.items()}
+    found |= {"audio_window": batch.cues.audio_window, **batch.cues.codes}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 @pytest.mark.parametrize("config", [TINY, PAPER], ids=["tiny", "paper"])
 def test_a_training_step_is_the_cpus(data: Path, device: torch.device, same_noise: None, config: Config) -> None:
     dataset = Dataset(data)
-    config = override(config, {"model": {"dropout": 0.0}})
+    config = override(config, {"network": {"dropout": 0.0}})
     batch = Batches(dataset, dataset.split("train"), config).batch(0, 0)
     gradients, losses = [], []
-    for place in (CPU, device):
+    for where in (CPU, device):
         torch.manual_seed(0)
-        unet = lively(config).requires_grad_(True).to(place, memory_format=torch.channels_last).train()
+        unet = lively(config).requires_grad_(True).to(where, memory_format=torch.channels_last).train()
         loss = training_loss(Denoiser(unet), batch, config, 3)["loss"]
         loss.mean().backward()
         losses.append(loss.detach().cpu())
@@ -255,7 +261,7 @@ def test_a_compiled_step_in_bf16_is_near_the_plain_one(data: Path, device: torch
 
 def test_roll_outs_are_the_cpus(data: Path, device: torch.device, same_noise: None) -> None:
     """Also after the network has changed."""
-    config = override(TINY, {"training": {"batch_size": 16}})
+    config = override(TINY, {"optimisation": {"batch_size": 16}})
     dataset = Dataset(data)
     step = config.optimisation.steps - 1
     batch = Batches(dataset, dataset.split("train"), config).batch(step, 0)
@@ -274,8 +280,9 @@ def test_a_resumed_run_goes_on_as_the_unbroken_one(
     data: Path, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With roll-outs and sample videos; to what a GPU's sums differ by from run to run."""
-    often = {"steps": 6, "log_every": 1, "checkpoint_every": 2, "sample_every": 3, "sample_clips": 1}
-    config = override(TINY, {"training": {**often, "rollout_from": 0.3}, "conditioning": {"lip_dims": 0}})
+    often = {"log_every": 1, "checkpoint_every": 2, "sample_every": 3, "sample_clips": 1}
+    extensions = {"rollouts": {"start": 0.3}, "codes": {"lips": None}}
+    config = override(TINY, {"optimisation": {"steps": 6}, "run": often, "extensions": extensions})
 
     def interrupted(denoiser: Denoiser, batch: Batch, config: Config, step: int, part: int) -> dict[str, Tensor]:
         if step == 3:
@@ -330,16 +337,16 @@ def decoded(path: Path) -> np.ndarray:
 
 
 def test_gradients_are_exchanged_by_the_cards_own_library(device: torch.device) -> None:
-    """A group of one process: that the library is there and works on this card's tensors."""
+    """A group of one process checks that the library is installed and works on this card's tensors."""
     own = torch.device(device.type, 0) if device.type == "cuda" else device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        two = World(rank=0, size=2)  # one of two, of whom the other is absent
+        two = World(rank=0, size=2)  # one of two processes; the other is absent
         unet = lively(TINY).requires_grad_(True).to(own)
         network = two.parallel(unet)
         two.share(unet.state_dict().values())
         given = on(own, inputs(TINY, 2))
-        condition = Engine(unet, SamplingConfig(2), torch.float32).condition(given)
+        condition = Engine(unet, sampled(TINY, steps=2, solver="ddpm"), torch.float32).condition(given)
         network(given.noise[:, 0], torch.tensor([3, 500], device=own), condition).prediction.sum().backward()
         assert unet.stem.weight.grad is not None
         assert unet.stem.weight.grad.abs().max() > 0

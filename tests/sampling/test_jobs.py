@@ -29,10 +29,12 @@ from dheads.errors import DheadsError
 from dheads.media.hearing import Hearing
 from dheads.media.sound import load_waveform
 from dheads.media.writing import VideoWriter, write_video
-from dheads.sampling import jobs
-from dheads.sampling import pipeline as verb
+from dheads.sampling import jobs, talker
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.jobs import Job, check_distinct, jobs_of_sounds, read_jobs, takes_of
+from dheads.sampling.lists import Outcome, sample_all
+from dheads.sampling.portrait import find_portrait
+from dheads.sampling.talker import Talker
 from dheads.system.files import part_of
 from dheads.weights.checkpoints import save_checkpoint
 
@@ -308,13 +310,13 @@ def test_videos_sampled_together_equal_videos_sampled_alone(media: Path, tmp_pat
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of all batches sampled."""
     sizes: list[int] = []
-    draw = Engine.draw
+    generate = Engine.generate
 
     def counted(self: Engine, inputs: Inputs, first: bool = True) -> Tensor:
         sizes.append(len(inputs.identity))
-        return draw(self, inputs, first)
+        return generate(self, inputs, first)
 
-    monkeypatch.setattr(Engine, "draw", counted)
+    monkeypatch.setattr(Engine, "generate", counted)
     return sizes
 
 
@@ -335,8 +337,8 @@ def test_a_job_on_a_full_disk_stops_computing(
     jobs = jobs_of_sounds(Job(media / "face.jpg", Path(), Path()), [media / "s5.wav", media / "s4.wav"], tmp_path)
     options = {"device": "cpu", "progress": False}
     jobs = [dataclasses.replace(job, weights=str(media / "weights.safetensors"), steps=1) for job in jobs]
-    failed, made = verb.sample_all(jobs, **options)
-    assert failed == verb.Outcome(tmp_path / "s5.mp4", error="cannot write it: No space left on device")
+    failed, made = sample_all(jobs, **options)
+    assert failed == Outcome(tmp_path / "s5.mp4", error="cannot write it: No space left on device")
     assert (made.output, made.frames, made.error) == (tmp_path / "s4.mp4", 4, None)
     assert batches == [2, 2, 2, 1], "three frames of the first job, the last of which failed"
     assert names(tmp_path) == ["s4.mp4"]
@@ -355,7 +357,7 @@ def test_a_job_on_a_full_disk_stops_computing(
 def test_damaged_sound_ends_its_own_job_only(
     media: Path, tmp_path: Path, batches: list[int], monkeypatch: pytest.MonkeyPatch, fault: Exception, reason: str
 ) -> None:
-    pieces = verb.waveform_pieces
+    pieces = talker.waveform_pieces
 
     def damaged(source: Path, hearing: Hearing) -> Iterator[Tensor]:
         if source.name != "s5.wav":
@@ -364,7 +366,7 @@ def test_damaged_sound_ends_its_own_job_only(
         yield torch.zeros(60 * SAMPLES_PER_FRAME)  # enough for a first chunk of 32 embeddings
         raise fault
 
-    monkeypatch.setattr(verb, "waveform_pieces", damaged)
+    monkeypatch.setattr(talker, "waveform_pieces", damaged)
     table = write_table(
         tmp_path / "jobs.csv", [(media / "face.jpg", media / f"s{k}.wav", tmp_path / f"{k}.mp4") for k in (3, 5, 4)]
     )
@@ -453,12 +455,12 @@ def test_a_list_from_stdin_with_relative_paths(media: Path, tmp_path: Path, monk
 def test_settings_by_row(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each network is loaded once, with one engine per settings; a row that fails does not stop the others."""
     loaded: list[str] = []
-    load_model = verb.load_model
+    load_model = talker.load_model
     monkeypatch.setattr(
-        verb, "load_model", lambda name, *rest: loaded.append(Path(name).name) or load_model(name, *rest)
+        talker, "load_model", lambda name, *rest: loaded.append(Path(name).name) or load_model(name, *rest)
     )
     (tmp_path / "bad.safetensors").write_bytes(b"not weights")
-    without_dropout: Config = override(TINY, {"training": {"audio_dropout": 0.0}})
+    without_dropout: Config = override(TINY, {"extensions": {"sound": {"dropout": 0.0}}})
     save_checkpoint(tmp_path / "no-dropout.safetensors", untrained(without_dropout).state_dict(), without_dropout, {})
     face, sound = media / "face.jpg", media / "s1.wav"
     rows = [
@@ -475,7 +477,7 @@ def test_settings_by_row(media: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert loaded == ["weights.safetensors", "bad.safetensors", "no-dropout.safetensors"]
     failed = done.stderr.splitlines()
     assert len(failed) == 3
-    assert "walked in 2000 steps" in failed[0]
+    assert "sampling.steps is 2000, but diffusion.num_steps only 1000" in failed[0]
     assert "b.mp4" in failed[1]
     assert "takes no guidance" in failed[2]
 
@@ -486,9 +488,9 @@ def test_the_motion_frames_of_a_still_head_are_mostly_the_photo(media: Path, tmp
     table = write_table(tmp_path / "jobs.csv", rows, ("face", "audio", "output", "still"))
     assert dheads("sample", "--jobs", table, *options(media)).exit_code == 0
     job = Job(media / "face.jpg", media / "s2.wav", tmp_path / "x.mp4", weights=str(media / "weights.safetensors"))
-    studio = verb.Studio(job.weights, torch.device("cpu"), progress=False)
-    anchors = [studio.engine(replace(job, still=still)).sampling.identity_anchor for still in (False, True)]
-    assert anchors == [studio.config.extensions.motion.anchor, 0.8]
+    loaded = Talker(job.weights, torch.device("cpu"), progress=False)
+    anchors = [loaded.engine(replace(job, still=still)).extensions.motion.anchor for still in (False, True)]
+    assert anchors == [loaded.config.extensions.motion.anchor, 0.8]
     moving, still = (decoded(tmp_path / f"{name}.mp4").astype(int) for name in ("no", "yes"))
     assert np.abs(moving[0] - still[0]).max() <= 3, "the first frame has no previous frames"
     assert np.abs(moving[1] - still[1]).max() > 3
@@ -519,8 +521,8 @@ def test_a_face_from_a_video(media: Path, tmp_path: Path) -> None:
     nobody = np.asarray(Image.linear_gradient("L").convert("RGB"))
     write_video(tmp_path / "late.mp4", [nobody] * 5 + [person] * 5, None)
     write_video(tmp_path / "nobody.mp4", [nobody] * 5, None)
-    studio = verb.Studio(str(media / "weights.safetensors"), verb.resolve_device("cpu"))
-    found = verb.find_portrait(tmp_path / "late.mp4", TINY, studio.backend)
+    backend = Talker(str(media / "weights.safetensors"), torch.device("cpu")).backend
+    found = find_portrait(tmp_path / "late.mp4", TINY, backend)
     assert np.abs(found.picture.astype(int) - person).mean() < 4
     command = ("sample", tmp_path / "late.mp4", media / "s1.wav", "-o", tmp_path / "o.mp4", *options(media), "--quiet")
     for more, reason in {
@@ -547,16 +549,16 @@ def test_one_of_several_faces(media: Path, tmp_path: Path) -> None:
     both.paste(person.resize((300, 300)), (0, 0))
     both.paste(person.resize((400, 400)), (300, 0))
     both.save(tmp_path / "two.png")
-    studio = verb.Studio(str(media / "weights.safetensors"), verb.resolve_device("cpu"))
+    backend = Talker(str(media / "weights.safetensors"), torch.device("cpu")).backend
     middle = []
     for which in (None, 1, 2):
-        portrait = verb.find_portrait(tmp_path / "two.png", TINY, studio.backend, which=which)
+        portrait = find_portrait(tmp_path / "two.png", TINY, backend, which=which)
         # The centre of the crop in the picture, by the inverse transform.
         middle.append(np.linalg.solve(portrait.matrix[:, :2], 15.5 - portrait.matrix[:, 2])[0])
         assert len(portrait.notes) == (which is None)
     assert middle[0] == middle[1] > 300 > middle[2]
     with pytest.raises(DheadsError, match="shows 2 faces, so there is no face 3"):
-        verb.find_portrait(tmp_path / "two.png", TINY, studio.backend, which=3)
+        find_portrait(tmp_path / "two.png", TINY, backend, which=3)
 
 
 def test_the_face_is_pasted_into_the_photo(media: Path, tmp_path: Path) -> None:
@@ -573,28 +575,38 @@ def test_the_face_is_pasted_into_the_photo(media: Path, tmp_path: Path) -> None:
 
 
 def test_frames_without_a_file(media: Path, tmp_path: Path) -> None:
-    options = {"weights": str(media / "weights.safetensors"), "device": "cpu", "seed": 3, "size": 64}
-    frames = list(verb.frames(media / "face.jpg", media / "s3.wav", **options))
+    loaded = talker.load(str(media / "weights.safetensors"), "cpu", progress=False)
+    face, sound = media / "face.jpg", media / "s3.wav"
+    frames = list(loaded.frames(face, sound, seed=3, size=64))
     assert [(frame.shape, frame.dtype) for frame in frames] == [((64, 64, 3), np.uint8)] * 3
-    verb.sample(media / "face.jpg", media / "s3.wav", tmp_path / "o.mp4", progress=False, **options)
+    loaded.sample(face, sound, tmp_path / "o.mp4", seed=3, size=64)
     assert np.abs(decoded(tmp_path / "o.mp4").astype(int) - np.stack(frames)).mean() < 8
     with pytest.raises(TypeError, match="sized"):
-        next(verb.frames(media / "face.jpg", media / "s3.wav", sized=3))
+        next(loaded.frames(face, sound, sized=3))
 
 
 def test_paths_as_strings(media: Path, tmp_path: Path) -> None:
-    options = {"weights": str(media / "weights.safetensors"), "device": "cpu", "progress": False}
+    weights = str(media / "weights.safetensors")
+    loaded = talker.load(weights, "cpu", progress=False)
     face, sound, output = str(media / "face.jpg"), str(media / "s3.wav"), str(tmp_path / "o.mp4")
-    result = verb.sample(face, sound, output, **options)
+    result = loaded.sample(face, sound, output)
     assert (result.path, result.frames) == (tmp_path / "o.mp4", 3)
-    assert len(list(verb.frames(face, sound, **options))) == 3
-    jobs = jobs_of_sounds(Job(face, "", "", weights=options["weights"]), [sound], str(tmp_path / "list"))
+    assert len(list(loaded.frames(face, sound))) == 3
+    jobs = jobs_of_sounds(Job(Path(face), Path(), Path(), weights=weights), [sound], str(tmp_path / "list"))
     (tmp_path / "list").mkdir()
-    (made,) = verb.sample_all(jobs, device="cpu", progress=False)
+    (made,) = sample_all(jobs, device="cpu", progress=False)
     assert (made.output, made.error) == (tmp_path / "list" / "s3.mp4", None)
     table = write_table(tmp_path / "jobs.csv", [(face, sound, output)])
-    assert read_jobs(str(table), DEFAULTS) == [replace(DEFAULTS, face=face, audio=sound, output=output)]
+    wanted = replace(DEFAULTS, face=Path(face), audio=Path(sound), output=Path(output))
+    assert read_jobs(str(table), DEFAULTS) == [wanted]
     with pytest.raises(DheadsError, match=r"absent\.jpg: there is no such file"):
-        verb.sample("absent.jpg", sound, output, **options)
+        loaded.sample("absent.jpg", sound, output)
     with pytest.raises(TypeError, match="sized"):
-        verb.sample(face, sound, output, sized=3, **options)
+        loaded.sample(face, sound, output, sized=3)
+
+
+def test_a_picture_and_a_waveform_in_memory(media: Path, tmp_path: Path) -> None:
+    loaded = talker.load(str(media / "weights.safetensors"), "cpu", progress=False)
+    picture, waveform = np.asarray(Image.open(media / "face.jpg").convert("RGB")), load_waveform(media / "s2.wav")
+    assert loaded.sample(picture, waveform, tmp_path / "o.mp4").frames == 2
+    assert decoded(tmp_path / "o.mp4").shape == (2, 32, 32, 3)

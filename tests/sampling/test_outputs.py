@@ -21,7 +21,7 @@ from test_sample import TINY, untrained
 from dheads.errors import DheadsError
 from dheads.media.sound import load_waveform
 from dheads.sampling import jobs
-from dheads.sampling import pipeline as verb
+from dheads.sampling.lists import sample_all
 from dheads.weights.checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="names of files only")
@@ -239,9 +239,7 @@ def test_in_a_list_each_job_is_judged_by_itself(media: Path, expected: np.ndarra
     }
     todo = [replace(good, output=output) for output in outputs]
     with heard(tmp_path / "pipe.mp4", tmp_path / "heard"):
-        found = {
-            outcome.output: outcome for outcome in verb.sample_all(todo, device="cpu", overwrite=True, progress=False)
-        }
+        found = {outcome.output: outcome for outcome in sample_all(todo, device="cpu", overwrite=True, progress=False)}
     for output, reason in outputs.items():
         assert (found[output].error is None) == (reason is None), found[output]
         assert (reason or "") in (found[output].error or "")
@@ -250,7 +248,7 @@ def test_in_a_list_each_job_is_judged_by_itself(media: Path, expected: np.ndarra
     assert (tmp_path / "locked.mp4").read_bytes() == b"an older video"
     for video in ("heard", "real.mp4", "o.mov"):
         assert close_to(tmp_path / video, expected)
-    again = list(verb.sample_all([replace(good, output=tmp_path / "locked.mp4")], device="cpu", progress=False))
+    again = list(sample_all([replace(good, output=tmp_path / "locked.mp4")], device="cpu", progress=False))
     assert [outcome.skipped for outcome in again] == [True], "a finished video may be read-only"
 
 

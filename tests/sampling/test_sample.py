@@ -21,10 +21,10 @@ from torch._dynamo.exc import TorchDynamoException
 from typer.testing import Result
 
 from dheads import conditioning
-from dheads.conditioning import Condition
-from dheads.config import Config, SamplingConfig, override, preset
+from dheads.config import Config, override, preset
 from dheads.diffusion import Denoise, Denoised
 from dheads.errors import DheadsError
+from dheads.extensions.motion import MotionCondition
 from dheads.extensions.network import ExtendedUNet
 from dheads.faces import alignment as faces
 from dheads.faces.landmarks import find_face, load_backend
@@ -33,9 +33,14 @@ from dheads.media.hearing import Hearing
 from dheads.media.pixels import to_uint8, to_unit
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
-from dheads.sampling import pipeline as verb
+from dheads.sampling import outputs, talker
 from dheads.sampling.engine import Engine
-from dheads.speech.interface import SpeechEncoder
+from dheads.sampling.jobs import Job
+from dheads.sampling.portrait import find_portrait
+from dheads.sampling.talker import Result as Made
+from dheads.sampling.talker import Scene, Talker, enlarge, generate
+from dheads.speech import encoders as audio
+from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import save_checkpoint
 
 pytest_plugins = "real_data"
@@ -46,7 +51,7 @@ FRAMES = 13
 
 
 def untrained(config: Config, seed: int = 0) -> ExtendedUNet:
-    """A network that depends on all it is told, as no zero-initialised one does."""
+    """A network that depends on everything it is given, as a zero-initialised one does not."""
     torch.manual_seed(seed)
     unet = ExtendedUNet(config).eval()
     torch.nn.init.normal_(unet.out_conv.weight, std=0.05)
@@ -124,16 +129,16 @@ def test_size_and_json(folder: Path, face: Path, tmp_path: Path) -> None:
 def test_steps_and_solver_are_the_weights_own_unless_given(
     folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple, steps: int, solver: str
 ) -> None:
-    told: list[dict[str, object]] = []
+    given: list[dict[str, object]] = []
 
     def fake(engine: Engine, photo: np.ndarray, speech: Iterator[Tensor], **options: object) -> Iterator[np.ndarray]:
-        told.append({"steps": engine.sampling.steps, "solver": engine.sampling.solver, **options})
+        given.append({"steps": engine.sampling.steps, "solver": engine.sampling.solver, **options})
         assert torch.cat(list(speech)).shape == (FRAMES, 384)
         return itertools.repeat(photo, FRAMES)
 
-    monkeypatch.setattr(verb, "generate", fake)
+    monkeypatch.setattr(talker, "generate", fake)
     assert command(folder, face, tmp_path / "out.mp4", "--seed", 9, *options).exit_code == 0
-    assert told == [{"steps": steps, "solver": solver, "seed": 9}]
+    assert given == [{"steps": steps, "solver": solver, "seed": 9}]
 
 
 def test_several_faces_are_noted(folder: Path, face: Path, tmp_path: Path) -> None:
@@ -146,7 +151,7 @@ def test_several_faces_are_noted(folder: Path, face: Path, tmp_path: Path) -> No
 
 
 def test_what_is_unusual_about_the_sound_is_noted(folder: Path, face: Path, tmp_path: Path) -> None:
-    """An MP3 that is very quiet: encoded to AAC, which a copy spares, and made louder for the lips alone."""
+    """A very quiet MP3 is encoded to AAC, unless copied, and made louder for the speech encoder alone."""
     speech = load_waveform(folder / "speech.wav") / 1000
     with av.open(str(tmp_path / "a.mp3"), "w") as container:
         stream = container.add_stream("libmp3lame", rate=16_000, layout="mono")
@@ -180,7 +185,7 @@ def test_an_interrupt_leaves_nothing_behind(
         yield photo
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verb, "generate", interrupted)
+    monkeypatch.setattr(talker, "generate", interrupted)
     done = command(folder, face, tmp_path / "out.mp4")
     assert done.exit_code == 130
     assert done.stdout == ""
@@ -198,7 +203,7 @@ def test_sound_that_turns_out_bad_midway_leaves_nothing_behind(
         yield torch.zeros(60 * 640)  # enough for a first chunk of 32 embeddings
         raise DheadsError(f"{source} holds more than 3 hours of sound; cut it")
 
-    monkeypatch.setattr(verb, "waveform_pieces", turning_bad)
+    monkeypatch.setattr(talker, "waveform_pieces", turning_bad)
     done = command(folder, face, tmp_path / "out.mp4", "--steps", 1)
     assert (done.exit_code, done.stdout) == (1, "")
     assert f"\nerror: {folder / 'speech.wav'} holds more than 3 hours of sound; cut it\n" in done.stderr
@@ -208,13 +213,13 @@ def test_sound_that_turns_out_bad_midway_leaves_nothing_behind(
 def test_too_long_a_sound_is_refused_before_any_work(
     folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the container claims it, and it is true."""
+    """A length that the container claims is checked."""
     out = tmp_path / "out.mp4"
-    monkeypatch.setattr(verb, "claimed_seconds", lambda *_: 4 * 3600.0)
+    monkeypatch.setattr(talker, "claimed_seconds", lambda *_: 4 * 3600.0)
     assert command(folder, face, out, "--steps", 1, "--quiet").exit_code == 0
     assert len(decoded(out)) == FRAMES
     monkeypatch.setattr(media, "MAX_SECONDS", 0)
-    monkeypatch.setattr(verb, "generate", None)
+    monkeypatch.setattr(talker, "generate", None)
     done = command(folder, face, out, "--quiet")
     assert (done.exit_code, done.stderr) == (
         1,
@@ -225,7 +230,7 @@ def test_too_long_a_sound_is_refused_before_any_work(
 def test_without_a_claimed_length_the_bar_has_no_end(
     folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verb, "claimed_seconds", lambda *_: None)
+    monkeypatch.setattr(talker, "claimed_seconds", lambda *_: None)
     done = command(folder, face, tmp_path / "out.mp4", "--steps", 1)
     assert done.exit_code == 0
     assert f" {FRAMES}frame [" in done.stderr
@@ -241,13 +246,13 @@ def test_an_odd_size_is_refused_before_any_work(folder: Path, face: Path, tmp_pa
 def test_more_steps_than_there_are(folder: Path, face: Path, tmp_path: Path) -> None:
     done = command(folder, face, tmp_path / "out.mp4", "--steps", 1001)
     assert done.exit_code == 1
-    assert "was trained with 1000 timesteps, which cannot be walked in 1001 steps" in done.stderr
+    assert "sampling.steps is 1001, but diffusion.num_steps only 1000" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_compiler(folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*given: object, **told: object) -> object:
-        def called(*given: object) -> object:
+    def fails(*_: object, **options: object) -> object:
+        def called(*_: object) -> object:
             raise TorchDynamoException("no C++ compiler was found")
 
         return called
@@ -266,17 +271,17 @@ def test_sound_without_end_does_not_fill_the_disk(monkeypatch: pytest.MonkeyPatc
         def read(self, size: int = -1) -> bytes:
             return bytes(size)
 
-    monkeypatch.setattr(verb, "MAX_SPOOLED", 3 << 20)
-    with pytest.raises(DheadsError, match="give the sound as a file"), verb.spooled(Endless()):
+    monkeypatch.setattr(outputs, "MAX_SPOOLED", 3 << 20)
+    with pytest.raises(DheadsError, match="give the sound as a file"), outputs.spooled(Endless()):
         pass
 
 
 def test_a_sound_in_memory_is_read_twice_at_once(folder: Path, face: Path, tmp_path: Path) -> None:
-    """By the encoder and by the writer, each at its own place."""
+    """The encoder and the writer read it, each from its own position."""
     sound = io.BytesIO((folder / "speech.wav").read_bytes())
-    told = {"weights": str(folder / "weights.safetensors"), "device": "cpu", "progress": False, "steps": 1}
-    verb.sample(face, sound, tmp_path / "memory.mp4", **told)
-    verb.sample(face, folder / "speech.wav", tmp_path / "file.mp4", **told)
+    loaded = talker.load(str(folder / "weights.safetensors"), "cpu", progress=False)
+    loaded.sample(face, sound, tmp_path / "memory.mp4", steps=1)
+    loaded.sample(face, folder / "speech.wav", tmp_path / "file.mp4", steps=1)
     assert np.array_equal(decoded(tmp_path / "memory.mp4"), decoded(tmp_path / "file.mp4"))
     assert torch.equal(load_waveform(tmp_path / "memory.mp4"), load_waveform(tmp_path / "file.mp4"))
 
@@ -284,18 +289,22 @@ def test_a_sound_in_memory_is_read_twice_at_once(folder: Path, face: Path, tmp_p
 # --- Frame by frame
 
 
+def sampled(config: Config, steps: int, solver: str = "ddpm") -> Config:
+    return override(config, {"sampling": {"steps": steps, "solver": solver}})
+
+
 class Recorder(Engine):
-    """Remembers what it was told."""
+    """Records the timestep and the condition of every call of the denoiser."""
 
-    def __init__(self, unet: ExtendedUNet, steps: int, solver: str = "ddim", **more: float) -> None:
-        super().__init__(unet, SamplingConfig(steps, solver, **more))
-        self.told: list[tuple[int, Condition]] = []
+    def __init__(self, unet: ExtendedUNet, steps: int, solver: str = "ddim") -> None:
+        super().__init__(unet, sampled(unet.config, steps, solver))
+        self.calls: list[tuple[int, MotionCondition]] = []
 
-    def frame(self, condition: Condition) -> Denoise:
+    def frame(self, condition: MotionCondition) -> Denoise:
         denoise = super().frame(condition)
 
         def recorded(x_t: Tensor, t: int) -> Denoised:
-            self.told.append((t, condition))
+            self.calls.append((t, condition))
             return denoise(x_t, t)
 
         return recorded
@@ -308,64 +317,63 @@ def photo() -> np.ndarray:
 
 def test_frames_come_one_by_one(photo: np.ndarray) -> None:
     engine = Recorder(untrained(TINY), 3)
-    frames = verb.generate(engine, photo, torch.randn(1000, 384))
-    assert engine.told == [], "nothing is computed before it is asked for"
+    frames = generate(engine, photo, torch.randn(1000, 384))
+    assert engine.calls == [], "nothing is computed before it is asked for"
     first = next(frames)
     assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
-    assert [t for t, _ in engine.told] == [999, 500, 0]
+    assert [t for t, _ in engine.calls] == [999, 500, 0]
     next(frames)
-    assert len(engine.told) == 6
+    assert len(engine.calls) == 6
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm++2m"])
-def test_each_frame_is_told_of_those_before_and_of_its_sound(photo: np.ndarray, solver: str) -> None:
-    config = override(TINY, {"conditioning": {"hide_motion_mouth": False}})
+def test_each_frame_is_given_those_before_and_its_sound(photo: np.ndarray, solver: str) -> None:
+    config = override(TINY, {"extensions": {"motion": {"hide_mouth": False}}})
     unet = untrained(config)
     engine = Recorder(unet, 2, solver)
     speech = torch.randn(5, 384)
-    frames = list(verb.generate(engine, photo, speech))
+    frames = list(generate(engine, photo, speech))
     assert len(frames) == 5
     identity = to_unit(photo)[None]
     lips = unet.lip_predictor.predict(speech)
     shown: list[np.ndarray] = [photo, photo, *frames]
-    for k, (_, condition) in enumerate(engine.told[::2]):
+    for k, (_, condition) in enumerate(engine.calls[::2]):
         assert torch.equal(condition.identity, identity)
         before = [to_uint8(condition.motion_frames[0, i]).numpy() for i in range(2)]
         assert np.array_equal(before[0], shown[k])
         assert np.array_equal(before[1], shown[k + 1])
-        assert torch.equal(condition.audio_window[0], conditioning.window(speech, k, 2))
-        torch.testing.assert_close(condition.lip_window[0], conditioning.window(lips, k, 2))
+        assert torch.equal(condition.cues.audio_window[0], conditioning.window(speech, k, 2))
+        torch.testing.assert_close(condition.cues.codes["lips"][0], conditioning.window(lips, k, 2))
         assert torch.equal(condition.motion_noise, torch.zeros(1))
         assert condition.motion_frames.abs().max() <= 1
 
 
 def test_noise_on_motion_frames_that_the_weights_ask_for(photo: np.ndarray) -> None:
-    """Each frame's motion frames are noised anew, at the level told, and only as the network sees them."""
-    told = {"hide_motion_mouth": False, "motion_noise": 0.3}
-    config = override(TINY, {"conditioning": told})
-    engine = Recorder(untrained(config), 2, motion_noise=0.1)
-    frames = list(verb.generate(engine, photo, torch.randn(3, 384)))
+    """Each frame's motion frames get new noise of the level that the network is given; kept frames stay clean."""
+    motion = {"hide_mouth": False, "noise": 0.3, "sampling_noise": 0.1}
+    engine = Recorder(untrained(override(TINY, {"extensions": {"motion": motion}})), 2)
+    frames = list(generate(engine, photo, torch.randn(3, 384)))
     shown = [to_unit(frame) for frame in (photo, photo, *frames)]
-    for k, (_, condition) in enumerate(engine.told[::2]):
+    for k, (_, condition) in enumerate(engine.calls[::2]):
         assert condition.motion_noise.tolist() == pytest.approx([0.1])
         noise = condition.motion_frames[0] - torch.stack(shown[k : k + 2])
         assert float(noise.std()) == pytest.approx(0.1, rel=0.1)
         assert abs(float(noise.mean())) < 0.01
 
 
-def test_given_lips_take_the_place_of_those_heard(photo: np.ndarray) -> None:
+def test_a_given_lip_code_replaces_the_predicted_one(photo: np.ndarray) -> None:
     engine = Recorder(untrained(TINY), 1)
     lips = torch.randn(3, 3)
-    list(verb.generate(engine, photo, torch.randn(3, 384), lips=lips))
-    for k, (_, condition) in enumerate(engine.told):
-        assert torch.equal(condition.lip_window[0], conditioning.window(lips, k, 2))
+    list(generate(engine, photo, torch.randn(3, 384), codes={"lips": lips}))
+    for k, (_, condition) in enumerate(engine.calls):
+        assert torch.equal(condition.cues.codes["lips"][0], conditioning.window(lips, k, 2))
 
 
 def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
-    engine, speech = Engine(untrained(TINY), SamplingConfig(2)), torch.randn(3, 384)
+    engine, speech = Engine(untrained(TINY), sampled(TINY, 2)), torch.randn(3, 384)
 
     def frames(seed: int) -> np.ndarray:
-        return np.stack(list(verb.generate(engine, photo, speech, seed=seed)))
+        return np.stack(list(generate(engine, photo, speech, seed=seed)))
 
     first = frames(1)
     torch.manual_seed(9)
@@ -375,17 +383,21 @@ def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
 
 def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
     """Noise prediction, learned variance, gray motion frames, no lip code; and a model without motion frames."""
-    told = {"lip_dims": 0, "motion_noise": 0.0, "hide_motion_mouth": False, "grayscale_motion": True}
     plain = override(
         TINY,
         {
-            "model": {"learned_variance": True, "copy_gates": False},
+            "network": {"learned_variance": True},
             "diffusion": {"prediction": "eps"},
-            "conditioning": told,
+            "conditioning": {"grayscale_motion": True},
+            "extensions": {
+                "copying": {"gates": False},
+                "motion": {"noise": 0.0, "hide_mouth": False},
+                "codes": {"lips": None},
+            },
         },
     )
     for config in (plain, override(plain, {"conditioning": {"motion_frames": 0}})):
-        frames = list(verb.generate(Engine(untrained(config), SamplingConfig(3)), photo, torch.randn(3, 384)))
+        frames = list(generate(Engine(untrained(config), sampled(config, 3)), photo, torch.randn(3, 384)))
         assert np.stack(frames).shape == (3, 32, 32, 3)
         assert not np.array_equal(frames[0], frames[1])
 
@@ -394,8 +406,8 @@ def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
 
 
 def test_the_photo_is_aligned_as_the_weights_want(face: Path) -> None:
-    config = override(TINY, {"model": {"image_size": 160}, "alignment": {"eye_distance": 0.25, "eye_y": 0.45}})
-    portrait = verb.find_portrait(face, config, load_backend("mesh"))
+    config = override(TINY, {"network": {"image_size": 160}, "alignment": {"eye_distance": 0.25, "eye_y": 0.45}})
+    portrait = find_portrait(face, config, load_backend("mesh"))
     photo = faces.warp(portrait.picture, portrait.matrix, 160)
     assert (photo.shape, photo.dtype, portrait.notes) == ((160, 160, 3), np.uint8, [])
     found, count = find_face(photo, load_backend("mesh"), "the crop")
@@ -405,10 +417,11 @@ def test_the_photo_is_aligned_as_the_weights_want(face: Path) -> None:
         assert np.linalg.norm(found.landmarks[eye].mean(axis=0) - mean[eye].mean(axis=0)) < 0.04 * 160
 
 
-def scene_of(face: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> verb.Scene:
-    monkeypatch.setattr(verb, "load_model", lambda *_: (untrained(TINY), TINY, {}))
-    studio = verb.Studio("any", torch.device("cpu"), progress=False)
-    return studio.scene(verb.Job(face, folder / "speech.wav", Path("o.mp4"), **options))
+def scene_of(face: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Scene:
+    monkeypatch.setattr(talker, "load_model", lambda *_: (untrained(TINY), TINY, {}))
+    return Talker("any", torch.device("cpu"), progress=False).scene(
+        Job(face, folder / "speech.wav", Path("o.mp4"), **options)
+    )
 
 
 def test_a_photo_that_ends_close_to_the_face_is_blurred_around_it(
@@ -424,7 +437,7 @@ def test_a_photo_that_ends_close_to_the_face_is_blurred_around_it(
     assert scene_of(close, folder, monkeypatch, paste=True).notes == []
     assert scene_of(face, folder, monkeypatch).notes == []
     # What the network sees, at the size of a video that people see.
-    portrait = verb.find_portrait(close, TINY, load_backend("mesh"))
+    portrait = find_portrait(close, TINY, load_backend("mesh"))
     larger = faces.align_transforms(
         load_backend("mesh").detect(portrait.picture)[0].landmarks[None], TINY.alignment, 128
     )[0]
@@ -441,51 +454,51 @@ def gradients(image: np.ndarray) -> np.ndarray:
 def test_an_animated_picture_is_a_video(
     folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of which the first frame may be black."""
+    """Its first frame may be black."""
     photo = Image.open(face)
     black, upside_down = Image.new("RGB", photo.size), photo.rotate(180)
     for name in ("a.gif", "a.webp"):
         black.save(tmp_path / name, save_all=True, append_images=[photo, upside_down], duration=[200, 200, 200])
         backend = load_backend("mesh")
-        first = verb.find_portrait(tmp_path / name, TINY, backend)
+        first = find_portrait(tmp_path / name, TINY, backend)
         assert np.abs(first.picture.astype(int) - photo).mean() < 12
-        later = verb.find_portrait(str(tmp_path / name), TINY, backend, at=0.5)
+        later = find_portrait(str(tmp_path / name), TINY, backend, at=0.5)
         assert np.abs(later.picture.astype(int) - upside_down).mean() < 12
         crops = [faces.warp(portrait.picture, portrait.matrix, 96).astype(int) for portrait in (first, later)]
         assert np.abs(crops[0] - crops[1]).mean() < 12  # upright in the crop
         with pytest.raises(DheadsError, match=rf"{name} at 0\.1 s: no face found"):
-            verb.find_portrait(tmp_path / name, TINY, backend, at=0.1)
+            find_portrait(tmp_path / name, TINY, backend, at=0.1)
 
 
 def test_of_a_video_the_first_frame_with_a_whole_face_is_taken(face: Path, tmp_path: Path) -> None:
     whole = np.asarray(Image.open(face))[:256, :320]
     cut = np.concatenate([whole[130:], whole[:130]])  # eyes at the lower edge, the mouth at the upper one
     write_video(tmp_path / "a.mp4", [cut] * 5 + [whole] * 5, None)
-    portrait = verb.find_portrait(tmp_path / "a.mp4", TINY, load_backend("mesh"))
+    portrait = find_portrait(tmp_path / "a.mp4", TINY, load_backend("mesh"))
     assert np.abs(portrait.picture.astype(int) - whole).mean() < 8
 
 
 def test_enlarging() -> None:
     frame = np.zeros((32, 32, 3), np.uint8)
     frame[8:24, 8:24] = 200
-    assert verb.enlarge(frame, None) is frame
-    assert verb.enlarge(frame, 32) is frame
-    large = verb.enlarge(frame, 64)
+    assert enlarge(frame, None) is frame
+    assert enlarge(frame, 32) is frame
+    large = enlarge(frame, 64)
     assert large.shape == (64, 64, 3)
     assert (large[24:40, 24:40] == 200).all()
     assert (large[:8] == 0).all()
 
 
 def test_devices() -> None:
-    assert verb.resolve_device("cpu") == torch.device("cpu")
-    assert verb.resolve_device("auto").type in ("cpu", "cuda", "mps")
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
     absent = "cuda" if not torch.cuda.is_available() else "mps"
     with pytest.raises(DheadsError, match=f"device {absent} is not available here; use .*cpu"):
-        verb.resolve_device(absent)
+        resolve_device(absent)
 
 
 def test_a_result_is_plain_data() -> None:
-    result = verb.Result(Path("a.mp4"), 25, 1.0, 0.5)
+    result = Made(Path("a.mp4"), 25, 1.0, 0.5)
     assert dataclasses.asdict(result)["notes"] == []
 
 
@@ -493,20 +506,21 @@ def test_a_result_is_plain_data() -> None:
 
 
 def test_weights_may_ask_for_a_room_that_is_not_silent(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A little noise, the same every time, for the encoder alone; by default the sound as it is."""
+    """The encoder alone hears a little noise, the same every time; by default it hears the sound as it is."""
     heard: list[Tensor] = []
 
-    class Ear(SpeechEncoder):
+    class Encoder(audio.SpeechEncoder):
         def encode_pieces(self, pieces: Iterator[Tensor], frames: int | None = None) -> Iterator[Tensor]:
             heard.append(torch.cat(list(pieces)))
             yield torch.zeros(2, 384)
 
-    monkeypatch.setattr(verb, "load_speech_encoder", lambda *_: Ear())
-    quiet, room = (override(TINY, {"sampling": {"room_noise": level}}) for level in (0.0, 1e-3))
+    monkeypatch.setattr(talker, "load_speech_encoder", lambda *_: Encoder())
+    quiet, room = (override(TINY, {"extensions": {"sound": {"room_noise": level}}}) for level in (0.0, 1e-3))
     for config in (quiet, room, room):
-        monkeypatch.setattr(verb, "load_model", lambda *_, config=config: (untrained(config), config, {}))
-        studio = verb.Studio("any", torch.device("cpu"), progress=False)
-        studio.scene(verb.Job(examples / "face.jpg", examples / "speech.wav", Path("o.mp4")))
+        monkeypatch.setattr(talker, "load_model", lambda *_, config=config: (untrained(config), config, {}))
+        Talker("any", torch.device("cpu"), progress=False).scene(
+            Job(examples / "face.jpg", examples / "speech.wav", Path("o.mp4"))
+        )
     said = load_waveform(examples / "speech.wav")
     assert torch.equal(heard[0], said)
     assert (heard[1] - said).std() == pytest.approx(1e-3, rel=0.02)

@@ -23,13 +23,13 @@ from typer.testing import CliRunner
 
 from dheads import cli
 from dheads import config as configuration
-from dheads.conditioning import Condition
+from dheads.conditioning import Condition, Cues
 from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
 from dheads.faces import landmarks
 from dheads.faces.alignment import mean_face
 from dheads.media.reading import read_frames
-from dheads.sampling import pipeline as sample
+from dheads.sampling import talker
 from dheads.speech.encoders import load_speech_encoder
 from dheads.weights import archives, checkpoints, fetching, licences, listing
 from dheads.weights.released import config_from_released
@@ -456,7 +456,7 @@ def test_our_network_computes_what_the_released_one_did(
     io_ = {name.removeprefix("io."): tensor for name, tensor in golden[0].items() if name.startswith("io.")}
     motion = io_["motion_frames"].unflatten(1, (2, 3))
     with torch.no_grad():
-        output = unet(io_["x_t"], io_["t"].long(), Condition(io_["identity"], motion, io_["audio_window"]))
+        output = unet(io_["x_t"], io_["t"].long(), Condition(io_["identity"], motion, Cues(io_["audio_window"])))
     ours = torch.cat([output.prediction, output.var_frac], dim=1)
     torch.testing.assert_close(ours, io_["output"], rtol=0, atol=1e-4)
 
@@ -505,8 +505,8 @@ def test_a_torchscript_file_that_torch_cannot_open(tmp_path: Path) -> None:
 
 @pytest.fixture
 def inputs(examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
-    """A photo and 0.2 s of speech; the packaged landmark detector replaces FAN."""
-    monkeypatch.setattr(sample, "load_backend", lambda name: landmarks.load_backend("mesh"))
+    """A photo and 0.2 s of speech; the packaged landmarks stand for FAN, which is downloaded."""
+    monkeypatch.setattr(talker, "load_backend", lambda name: landmarks.load_backend("mesh"))
     speech = tmp_path / "speech.wav"
     samples = (np.sin(np.arange(3200) / 5) * 8000).astype("<i2").tobytes()
     header = b"RIFF" + (36 + len(samples)).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")

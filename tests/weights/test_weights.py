@@ -23,8 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dheads import config as configuration
-from dheads.config import Config, build
+from dheads.conditioning import Cues
+from dheads.config import Config
 from dheads.errors import DheadsError
+from dheads.extensions.motion import condition_with
 from dheads.extensions.network import ExtendedUNet
 from dheads.system.files import file_sha256
 from dheads.weights import checkpoints, fetching, licences, listing
@@ -86,13 +88,15 @@ def test_loaded_network_computes_what_the_saved_one_did(saved: Path, tiny: Confi
     assert (config, info) == (tiny, INFO)
     assert not loaded.training
     assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in loaded.parameters())
-    cond, side = tiny.conditioning, tiny.network.image_size
-    condition = build(
+    cond, side, lips = tiny.conditioning, tiny.network.image_size, tiny.extensions.codes["lips"]
+    condition = condition_with(
         tiny,
         torch.rand(1, 3, side, side),
         torch.rand(1, cond.motion_frames, 3, side, side),
-        torch.randn(1, 2 * cond.audio_context + 1, cond.speech_dim),
-        torch.randn(1, 2 * cond.lip_context + 1, cond.lip_dims),
+        Cues(
+            torch.randn(1, 2 * cond.audio_context + 1, cond.speech_dim),
+            {"lips": torch.randn(1, 2 * lips.context + 1, 3)},
+        ),
     )
     x_t, t = torch.randn(1, 3, side, side), torch.tensor([500])
     with torch.no_grad():
@@ -172,8 +176,8 @@ def forge(path: Path, tensors: dict[str, Tensor], **texts: str) -> None:
         ({"config": "[" * 100_000, "info": "{}"}, "lacks a readable configuration"),
         ({"config": "{}", "info": "[]"}, "lacks a readable training summary"),
         ({"config": "[]", "info": "{}"}, "a configuration that this version cannot use"),
-        ({"config": '{"model": {"image_sise": 64}}', "info": "{}"}, "did you mean"),
-        ({"config": '{"model": {"image_size": "big"}}', "info": "{}"}, "must be int"),
+        ({"config": '{"network": {"image_sise": 64}}', "info": "{}"}, "did you mean"),
+        ({"config": '{"network": {"image_size": "big"}}', "info": "{}"}, "must be int"),
     ],
 )
 def test_invalid_metadata(tmp_path: Path, texts: dict[str, str], reason: str) -> None:
@@ -185,17 +189,18 @@ def test_invalid_metadata(tmp_path: Path, texts: dict[str, str], reason: str) ->
 @pytest.mark.parametrize(
     "change",
     [
-        {"model": {"model_channels": 4096, "head_channels": 4096}},
-        {"model": {"model_channels": 10**12}},
-        {"model": {"model_channels": -16}},
-        {"model": {"num_res_blocks": 10**9}},
-        {"model": {"channel_mult": []}},
-        {"model": {"patch_size": 0}},
-        {"model": {"head_channels": 0}},
+        {"network": {"model_channels": 4096, "head_channels": 4096}},
+        {"network": {"model_channels": 10**12}},
+        {"network": {"model_channels": -16}},
+        {"network": {"num_res_blocks": 10**9}},
+        {"network": {"channel_mult": []}},
+        {"extensions": {"patches": {"size": 0, "detail_channels": 0}}},
+        {"network": {"head_channels": 0}},
         {"diffusion": {"num_steps": 10**12}},
         {"alignment": {"eye_distance": float("nan")}},
         {"conditioning": {"motion_frames": 3}},
-        {"conditioning": {"lip_dims": 0}},
+        {"extensions": {"codes": {}}},
+        {"extensions": {"codes": {"brows": {}}}},
         {"conditioning": {"speech_dim": 10**18}},
     ],
 )
