@@ -35,11 +35,12 @@ def clip_shares(clips: list[Clip], still_share: float, speaker_cap: float, sourc
 def _capped(shares: np.ndarray, cap: float) -> np.ndarray:
     """Shares of sum 1, none above the cap; a cap lower than an even split counts as that split."""
     cap = max(cap, 1 / np.count_nonzero(shares))
-    over = np.zeros(len(shares), dtype=bool)
+    capped, over = shares, np.zeros(len(shares), dtype=bool)
     while True:
         # The excess is divided among the others, which may lift some of them over the cap.
         capped = np.where(over, cap, shares * (1 - cap * over.sum()) / shares[~over].sum())
         still_over = over | (capped > cap + 1e-12)
         if (still_over == over).all():
-            return capped
+            break
         over = still_over
+    return capped

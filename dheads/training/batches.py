@@ -190,7 +190,7 @@ class Batches:
         if self._cumulative is not None:
             return self._random_clip(rng)
         epoch, index = divmod(n, len(self._clips))
-        return self._clips[self._order(epoch)[index]]
+        return self._clips[int(self._order(epoch)[index])]
 
     def _random_clip(self, rng: np.random.Generator) -> Clip:
         if self._cumulative is None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dheads.conditioning import Cues
 from dheads.config import Config, override
 from dheads.extensions.codes import codes_of
-from dheads.extensions.motion import MotionCondition, condition_with
+from dheads.extensions.motion import MotionCondition
 from dheads.extensions.network import ExtendedUNet
 from dheads.model import Layer
 
@@ -114,7 +114,9 @@ def _inputs(config: Config, count: int) -> tuple[Tensor, Tensor, MotionCondition
         {code.name: torch.zeros(count, 2 * contexts[code.name] + 1, code.dims) for code in codes_of(config)},
     )
     identity, motion_frames = torch.zeros(count, 3, size, size), torch.zeros(count, cond.motion_frames, 3, size, size)
-    condition = condition_with(config, identity, motion_frames, cues)
+    # Not by condition_with, which keeps the mouth mask: a fake tensor must not be kept.
+    level = torch.zeros(count) if config.extensions.motion.noise > 0 else None
+    condition = MotionCondition(identity, motion_frames, cues, level)
     return torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.int64), condition
 
 

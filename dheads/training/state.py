@@ -128,7 +128,7 @@ class TrainingState:
 
         Raises DheadsError where a file cannot be written.
         """
-        state = {
+        state: dict[str, Any] = {
             "config": json.dumps(to_dict(self.config)),
             "parts": self.parts,
             "step": self.step,

@@ -139,7 +139,7 @@ def same_batches(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("identity_frame", ["random", "first"])
 def test_a_batch_holds_what_the_clips_hold(dataset: Dataset, identity_frame: str) -> None:
-    """An example is a frame, the frames before it (copies of the identity before the first), its sound and its boxes."""
+    """An example is a frame, those before it (copies of the identity before the first), its sound and its boxes."""
     config = override(config_of(batch_size=64), {"conditioning": {"identity_frame": identity_frame}})
     batch = Batches(dataset, dataset.clips, config).batch(0, 0)
     names = list(FRAMES)
@@ -492,9 +492,7 @@ def test_only_the_callers_thread_uses_the_device(made: Path, monkeypatch: pytest
     assert not prefetch_threads()
 
 
-def test_a_gpu_holds_clips_that_take_up_to_half_of_its_free_memory(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clips_fit_in_half_of_a_gpus_free_memory(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     size = sum(FRAMES.values()) * (3 * SIZE**2 + 4096)
     gpu, free = torch.device("cuda", 0), [2 * size, 3 * size]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: tuple(free))
