@@ -149,7 +149,7 @@ def _initialise(unet: ExtendedUNet, dataset: Dataset, init: str | None) -> None:
         clips = dataset.lip_clips("train")
         if not clips:
             raise DheadsError(
-                f"{dataset.root}: has no video to train on, which the lip code needs; leave out extensions.codes.lips"
+                f"{dataset.root}: has no video to train on, which the lip code needs; set extensions.codes.lips=false"
             )
         unet.lip_predictor.fit(clips)
 

@@ -70,8 +70,10 @@ def test_ablation(prepared: Prepared, tmp_path: Path, name: str) -> None:
 
 
 def test_an_ablation_by_the_command_line(prepared: Prepared, tmp_path: Path) -> None:
-    sets = ["conditioning.motion_frames=0", "extensions.copying.gates=false", "optimisation.steps=1"]
+    sets = ["conditioning.motion_frames=0", "extensions.copying.gates=false", "extensions.codes.lips=false"]
+    sets.append("optimisation.steps=1")
     changes = [part for one in sets for part in ("--set", one)]
     done = dheads("train", "--data", prepared.data, "--out", tmp_path / "run", "--preset", "tiny", *changes)
     assert done.exit_code == 0, done.stderr
     assert "motion_frames = 0" in (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
+    assert "codes.lips" not in (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
