@@ -146,13 +146,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         if not isinstance(value, dict):
             raise DheadsError(f"configuration: {name} must be a table, not {value!r}")
         table = typing.get_args(kind.__orig_bases__[0])[1]  # type: ignore[attr-defined]
-        return kind(
-            {
-                key: _build(table, one, f"{name}.{key}")
-                for key, one in value.items()
-                if one is not None and one is not False
-            }
-        )
+        on = {key: one for key, one in value.items() if one is not None and one is not False}
+        return kind({key: _build(table, one, f"{name}.{key}") for key, one in on.items()})
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_value(typing.get_args(kind)[0], item, name) for item in value)
     if typing.get_origin(kind) is Literal:
