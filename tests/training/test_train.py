@@ -332,9 +332,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-TIMED = training(
-    minutes=0.2, steps=1000, warmup_steps=0, learning_rate=1e-3, lr_schedule="cooldown", checkpoint_every=100
-)
+TIMED = quick(minutes=0.2, steps=1000, warmup_steps=0, learning_rate=1e-3, lr_schedule="cooldown", checkpoint_every=100)
 
 
 def test_a_run_ends_after_its_time_with_its_cooldown_done(prepared: Prepared, tmp_path: Path, clock: None) -> None:
@@ -381,9 +379,7 @@ def test_a_finished_run_is_left_as_it_is(prepared: Prepared, short: Run, tmp_pat
 
 def test_a_run_of_another_configuration_is_refused(prepared: Prepared, short: Run) -> None:
     before = {path: path.read_bytes() for path in short.path.rglob("*") if path.is_file()}
-    with pytest.raises(
-        DheadsError, match=r"state\.pt: belongs to a run with optimisation.learning_rate = 0.001, but now"
-    ):
+    with pytest.raises(DheadsError, match=r"state\.pt: belongs to a run with optimisation.learning_rate = 0.001, but"):
         trained(prepared.data, short.path, SHORT, {"optimisation": {"learning_rate": 0.5}})
     assert {path: path.read_bytes() for path in short.path.rglob("*") if path.is_file()} == before
 
@@ -420,9 +416,7 @@ def with_clips(prepared: Prepared, data: Path, *beginnings: str) -> Path:
 def test_photos_alone_teach_no_lip_code(prepared: Prepared, tmp_path: Path) -> None:
     """A network without it can be trained on them."""
     data = with_clips(prepared, tmp_path / "data", "still_")
-    with pytest.raises(
-        DheadsError, match=r"has no video to train on, which the lip code needs; set extensions.codes.lips=false"
-    ):
+    with pytest.raises(DheadsError, match=r"has no video to train on, .* set extensions.codes.lips=false"):
         trained(data, tmp_path / "run")
     trained(data, tmp_path / "plain", PLAIN, {"optimisation": {"steps": 2}, "run": {"sample_clips": 1}})
     (video,) = (tmp_path / "plain" / "samples").iterdir()
@@ -492,9 +486,7 @@ def test_a_run_that_stops_at_a_bad_step_can_be_resumed_after_it(
 def test_too_many_bad_steps_end_the_run(prepared: Prepared, tmp_path: Path, bad_at: set[int]) -> None:
     bad_at |= set(range(2, 99))
     changes = quick(steps=99, accumulate=2, batch_size=1, checkpoint_every=99, log_every=99)
-    with pytest.raises(
-        DheadsError, match=r"step 22: .* at each of the last 20 steps; lower optimisation.learning_rate"
-    ):
+    with pytest.raises(DheadsError, match=r"step 22: .* at each of the last 20 steps; lower optimisation.learning_r"):
         trained(prepared.data, tmp_path, changes)
     assert len(rows(tmp_path, "events")) == 20
 
@@ -775,8 +767,6 @@ def test_a_tiny_model_learns_one_clip_and_its_mouth_follows_the_sound(
     count = other.frames
     own, foreign = spoken(labels["speech"]), spoken(others.labels(other)["speech"])
     assert np.corrcoef(movement(own), movement(truth))[0, 1] > 0.9
-    assert np.corrcoef(movement(truth), labels["lips"][:, 0])[0, 1] > 0.8, (
-        "the main movement is the opening of the mouth"
-    )
+    assert np.corrcoef(movement(truth), labels["lips"][:, 0])[0, 1] > 0.8, "it is the opening of the mouth"
     assert np.corrcoef(movement(foreign), movement(truth[:count]))[0, 1] < 0.6
     assert abs(mouth(own) - mouth(truth)).mean() < 0.75 * abs(mouth(truth) - mouth(truth[:1])).mean()
