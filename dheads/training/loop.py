@@ -203,7 +203,7 @@ class _Trainer:
             ended = False
             while not (state.is_done or ended):
                 step, step_began = state.step, time.perf_counter()
-                totals, asked, seconds = self._gradient(queue, step, ending.asked)
+                totals, asked, seconds = self._gradient(queue, step, ending)
                 trouble = self._advance(totals, step, seconds)
                 self._pace.worked += time.perf_counter() - step_began
                 if trouble is None:
@@ -218,7 +218,7 @@ class _Trainer:
         if stopped_by is not None:
             raise DheadsError(f"{self._run}: {stopped_by}; the same command resumes the run after that step")
 
-    def _gradient(self, queue: Iterator[Batch], step: int, is_asked: bool) -> tuple[Totals, bool, float]:
+    def _gradient(self, queue: Iterator[Batch], step: int, ending: Ending) -> tuple[Totals, bool, float]:
         """Compute the gradient of a step.
 
         Returns the losses and the gradient's norm, whether any process is asked to end, and the step's seconds. All
@@ -239,7 +239,7 @@ class _Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
             sums += tally(terms, self._config)
         norm, now = float(self._state.clip_gradient()), time.monotonic()
-        others = sums.new_tensor([[norm, 1], [is_asked, 1], [now - self._counted, 1]])
+        others = sums.new_tensor([[norm, 1], [ending.asked, 1], [now - self._counted, 1]])
         self._counted = now
         rows = self._world.total(torch.cat([sums, others])).tolist()
         *values, (asked, _), (seconds, count) = [(total, count) for total, count in rows]
