@@ -428,7 +428,7 @@ def test_another_video_is_refused(
     name = f"clips/{VOICE}.mp4"
     rewrite(part_with(copied, name)[0], name, video(copied.parent / "made.mp4", size, frames, sound))
     refused(
-        recipe, [copied], rf"{VOICE} cannot be read: its video:? {said}; copy the part again, or pack the data anew"
+        recipe, [copied], rf"{VOICE} cannot be read: its video:? {said}; copy the part again, or pack the data again"
     )
 
 
