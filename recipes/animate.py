@@ -1,13 +1,13 @@
-"""Videos of still photos: each face moves, and speaks, as a face in a real clip does. Many identities out of few.
+"""Animate still photos with the motion and speech of faces in real clips, for more identities to train on.
 
     python recipes/animate.py --stills RAW/stills --clips RAW/talkvid --clips RAW/hdtf \
         --splits recipes/small-splits.csv --out RAW/animated
 
-Each photo is laid out as a mesh of triangles between which a thin-plate spline keeps the skin smooth (Bookstein 1989).
-Brows move by as much as the driver's, lids close with the driver's, and half of the head's motion moves the whole
-picture. The photo's lips are closed and then part as the driver's do, the chin with them; what is seen between them,
-teeth and tongue, is the clip's, so that nothing remains of what a smile showed. Faces seen from the side are left out:
-they would look torn. `out/splits.csv` lists what is made.
+A photo becomes a mesh of triangles, whose vertices in the skin follow a thin-plate spline (Bookstein 1989). The real
+clip is called the driver: brows move as far as the driver's, lids close with the driver's, and half of the driver's
+head motion moves the whole picture. The photo's lips are closed first and then open as the driver's do, with the chin;
+the inside of the mouth is pasted from the clip, so that nothing remains of a smile in the photo. Faces seen from the
+side are skipped, as they would look torn. `out/splits.csv` lists the videos.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform, wav_file
 from dheads.media.writing import write_video
 
 T = TypeVar("T")
-FACE_PX = 256  # of the crops, laid on the mean face, in which a photo's landmarks and a clip's are compared
+FACE_PX = 256  # side of the aligned crops in which landmarks of photos and clips are compared
 SWAY = 0.5  # share of the driver's head motion that the photo takes
-REACH = 0.25  # how far that may move the head, in eye distances
+REACH = 0.25  # limit of that motion, in eye distances
 SMOOTH, SMOOTH_LIPS = 2.0, 0.7  # sigma in frames: closures of the lips last two or three
-DRIFT = 8.0  # sigma in frames of what is no speech in the mouth's motion
-UPPER_SHARE = 0.35  # of closing the mouth, that the upper lip does
-RAISE = 0.15  # how far brows may go up or down, in eye distances
-TURNED = 0.45  # how far the nose may be from the middle of the face, in halves of its width
-SHUT = -0.6  # the eye code of shut lids, as the iris network sees them
-CLOSED = 0.01  # an opening, in eye distances, that the mesh sees in closed lips
-LIP_STEPS = 13  # vertices along a lip's line
-MARGIN = 8  # px around a mouth that is pasted
-FINER = 4  # pixels along one in which triangles are filled
+DRIFT = 8.0  # sigma in frames; slower motion of the mouth is no speech
+UPPER_SHARE = 0.35  # the upper lip's share of closing the mouth
+RAISE = 0.15  # limit of the brows' motion up and down, in eye distances
+TURNED = 0.45  # limit of the nose's distance from the middle of the face, in half widths of the face
+SHUT = -0.6  # the eye code of shut lids, as measured by the iris network
+CLOSED = 0.01  # opening of closed lips as measured by the mesh, in eye distances
+LIP_STEPS = 13  # vertices along the line of a lip
+MARGIN = 8  # px around a pasted mouth
+FINER = 4  # triangles are filled at this multiple of the resolution
 ALIGNMENT = AlignmentConfig()
 # The lips' lines, from left to right: outer upper, inner upper, inner lower, outer lower.
 LIP_LINES = (
@@ -77,20 +77,20 @@ LIP_LINES = (
 LIDS = ((37, 41), (38, 40), (43, 47), (44, 46))  # upper and lower, above each other
 BROWS = np.arange(17, 27)
 CHIN = np.arange(4, 13)
-CHIN_SHARE = np.array([0.1, 0.3, 0.5, 0.7, 0.7, 0.7, 0.5, 0.3, 0.1])  # of how far down the lower lip goes
-# The mouth's points (of 20) in a mirror.
+CHIN_SHARE = np.array([0.1, 0.3, 0.5, 0.7, 0.7, 0.7, 0.5, 0.3, 0.1])  # of the lower lip's motion down
+# The mirror images of the mouth's 20 points.
 MIRROR = np.array([6, 5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 16, 15, 14, 13, 12, 19, 18, 17])
 SKIN = np.array([3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 35, 33, 31])  # around the mouth's own outline
 
 
 def main(
     stills: Annotated[Path, typer.Option(help="Folder of photos.")],
-    clips: Annotated[list[Path], typer.Option(help="Folder of real clips; may be given again.")],
-    splits: Annotated[Path, typer.Option(help="CSV of clip, speaker and split; only train is used.")],
+    clips: Annotated[list[Path], typer.Option(help="Folder of real clips; can be repeated.")],
+    splits: Annotated[Path, typer.Option(help="CSV of clip, speaker and split; only the train split is used.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    frames: Annotated[int, typer.Option(min=2, help="Of each video.")] = 75,
-    count: Annotated[int | None, typer.Option(help="How many photos to animate.  [default: all]")] = None,
-    seed: int = 0,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of each video.")] = 75,
+    count: Annotated[int | None, typer.Option(help="Number of photos to animate.  [default: all]")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the clip and the part of it for each photo.")] = 0,
 ) -> None:
     """Animate photos with the motion of real clips."""
     cv2.setNumThreads(1)
@@ -108,7 +108,7 @@ def main(
 
 
 def listed(folders: list[Path], splits: Path, kinds: frozenset[str]) -> list[Path]:
-    """The files of these folders, by name, that the CSV puts into the train split."""
+    """The files in these folders that the CSV lists in the train split, sorted by name."""
     with splits.open(newline="", encoding="utf-8") as file:
         train = {row["clip"] for row in csv.DictReader(file) if row["split"] == "train"}
     paths = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() in kinds]
@@ -116,11 +116,12 @@ def listed(folders: list[Path], splits: Path, kinds: frozenset[str]) -> list[Pat
 
 
 def target(out: Path, photo: Path) -> Path:
+    """The path of a photo's video."""
     return out / f"{photo.stem}.mp4"
 
 
 def animate_all(photos: list[Path], videos: list[Path], out: Path, frames: int, seed: int) -> None:
-    """Write what is missing; a photo or a clip that cannot be used is skipped with a warning."""
+    """Write the videos that are missing; photos and clips that cannot be used are skipped with a warning."""
     backend = MeshBackend()
     todo = {photo: index for index, photo in enumerate(photos) if not target(out, photo).exists()}
     stills = usable("find", todo, lambda photo: find_still(photo, backend))
@@ -128,7 +129,9 @@ def animate_all(photos: list[Path], videos: list[Path], out: Path, frames: int, 
         return
     drivers = list(usable("watch", videos, lambda video: watch(video, backend, frames)).values())
     if not drivers:
-        raise DheadsError(f"no clip of the train split shows a face in {frames} frames on end; give others by --clips")
+        raise DheadsError(
+            f"no clip of the train split shows a face in {frames} frames in a row; give others by --clips"
+        )
     order = np.random.default_rng(seed).permutation(len(drivers))
     for photo, still in tqdm(stills.items(), desc="animate", unit="photo"):
         index = todo[photo]
@@ -140,7 +143,7 @@ def animate_all(photos: list[Path], videos: list[Path], out: Path, frames: int, 
 
 
 def usable(name: str, paths: Iterable[Path], look: Callable[[Path], T]) -> dict[Path, T]:
-    """What is seen in each file; one that cannot be used is left out with a warning."""
+    """The result of `look` for each file; those that raise DheadsError are skipped with a warning."""
     seen = {}
     for path in tqdm(paths, desc=name, unit="file"):
         try:
@@ -150,40 +153,42 @@ def usable(name: str, paths: Iterable[Path], look: Callable[[Path], T]) -> dict[
     return seen
 
 
-# ---- What is seen in a clip and in a photo ----
+# --- Analysis of clips and photos
 
 
 @dataclass(frozen=True)
 class Driver:
-    """The motion of a clip of F frames, its face laid on the mean face of a crop of FACE_PX."""
+    """The motion of a clip of F frames, in aligned crops of side FACE_PX."""
 
     waveform: torch.Tensor  # (N,) 16 kHz
-    begins: np.ndarray  # (B,) int: frames at which a good stretch begins
+    begins: np.ndarray  # (B,) int, first frames of the stretches that can be used
     matrices: np.ndarray  # (F, 2, 3) from frame to crop
     landmarks: np.ndarray  # (F, 68, 2) px of the crop
     eyes: np.ndarray  # (F,) eye code: 0 as usual, -1 shut
-    mouths: np.ndarray  # (F, h, w, 3) uint8: the part of the crop around the mouth
-    corner: np.ndarray  # (2,) px: where in the crop that part begins
+    mouths: np.ndarray  # (F, h, w, 3) uint8, the part of the crop around the mouth
+    corner: np.ndarray  # (2,) px, the upper left corner of that part in the crop
     skin: np.ndarray  # (3,) mean colour around the mouth
 
 
 @dataclass(frozen=True)
 class Still:
+    """A photo and the landmarks of its face."""
+
     image: np.ndarray  # (H, W, 3) uint8, both even
     landmarks: np.ndarray  # (68, 2) px
-    matrix: np.ndarray  # (2, 3) from there to a crop of FACE_PX
+    matrix: np.ndarray  # (2, 3) from photo to crop
     skin: np.ndarray  # (3,) mean colour around the mouth
 
 
 def watch(path: Path, backend: LandmarkBackend, count: int) -> Driver:
-    """Raises DheadsError for a clip without sound or without `count` frames on end that show a face from the front."""
+    """Analyse a clip. Raises DheadsError without sound, or without a face from the front in `count` frames in a row."""
     frames = list(read_frames(path))
     found = backend.track(frames)
     matrices = align_transforms(found, ALIGNMENT, FACE_PX)
     landmarks = np.stack([apply_transform(*pair) for pair in zip(matrices, found, strict=True)])
     begins = frontal_stretches(landmarks, count)
     if not len(begins):
-        raise DheadsError(f"{path}: no {count} frames on end show a face from the front")
+        raise DheadsError(f"{path}: no {count} frames in a row show a face from the front")
     seen = np.isfinite(landmarks).all(axis=(1, 2))
     mouth = np.median(landmarks[seen][:, MOUTH], axis=0)
     centre, half = mouth.mean(axis=0), 0.9 * np.ptp(mouth[:, 0])
@@ -206,7 +211,10 @@ def watch(path: Path, backend: LandmarkBackend, count: int) -> Driver:
 
 
 def frontal_stretches(landmarks: np.ndarray, count: int) -> np.ndarray:
-    """Where `count` frames on end show a face (68, 2) of (F, 68, 2) from the front: the half least from the side."""
+    """First frames of stretches of `count` frames that show a face from the front; the better half of them.
+
+    landmarks (F, 68, 2), NaN without a face.
+    """
     if len(landmarks) < count:
         return np.empty(0, int)
     worst = np.lib.stride_tricks.sliding_window_view(turned(landmarks), count).max(axis=1)  # NaN without a face
@@ -215,14 +223,14 @@ def frontal_stretches(landmarks: np.ndarray, count: int) -> np.ndarray:
 
 
 def turned(landmarks: np.ndarray) -> np.ndarray:
-    """How far from the front a face (..., 68, 2) is seen: 0 to 1, where the nose is at the face's edge."""
+    """How far faces (..., 68, 2) are turned to the side: 0 from the front, 1 with the nose at the face's edge."""
     across = landmarks[..., 16, :] - landmarks[..., 0, :]
     nose = landmarks[..., 30, :] - (landmarks[..., 16, :] + landmarks[..., 0, :]) / 2
     return np.abs(2 * (nose * across).sum(axis=-1) / (across**2).sum(axis=-1))
 
 
 def find_still(path: Path, backend: LandmarkBackend) -> Still:
-    """Raises DheadsError for a photo without a face seen from the front."""
+    """Find the face in a photo. Raises DheadsError where there is none from the front."""
     image = load_photo(path)
     height, width = image.shape[:2]
     image = np.ascontiguousarray(image[: height - height % 2, : width - width % 2])
@@ -234,7 +242,7 @@ def find_still(path: Path, backend: LandmarkBackend) -> Still:
 
 
 def skin_colour(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """(3,): the mean between nose and jaw, without the mouth."""
+    """The mean colour (3,) between nose and jaw, without the mouth."""
     mask = np.zeros(image.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.rint(landmarks[SKIN]).astype(np.int32)], 255)
     cv2.fillConvexPoly(mask, cv2.convexHull(np.rint(landmarks[MOUTH]).astype(np.int32)), 0)
@@ -242,8 +250,8 @@ def skin_colour(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 
 def recoloured(mouths: np.ndarray, skin: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Pictures (N, h, w, 3) of a face with that skin (3,), float32, in the light of a face with the other skin."""
-    # Teeth differ less than skins do, and never become brighter than they were; in grey photos they are grey.
+    """Mouths (N, h, w, 3) of a face with skin colour `skin` (3,), adapted to a face with `other` (3,); float32."""
+    # Teeth differ less than skin, and never become brighter; in grey photos they are grey.
     light = min((other.mean() / skin.mean()) ** 0.8, 1.0)
     tint = (other / other.mean() / (skin / skin.mean())) ** 0.3
     colour = min(1, (np.ptp(other) / other.mean()) / max(np.ptp(skin) / skin.mean(), 1e-6))
@@ -251,37 +259,37 @@ def recoloured(mouths: np.ndarray, skin: np.ndarray, other: np.ndarray) -> np.nd
     return ((grey + colour * (mouths - grey)) * (light * tint)).astype(np.float32)
 
 
-# ---- Where the face's points go ----
+# --- Motion of the landmarks
 
 
 def animate(still: Still, driver: Driver, stretch: slice) -> Iterator[np.ndarray]:
-    """The frames (H, W, 3) uint8 of a photo that moves as the driver does in that stretch."""
+    """Yield the frames (H, W, 3) uint8 of a photo that moves as the driver does in that stretch."""
     landmarks = steady(driver.landmarks[stretch])
     back, rest = invert_transform(still.matrix), apply_transform(still.matrix, still.landmarks)
-    goals = apply_transform(back, placed(rest, landmarks, driver.eyes[stretch]))  # (N, 68, 2) px of the photo
+    goals = apply_transform(back, moved_landmarks(rest, landmarks, driver.eyes[stretch]))  # (N, 68, 2) px of the photo
     mesh = Mesh(still)
     sways = sway(driver.matrices[stretch], rest)
     lips = landmarks - driver.corner
     mouths = recoloured(driver.mouths[stretch], driver.skin, still.skin)
     for goal, moved, seen, mouth in zip(goals, sways, lips, mouths, strict=True):
         whole = _chain(back, moved, still.matrix)
-        frame = mesh.draw(goal, whole)
+        frame = mesh.render(goal, whole)
         yield with_mouth(frame, apply_transform(whole, goal), mouth, seen)
 
 
 def steady(landmarks: np.ndarray) -> np.ndarray:
-    """Landmarks (N, 68, 2) smoothed over time, the lips less."""
+    """Landmarks (N, 68, 2) smoothed over time, those of the lips less."""
     smoothed = gaussian_filter1d(landmarks, SMOOTH, axis=0, mode="nearest")
     smoothed[:, MOUTH] = gaussian_filter1d(landmarks[:, MOUTH], SMOOTH_LIPS, axis=0, mode="nearest")
     return smoothed
 
 
-def placed(rest: np.ndarray, landmarks: np.ndarray, eyes: np.ndarray) -> np.ndarray:
-    """The landmarks (N, 68, 2) of a photo's face, (68, 2) at rest, that moves as landmarks (N, 68, 2) do; all in crops.
+def moved_landmarks(rest: np.ndarray, landmarks: np.ndarray, eyes: np.ndarray) -> np.ndarray:
+    """The photo's landmarks (N, 68, 2) px of the crop while its face moves as the driver's does.
 
-    eyes: the driver's eye code (N,).
+    rest (68, 2): the photo's own landmarks; landmarks (N, 68, 2) and eyes (N,), eye code: the driver's.
     """
-    # An affine map a frame: what is left of the head's turning and nodding is no motion of the face.
+    # An affine map for each frame removes the turning and nodding of the head, which is no motion of the face.
     posed = np.stack([_affine(row, rest, STABLE) for row in landmarks])
     usual = np.median(posed, axis=0)
     goals = np.repeat(rest[None], len(landmarks), axis=0)
@@ -297,10 +305,10 @@ def placed(rest: np.ndarray, landmarks: np.ndarray, eyes: np.ndarray) -> np.ndar
 
 
 def _mouths(rest: np.ndarray, posed: np.ndarray) -> np.ndarray:
-    """(N, 20, 2): the mouth of a photo's face, (68, 2) at rest, that moves as those of landmarks (N, 68, 2) do."""
-    # Where the mouth drifts slowly, the head is turning.
+    """The photo's mouth (N, 20, 2), from its landmarks (68, 2) at rest and the driver's posed landmarks (N, 68, 2)."""
+    # Slow drift of the mouth comes from turning of the head.
     theirs = posed[:, MOUTH] - gaussian_filter1d(posed[:, MOUTH].mean(axis=1, keepdims=True), DRIFT, axis=0)
-    # Both speak from closed lips, so that each keeps the form of its own.
+    # Motion is relative to closed lips, so that the photo's lips keep their own shape.
     quiet = np.argsort(mouth_opening(posed), kind="stable")[: max(1, len(posed) // 5)]
     ratio = np.sqrt(np.clip(mouth_width(rest) / np.median(mouth_width(posed)), 0.7, 1.4))
     motion = theirs - _closed(theirs[quiet].mean(axis=0))
@@ -308,7 +316,7 @@ def _mouths(rest: np.ndarray, posed: np.ndarray) -> np.ndarray:
 
 
 def _closed(mouth: np.ndarray) -> np.ndarray:
-    """A mouth (20, 2) of a level face with its lips closed: the upper one comes down by less than the lower goes up."""
+    """A mouth (20, 2) of an upright face with its lips closed: the lower lip moves further than the upper."""
     mouth = mouth.copy()
     gap = np.maximum(mouth[[19, 18, 17], 1] - mouth[[13, 14, 15], 1], 0)
     for upper, lower in (([13, 14, 15], [19, 18, 17]), ([2, 3, 4], [10, 9, 8])):
@@ -318,12 +326,12 @@ def _closed(mouth: np.ndarray) -> np.ndarray:
 
 
 def _even(mouth: np.ndarray) -> np.ndarray:
-    """The motion (..., 20, 2) of a mouth as alike on both sides: a face seen from the side is not even."""
+    """The motion (..., 20, 2) of a mouth made symmetric, which it is not in a face that is turned."""
     return (mouth + mouth[..., MIRROR, :] * (-1, 1)) / 2
 
 
 def pressed(goals: np.ndarray) -> np.ndarray:
-    """Landmarks (N, 68, 2) of level faces, whose inner lips meet where the mesh sees next to no opening."""
+    """Landmarks (N, 68, 2) of upright faces with inner lips that touch where their opening is that of closed lips."""
     least = CLOSED * eye_distance(goals)
     for upper, lower in ((61, 67), (62, 66), (63, 65)):
         gap = goals[:, lower, 1] - goals[:, upper, 1]
@@ -334,7 +342,10 @@ def pressed(goals: np.ndarray) -> np.ndarray:
 
 
 def sway(matrices: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """The damped motion (N, 2, 3) of a face at `rest` (68, 2) in a crop, of transforms (N, 2, 3) from frame to crop."""
+    """The damped head motion as matrices (N, 2, 3) in the crop.
+
+    matrices (N, 2, 3): the driver's, from frame to crop; rest (68, 2): the photo's landmarks.
+    """
     usual = matrices[len(matrices) // 2]
     centre, limit = rest[STABLE].mean(axis=0), REACH * eye_distance(rest)
     moves = []
@@ -349,24 +360,24 @@ def sway(matrices: np.ndarray, rest: np.ndarray) -> np.ndarray:
 
 
 def _affine(points: np.ndarray, goal: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Points (P, 2) through the affine map that lays some of them nearest to the goal's."""
+    """Points (P, 2) transformed by the affine map that brings those in `which` closest to the goal's (P, 2)."""
     ones = np.ones((len(points), 1))
     return np.hstack([points, ones]) @ np.linalg.lstsq(np.hstack([points, ones])[which], goal[which])[0]
 
 
 def _chain(*matrices: np.ndarray) -> np.ndarray:
-    """The (2, 3) matrix of several, the last first."""
+    """The product of (2, 3) matrices; the last is applied first."""
     result = np.eye(3)
     for matrix in matrices:
         result = result @ np.vstack([matrix, (0, 0, 1)])
     return result[:2]
 
 
-# ---- Drawing ----
+# --- Rendering
 
 
 class Mesh:
-    """A photo as triangles, fine enough to look smooth; the lips are strips between their four lines and lie on top."""
+    """A photo as a mesh of fine triangles; the lips are strips between their four lines, and lie on top."""
 
     def __init__(self, still: Still) -> None:
         self._image = still.image
@@ -374,14 +385,14 @@ class Mesh:
         self._lids = np.concatenate(EYES)
         lids = still.landmarks[self._lids]
         self._grid = _grid(still, np.concatenate([lips[0], lips[3], lids]))
-        self._controls = np.arange(60)  # all but the inner lips, which part
+        self._controls = np.arange(60)  # all but the inner lips, which open
         held = _held(still)
         controls = np.concatenate([still.landmarks[self._controls], held])
-        # The spline is linear in where its controls go, so that one matrix serves all frames.
+        # The spline is linear in the positions of its controls, so that one matrix serves all frames.
         self._spline = RBFInterpolator(controls, np.eye(len(controls)), kernel="thin_plate_spline")(self._grid)
         self._spline = self._spline[:, : len(self._controls)]
         self._rest = still.landmarks
-        # Where the photo shows teeth, the lips' line may lie on them; it is taken from within the lips.
+        # Where the photo shows teeth, the inner lines may lie on them, so they are moved into the lips.
         lean = 0.35 * np.clip(mouth_opening(still.landmarks) / 0.06, 0, 1)
         source = lips.copy()
         source[1:3] += lean * (lips[[0, 3]] - lips[1:3])
@@ -389,16 +400,17 @@ class Mesh:
         skin = _triangulated(np.concatenate([lips.reshape(-1, 2), lids, self._grid]))
         self._triangles = np.concatenate([skin, _strip(1, 2), _strip(0, 1), _strip(2, 3)])
 
-    def draw(self, goal: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        """The picture (H, W, 3) uint8 with its landmarks at `goal` (68, 2) px, and moved as a whole by (2, 3)."""
+    def render(self, goal: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        """The picture (H, W, 3) uint8 with its landmarks at `goal` (68, 2) px, then moved as a whole by (2, 3)."""
         shift = self._spline @ (goal - self._rest)[self._controls]
         vertices = np.concatenate([lip_vertices(goal).reshape(-1, 2), goal[self._lids], self._grid + shift])
-        places = drawn_from(self._source, apply_transform(whole, vertices), self._triangles, self._image.shape)
-        return cv2.remap(self._image, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        moved = apply_transform(whole, vertices)
+        coordinates = source_coordinates(self._source, moved, self._triangles, self._image.shape)
+        return cv2.remap(self._image, coordinates, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def lip_vertices(landmarks: np.ndarray) -> np.ndarray:
-    """(4, L, 2): the lips' lines, as smooth curves from corner to corner."""
+    """The lips' lines (4, L, 2) as smooth curves from corner to corner."""
     curves = np.stack([_curve(len(line)) @ landmarks[line] for line in LIP_LINES])
     curves[2][:, 1] = np.maximum(curves[2][:, 1], curves[1][:, 1])
     return curves
@@ -406,15 +418,15 @@ def lip_vertices(landmarks: np.ndarray) -> np.ndarray:
 
 @cache
 def _curve(count: int) -> np.ndarray:
-    """(L, P): the vertices of a cubic spline through so many points, as shares of these."""
+    """The matrix (L, P) from `count` = P points to L vertices on the cubic spline through them."""
     return CubicSpline(np.linspace(0, 1, count), np.eye(count))(np.linspace(0, 1, LIP_STEPS))
 
 
 def _grid(still: Still, others: np.ndarray) -> np.ndarray:
-    """Points (G, 2) all over the picture and beyond it, none within eyes or mouth or next to other vertices (V, 2)."""
+    """A grid of points (G, 2) on the picture and beyond, without those in eyes, mouth or next to `others` (V, 2)."""
     height, width = still.image.shape[:2]
     step = eye_distance(still.landmarks) / 6
-    beyond = 4 * step + 0.1 * max(height, width)  # whole pictures move, too
+    beyond = 4 * step + 0.1 * max(height, width)  # as the whole picture moves too
     x, y = np.meshgrid(np.arange(-beyond, width + beyond, step), np.arange(-beyond, height + beyond, step))
     grid = np.stack([x, y], axis=-1).reshape(-1, 2)
     far = np.linalg.norm(grid[:, None] - others, axis=-1).min(axis=1) > 0.5 * step
@@ -422,7 +434,7 @@ def _grid(still: Still, others: np.ndarray) -> np.ndarray:
 
 
 def _held(still: Still) -> np.ndarray:
-    """Points (A, 2) around the face and along the picture's edge that the face's motion leaves where they are."""
+    """Points (A, 2) around the face and along the picture's edge, which do not move with the face."""
     height, width = still.image.shape[:2]
     x, y = np.linspace(0, width, 6), np.linspace(0, height, 6)
     edge = [(a, b) for a in x for b in y if a in (0, width) or b in (0, height)]
@@ -433,32 +445,34 @@ def _held(still: Still) -> np.ndarray:
 
 
 def _within(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
-    """(P,) bool: which points (P, 2) lie in a polygon (V, 2)."""
+    """Whether each of the points (P, 2) lies in a polygon (V, 2): (P,) bool."""
     outline = polygon.astype(np.float32)
     return np.array([cv2.pointPolygonTest(outline, (x, y), False) > 0 for x, y in points.tolist()], bool)
 
 
 def _triangulated(vertices: np.ndarray) -> np.ndarray:
-    """Triangles (T, 3) between the vertices (V, 2) without the inner lips', across the mouth as well."""
-    # The lips' lines begin and end at the same corners: one vertex of the two serves.
+    """Triangles (T, 3) between the vertices (V, 2) without those of the inner lips; they cover the mouth as well."""
+    # The outer lines share their end points, of which one is used.
     skipped = np.arange(LIP_STEPS, 3 * LIP_STEPS + 1), 4 * LIP_STEPS - 1
     kept = np.setdiff1d(np.arange(len(vertices)), np.hstack(skipped))
     return kept[Delaunay(vertices[kept]).simplices]
 
 
 def _strip(a: int, b: int) -> np.ndarray:
-    """Triangles (T, 3) between two of the lips' lines."""
+    """Triangles (T, 3) between the lips' lines a and b."""
     pairs = pairwise(range(LIP_STEPS))
     a, b = a * LIP_STEPS, b * LIP_STEPS
     return np.array([t for i, j in pairs for t in ((a + i, a + j, b + i), (a + j, b + j, b + i))])
 
 
-def drawn_from(source: np.ndarray, goal: np.ndarray, triangles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(H, W, 2) float32: from where in the source each pixel comes; vertices (V, 2) px, triangles (T, 3) of them.
+def source_coordinates(
+    source: np.ndarray, goal: np.ndarray, triangles: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The coordinates in the source of each pixel of a picture of `shape`: (H, W, 2) float32, NaN outside triangles.
 
-    The last triangle lies on top. NaN where there is none.
+    source, goal (V, 2) px: vertices in the source and in the picture; triangles (T, 3) of them, the last on top.
     """
-    # OpenCV also fills the pixels that a triangle's edge only touches; finer ones let it reach less far.
+    # OpenCV also fills pixels that an edge only touches; at a higher resolution it exceeds the edge by less.
     label = np.full((FINER * shape[0], FINER * shape[1]), -1, np.int32)
     corners = goal[triangles]  # (T, 3, 2)
     for index, corner in enumerate(np.rint(corners * (16 * FINER)).astype(np.int32)):
@@ -467,26 +481,26 @@ def drawn_from(source: np.ndarray, goal: np.ndarray, triangles: np.ndarray, shap
     origin, first, second = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     area = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
     area = np.where(np.abs(area) < 1e-6, 1e-6, area)
-    # Barycentric: the second's share is u = (p - origin) x second / area, the third's v = first x (p - origin) / area
+    # Barycentric coordinates: b = (p - origin) x second / area, c = first x (p - origin) / area
     u = np.stack([second[:, 1], -second[:, 0]], axis=-1) / area[:, None]
     v = np.stack([-first[:, 1], first[:, 0]], axis=-1) / area[:, None]
     y, x = np.indices(label.shape)
     x, y = x - origin[label, 0], y - origin[label, 1]
-    # Clamped, as a sliver's next pixels lie far outside it.
+    # Clamped, as pixels next to a thin triangle may lie far outside it.
     b = np.clip(u[label, 0] * x + u[label, 1] * y, 0, 1)
     c = np.clip(v[label, 0] * x + v[label, 1] * y, 0, 1)
     over = np.maximum(b + c, 1)
     b, c = (b / over)[..., None], (c / over)[..., None]
     p, q, r = np.moveaxis(source[triangles], 1, 0)  # (T, 2) each
-    places = p[label] + b * (q - p)[label] + c * (r - p)[label]
-    places[label < 0] = np.nan
-    return places.astype(np.float32)
+    coordinates = p[label] + b * (q - p)[label] + c * (r - p)[label]
+    coordinates[label < 0] = np.nan
+    return coordinates.astype(np.float32)
 
 
 def with_mouth(frame: np.ndarray, goal: np.ndarray, mouth: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """The frame (H, W, 3) uint8, changed in place, with the inside of the driver's mouth (h, w, 3) where lips part.
+    """Paste the inside of the driver's mouth (h, w, 3) between the open lips of a frame (H, W, 3) uint8, in place.
 
-    goal, seen: landmarks (68, 2) px in the frame and in the mouth's picture.
+    goal, seen: landmarks (68, 2) px in the frame and in the picture of the mouth. Returns the frame.
     """
     lines, theirs = lip_vertices(goal), lip_vertices(seen)
     gap = (lines[2] - lines[1])[:, 1].max()
@@ -500,12 +514,12 @@ def with_mouth(frame: np.ndarray, goal: np.ndarray, mouth: np.ndarray, seen: np.
     inner = np.rint(np.concatenate([lines[1], lines[2][::-1]]) * 16).astype(np.int32)
     cv2.fillPoly(alpha, [inner], 255, cv2.LINE_AA, shift=4)
     soft = cv2.GaussianBlur(alpha, (0, 0), eye_distance(goal) / 70)
-    # Somewhat wider than the opening, so that the soft edge has something to show.
+    # Somewhat wider than the opening, so that the soft edge shows the mouth too.
     for line in (lines, theirs):
         line[1:3] += 0.25 * (line[[0, 3]] - line[1:3])
-    places = drawn_from(theirs.reshape(-1, 2), lines.reshape(-1, 2), _strip(1, 2), part.shape)
-    known = np.isfinite(places[..., 0])
-    pasted = cv2.remap(mouth, np.nan_to_num(places), None, cv2.INTER_CUBIC)
+    coordinates = source_coordinates(theirs.reshape(-1, 2), lines.reshape(-1, 2), _strip(1, 2), part.shape)
+    known = np.isfinite(coordinates[..., 0])
+    pasted = cv2.remap(mouth, np.nan_to_num(coordinates), None, cv2.INTER_CUBIC)
     weight = (soft / 255 * known)[..., None]
     part[:] = np.clip(np.rint(part + weight * (pasted - part)), 0, 255)
     return frame

@@ -1,9 +1,9 @@
-"""Fit the lip code of weights to a dataset anew, and leave all else as it is: weights to start training from.
+"""Fit the lip code of weights to a dataset again, and change nothing else: weights to start training from.
 
     python recipes/fit_lips.py --weights small --data data --out start.safetensors
 
-For a dataset that grew, or was prepared with other `preparation.speech_tempos`. Clips that `recipes/animate.py` made
-say nothing new of how lips follow speech: fit before they are added.
+For a dataset with more clips, or one prepared with other `preparation.speech_tempos`. Fit before adding the clips of
+`recipes/animate.py`, as they repeat the lip motion of others.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from dheads.weights.checkpoints import build_model, load, save_checkpoint
 def main(
     data: Annotated[Path, typer.Option(help="Dataset made by `dheads prepare`.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
-    weights: Annotated[str, typer.Option(help="Weights whose lip code is fitted.")] = "small",
+    weights: Annotated[str, typer.Option(help="Weights with a lip code: a name, or a checkpoint.")] = "small",
 ) -> None:
-    """Fit the lip code of weights anew."""
+    """Fit the lip code of weights to a dataset again."""
     checkpoint = load(weights)
     unet = build_model(checkpoint, torch.device("cpu"))
     if unet.lip_predictor is None:
-        raise DheadsError(f"{weights} has no lip code; choose weights trained with conditioning.lip_dims=3")
+        raise DheadsError(f"{weights} has no lip code; choose weights trained with extensions.codes.lips")
     correlation = unet.lip_predictor.fit(Dataset(data).lip_clips("train"))
     typer.echo("correlation on speakers left out: " + ", ".join(f"{r:.3f}" for r in correlation.tolist()), err=True)
     save_checkpoint(out, unet.state_dict(), checkpoint.config, checkpoint.info)

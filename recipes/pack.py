@@ -1,4 +1,4 @@
-"""Make the packaged weights of a training run: fp16, with licence and data sources, listed in weights.toml.
+"""Turn a checkpoint into the packaged weights: fp16, with licence and data sources, and listed in weights.toml.
 
 python recipes/pack.py run/weights.safetensors
 """
@@ -9,25 +9,43 @@ import hashlib
 import re
 import sys
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from dheads.config import preset
+from dheads.config import Config, override, preset, to_dict
 from dheads.weights.checkpoints import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "small"
 
 
+# Keys of extensions that change sampling only, by table.
+SAMPLING = {
+    "motion": ("sampling_noise", "anchor"),
+    "noise": ("shared", "outer_shared", "outer_temperature", "pause_shared", "warm_steps"),
+    "sound": ("guidance", "room_noise"),
+}
+
+
+def with_sampling_of(chosen: Config, trained: Config) -> Config:
+    """The configuration of the training with the sampling settings of `chosen`, which may be newer.
+
+    The number of steps stays, as weights are distilled for it.
+    """
+    values = to_dict(chosen)
+    extensions = {table: {key: values["extensions"][table][key] for key in keys} for table, keys in SAMPLING.items()}
+    if "eyes" in trained.extensions.codes and "eyes" in chosen.extensions.codes:
+        extensions["codes"] = {"eyes": {"event_rate": chosen.extensions.codes["eyes"].event_rate}}
+    sampling = values["sampling"] | {"steps": trained.sampling.steps}
+    return override(trained, {"sampling": sampling, "extensions": extensions})
+
+
 def pack(trained: Path) -> None:
     listing = ROOT / "weights.toml"
     entry = tomllib.loads(listing.read_text(encoding="utf-8"))[NAME]
     checkpoint = load_checkpoint(trained)
-    # How to sample is found out after the training; in how many steps, distilled weights know best.
-    sampling = replace(preset(NAME).sampling, steps=checkpoint.config.sampling.steps)
-    config = replace(checkpoint.config, sampling=sampling)
+    config = with_sampling_of(preset(NAME), checkpoint.config)
     info = {**checkpoint.info, **{key: entry[key] for key in ("license", "purpose", "data")}}
     target = ROOT / "dheads" / "assets" / entry["file"]
     save_checkpoint(target, checkpoint.tensors, config, info, torch.float16)

@@ -1,13 +1,13 @@
-"""Pack a prepared dataset into a few small files that travel with a job to another machine, and unpack it there.
+"""Pack a prepared dataset into a few small files for transfer to another machine, and unpack it there.
 
     python recipes/pack_data.py pack data packed
     python recipes/pack_data.py unpack packed data
 
-A part is a zip archive, such as packed/data-1-of-3.zip. Every part holds the dataset's tables, and of some clips
+A part is a zip archive, such as packed/data-1-of-3.zip. Every part holds the dataset's tables, and for some clips:
 clips/<speaker>/<clip>.mp4           H.264 with motion compensation, and Opus sound
 clips/<speaker>/<clip>.safetensors   labels as 16-bit numbers: floats as fp16, as `_packed` stores them
 
-Speech embeddings are large and travel only on demand, exactly; `unpack` encodes the others again from the Opus sound.
+Speech embeddings are large and packed only on demand, exactly; `unpack` encodes the others again from the Opus sound.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from dheads.system.devices import resolve_device
 from dheads.system.files import complete_or_absent_folder
 from dheads.system.workers import cores
 
-# As `dheads prepare` stores them. Frames are the first axis, of speech_at_tempos the second.
+# The labels as `dheads prepare` stores them. Frames are the first axis; in speech_at_tempos the second.
 _LABELS = {
     "speech": torch.float16,
     "speech_at_tempos": torch.float16,
@@ -60,14 +60,14 @@ _LABELS = {
     "eyes": torch.float32,
 }
 _VOICES: dict[str, set[str]] = {"none": set(), "own": {"speech"}, "all": {"speech", "speech_at_tempos"}}
-# One thread a clip. Motion compensation within all of a clip; PSNR counts chroma too, which x264 spares by default.
+# One thread a clip; one key frame a clip. PSNR includes chroma, to which x264 gives fewer bits by default.
 _PACKED = {"preset": "placebo", "tune": "psnr", "chromaoffset": "-4", "g": "500", "threads": "1"}
-_UNPACKED = {"qp": "0", "g": "1", "threads": "1"}  # lossless, so that nothing is lost a second time
+_UNPACKED = {"qp": "0", "g": "1", "threads": "1"}  # lossless
 _PART = re.compile(r"(.+)-(\d{1,6})-of-(\d{1,6})\.zip")
 _TABLE = re.compile(r"dataset\.toml|clips(\.\d+-of-\d+)?\.csv")
-# What a part may claim, lest a hostile one fill the memory: bytes of an entry, and of a frame besides its pixels.
+# Limits against hostile parts that would fill the memory: bytes of an entry, and of a frame besides its pixels.
 _MAX_BYTES, _MAX_FRAME_BYTES = 2**28, 2**15
-# What zipfile throws at damaged archives.
+# Raised by zipfile for damaged archives.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, ValueError, OverflowError)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -78,11 +78,11 @@ def pack(
     data: Annotated[Path, typer.Argument(help="Dataset made by `dheads prepare`.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     part_mb: Annotated[float, typer.Option(min=0.001, help="Every part is smaller than this, MB.")] = 24.0,
-    crf: Annotated[int, typer.Option(min=1, max=40, help="Of the pictures; more is smaller and worse.")] = 14,
-    sound_kbps: Annotated[int, typer.Option(min=8, max=128, help="Of the sound, kbit/s.")] = 32,
+    crf: Annotated[int, typer.Option(min=1, max=40, help="Of the pictures: larger is smaller and worse.")] = 14,
+    sound_kbps: Annotated[int, typer.Option(min=8, max=128, help="Bit rate of the sound, kbit/s.")] = 32,
     voices: Annotated[
         Literal["none", "own", "all"],
-        typer.Option(help="Speech embeddings that travel: none, those of the clips' own voices, or of all tempos."),
+        typer.Option(help="Speech embeddings to pack: none, those of the clips' own voices, or of all tempos."),
     ] = "none",
 ) -> None:
     """Pack a prepared dataset into parts."""
@@ -97,7 +97,8 @@ def pack(
                 labels[name] = labels[name].narrow(_time(name), 0, 0)
             source, path = clip_path(data, clip.clip, "mp4"), Path(scratch) / f"{threading.get_ident()}.mp4"
             pictures = _pictures(source, clip, dataset.info["size"])
-            coding = _PACKED | {"crf": str(max(1, crf - 2) if clip.frames == 1 else crf)}  # stills come out worse
+            # At the same rate factor photos lose more.
+            coding = _PACKED | {"crf": str(max(1, crf - 2) if clip.frames == 1 else crf)}
             write_clip(path, pictures, _sound(source, clip), x264_options=coding, opus_kbps=sound_kbps)
             stored = save({name: _packed(name, label) for name, label in labels.items()})
             return {_entry(clip, "mp4"): path.read_bytes(), _entry(clip, "safetensors"): stored}
@@ -111,9 +112,9 @@ def pack(
 
 @app.command()
 def unpack(
-    parts: Annotated[list[Path], typer.Argument(help="The folder of the parts, or all of them.")],
+    parts: Annotated[list[Path], typer.Argument(help="The folder of the parts, or all parts.")],
     data: Annotated[Path, typer.Argument(help="Dataset to write.")],
-    device: Annotated[str, typer.Option(help="Encodes speech: auto, cpu, cuda or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device that encodes speech: auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Unpack parts into a prepared dataset."""
     chosen = resolve_device(device)
@@ -125,8 +126,7 @@ def unpack(
         with _reading(archives[0], "its table", folder):
             dataset = Dataset(folder)
             preparation = from_dict({"preparation": dataset.info.get("preparation", {})}).preparation
-        places = _places(archives, dataset.clips)
-        unpacker = Unpacker(dataset, places, preparation.speech_tempos, chosen)
+        unpacker = Unpacker(dataset, _parts_by_entry(archives, dataset.clips), preparation.speech_tempos, chosen)
         with closing(_each(unpacker, dataset.clips, "unpack")) as done:
             for _ in done:
                 pass
@@ -134,7 +134,7 @@ def unpack(
 
 
 def _each(work: Callable[[Clip], Any], clips: list[Clip], name: str) -> Iterator[Any]:
-    """What is made of each clip, in order, by as many threads as cores: PyAV and torch let others work."""
+    """Yield the result of `work` for each clip, in order, from a thread for each core; PyAV and torch free the GIL."""
     pool = ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield from tqdm(pool.map(work, clips), total=len(clips), desc=name, unit="clip")
@@ -144,7 +144,7 @@ def _each(work: Callable[[Clip], Any], clips: list[Clip], name: str) -> Iterator
 
 @contextmanager
 def _complete_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its name if the block ends well, and vanishes if not."""
+    """A new folder next to `target`, which is renamed to it if the block succeeds, and deleted if not."""
     if target.exists():
         raise DheadsError(f"{target} exists already; delete it or choose another name")
     try:
@@ -158,20 +158,20 @@ def _complete_folder(target: Path) -> Iterator[Path]:
 
 
 class Unpacker:
-    """Adds the clips themselves to a dataset that has its tables only."""
+    """Adds clips to a dataset that has only its tables."""
 
     def __init__(
-        self, dataset: Dataset, places: dict[str, zipfile.ZipFile], tempos: tuple[float, ...], device: torch.device
+        self, dataset: Dataset, parts: dict[str, zipfile.ZipFile], tempos: tuple[float, ...], device: torch.device
     ) -> None:
-        """places: the part that holds each entry. tempos: of the voices besides a clip's own."""
-        self._dataset, self._places, self._tempos, self._device = dataset, places, tempos, device
+        """parts: the part that holds each entry. tempos: of the voices besides a clip's own."""
+        self._dataset, self._parts, self._tempos, self._device = dataset, parts, tempos, device
         self._size = dataset.info["size"]
         self._encoder: SpeechEncoder | None = None
         self._lock = threading.Lock()
 
     def __call__(self, clip: Clip) -> None:
-        """Raises DheadsError for a clip that is damaged, and for one that cannot be written."""
-        part, root = self._places[_entry(clip, "safetensors")], self._dataset.root
+        """Unpack one clip. Raises DheadsError where it is damaged, or cannot be written."""
+        part, root = self._parts[_entry(clip, "safetensors")], self._dataset.root
         video = io.BytesIO(self._read(clip, "mp4"))
         stored = self._read(clip, "safetensors")
         with _reading(part, clip.clip, root):
@@ -183,28 +183,28 @@ class Unpacker:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(save(self._voiced(labels, sound, clip.frames)))
         with _reading(part, clip.clip, root):
-            self._dataset.labels(clip)  # of the right shapes
+            self._dataset.labels(clip)  # checks the shapes
         write_clip(clip_path(root, clip.clip, "mp4"), self._pictures(video, clip), sound, x264_options=_UNPACKED)
 
     def _read(self, clip: Clip, kind: str) -> bytes:
         most = min(_MAX_BYTES, (clip.frames + 1) * (3 * self._size**2 + _MAX_FRAME_BYTES))
-        return _read(self._places[_entry(clip, kind)], _entry(clip, kind), most)
+        return _read(self._parts[_entry(clip, kind)], _entry(clip, kind), most)
 
     def _pictures(self, video: BinaryIO, clip: Clip) -> Iterator[av.VideoFrame]:
-        with _reading(self._places[_entry(clip, "mp4")], clip.clip, self._dataset.root):
+        with _reading(self._parts[_entry(clip, "mp4")], clip.clip, self._dataset.root):
             yield from _pictures(video, clip, self._size)
 
     def _voiced(self, labels: dict[str, Tensor], sound: Tensor, frames: int) -> dict[str, Tensor]:
-        """With the voices that did not travel, and without tempos where the clip had none."""
+        """The labels with the voices that were not packed, and without tempos where the clip had none."""
         speech, tempos = labels["speech"], labels.pop("speech_at_tempos")
         if not len(speech):
-            speech = self._loaded().encode(sound, frames).half().cpu()
+            speech = self._loaded_encoder().encode(sound, frames).half().cpu()
         if len(tempos) and not tempos.shape[1]:
-            voices = [self._loaded().encode_at(tempo, sound, frames) for tempo in self._tempos]
+            voices = [self._loaded_encoder().encode_at(tempo, sound, frames) for tempo in self._tempos]
             tempos = torch.stack(voices).half().cpu()
         return labels | {"speech": speech} | ({"speech_at_tempos": tempos} if len(tempos) else {})
 
-    def _loaded(self) -> SpeechEncoder:
+    def _loaded_encoder(self) -> SpeechEncoder:
         with self._lock:
             if self._encoder is None:
                 self._encoder = load_speech_encoder(str(self._dataset.info.get("speech_encoder")), self._device)
@@ -212,11 +212,12 @@ class Unpacker:
 
 
 def _entry(clip: Clip, kind: str) -> str:
+    """The name of a clip's file in its part."""
     return clip_path(Path(), clip.clip, kind).as_posix()
 
 
 def _pictures(source: Path | BinaryIO, clip: Clip, size: int) -> Iterator[av.VideoFrame]:
-    """The frames of a video as they are stored. Raises DheadsError unless they are what the table says of the clip."""
+    """Yield the stored frames of a video. Raises DheadsError unless number and size are those of the clip's table."""
     name, count = name_of(source, "its video"), 0
     with opened(source, name) as container:
         stream = next((stream for stream in container.streams.video if stream.codec_context), None)
@@ -233,7 +234,7 @@ def _pictures(source: Path | BinaryIO, clip: Clip, size: int) -> Iterator[av.Vid
 
 
 def _sound(source: Path | BinaryIO, clip: Clip) -> Tensor:
-    """(N,) 16 kHz, at most as long as the pictures; no more than that is decoded. Raises DheadsError for too little."""
+    """The sound (N,), 16 kHz, up to the length of the pictures. Raises DheadsError where it is too short."""
     wanted, pieces = clip.frames * SAMPLES_PER_FRAME, [torch.empty(0)]
     for piece in waveform_pieces(source):
         pieces.append(piece)
@@ -250,15 +251,17 @@ def _time(name: str) -> int:
 
 
 def _packed(name: str, label: Tensor) -> Tensor:
-    """(...) -> (2, ...) uint8: 16-bit numbers as differences from frame to frame, high bytes apart from low ones, which
-    deflate makes 10 to 60 % smaller. Boxes are integers, all else becomes fp16."""
+    """A label (...) as (2, ...) uint8: the low bytes, then the high bytes, of its 16-bit differences between frames.
+
+    Deflate makes these 10 to 60 % smaller. Boxes are integers; all other labels become fp16.
+    """
     numbers = label.short() if name == "mouth_box" else label.half()
     steps = np.diff(numbers.numpy().view(np.uint16), axis=_time(name), prepend=np.uint16(0))
     return torch.from_numpy(np.stack([steps & 255, steps >> 8]).astype(np.uint8))
 
 
 def _unpacked(name: str, stored: Tensor) -> Tensor:
-    """The inverse of `_packed`, exactly. Raises ValueError for what that cannot have made."""
+    """The exact inverse of `_packed`. Raises ValueError for a tensor that is no result of it."""
     if stored.dtype != torch.uint8 or stored.ndim < _time(name) + 2 or len(stored) != 2:
         raise ValueError(f"{name} is not stored as pairs of bytes")
     low, high = stored.numpy().astype(np.uint16)
@@ -270,6 +273,7 @@ def _unpacked(name: str, stored: Tensor) -> Tensor:
 
 
 def _write_parts(folder: Path, tables: dict[str, bytes], clips: Iterable[dict[str, bytes]], limit: int) -> None:
+    """Write the clips' entries into parts of less than `limit` bytes, each with the tables."""
     archives: list[zipfile.ZipFile] = []
     with ExitStack() as stack:
         for entries in clips:
@@ -286,20 +290,20 @@ def _write_parts(folder: Path, tables: dict[str, bytes], clips: Iterable[dict[st
 
 def _add(archive: zipfile.ZipFile, entries: dict[str, bytes]) -> None:
     for name, content in entries.items():
-        info = zipfile.ZipInfo(name)  # without the time, so that the same data make the same parts
+        info = zipfile.ZipInfo(name)  # without the time, so that the same data gives the same parts
         info.compress_type = zipfile.ZIP_DEFLATED
         archive.writestr(info, content)
 
 
 def _size_with(archive: zipfile.ZipFile, entries: dict[str, bytes]) -> int:
-    """How many bytes an archive will have at most."""
+    """An upper bound of the archive's bytes with further entries."""
     sizes = {info.filename: info.compress_size for info in archive.infolist()}
     sizes |= {name: len(content) + len(content) // 1000 + 64 for name, content in entries.items()}
-    return 22 + sum(76 + 2 * len(name.encode()) + size for name, size in sizes.items())  # as the format says
+    return 22 + sum(76 + 2 * len(name.encode()) + size for name, size in sizes.items())  # sizes of the zip format
 
 
 def _all_parts(given: list[Path]) -> list[Path]:
-    """The parts given, or in the folders given. Raises DheadsError unless they are all of one dataset."""
+    """The given parts, and those in given folders. Raises DheadsError unless they are all parts of one dataset."""
     parts = [part for path in given for part in (sorted(path.iterdir()) if path.is_dir() else [path])]
     numbers: dict[tuple[str, int], set[int]] = {}
     for path in list(parts):
@@ -328,7 +332,7 @@ def _open(path: Path) -> zipfile.ZipFile:
 
 
 def _tables(archives: list[zipfile.ZipFile]) -> dict[str, bytes]:
-    """The tables, by name. Raises DheadsError for parts that have not the same."""
+    """The tables, by name. Raises DheadsError where those of the parts differ."""
     every = [
         {name: _read(archive, name, _MAX_BYTES) for name in archive.namelist() if _TABLE.fullmatch(name)}
         for archive in archives
@@ -339,24 +343,24 @@ def _tables(archives: list[zipfile.ZipFile]) -> dict[str, bytes]:
     return every[0]
 
 
-def _places(archives: list[zipfile.ZipFile], clips: list[Clip]) -> dict[str, zipfile.ZipFile]:
-    """The part that holds each entry. Raises DheadsError unless they are those of the clips, each once."""
+def _parts_by_entry(archives: list[zipfile.ZipFile], clips: list[Clip]) -> dict[str, zipfile.ZipFile]:
+    """The part that holds each entry. Raises DheadsError unless each file of the clips is there exactly once."""
     wanted = {_entry(clip, kind) for clip in clips for kind in ("mp4", "safetensors")}
-    places: dict[str, zipfile.ZipFile] = {}
+    parts: dict[str, zipfile.ZipFile] = {}
     for archive in archives:
         for name in archive.namelist():
             if _TABLE.fullmatch(name):
                 continue
-            if name not in wanted or name in places:
+            if name not in wanted or name in parts:
                 raise _damaged(archive, f"{name!r} is no file of a clip in its table, or there twice")
-            places[name] = archive
-    if lacking := sorted(wanted - set(places)):
+            parts[name] = archive
+    if lacking := sorted(wanted - set(parts)):
         raise _damaged(archives[0], f"neither it nor the other parts hold {lacking[0]}")
-    return places
+    return parts
 
 
 def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """An entry of at most so many bytes, of which no more are ever unpacked."""
+    """An entry's content. Raises DheadsError for one that is damaged or larger than `most` bytes."""
     info = archive.getinfo(name)
     if info.file_size > most or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _damaged(archive, f"{name} is far too large, or packed in another way")
@@ -369,16 +373,16 @@ def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 @contextmanager
 def _reading(part: zipfile.ZipFile, what: str, folder: Path) -> Iterator[None]:
-    """Whatever the block throws at what a part holds is the part's damage. folder: where it is unpacked to."""
+    """A block whose errors are raised as damage of the part. what: what it reads; folder: it is unpacked to."""
     try:
         yield
     except (DheadsError, SafetensorError, LookupError, TypeError, ValueError) as error:
-        reason = str(error).replace(f"{folder}{os.sep}", "").partition(";")[0]  # without the advice
+        reason = str(error).replace(f"{folder}{os.sep}", "").partition(";")[0]  # without the advice to the user
         raise _damaged(part, f"{what} cannot be read: {reason}") from error
 
 
 def _damaged(part: zipfile.ZipFile, what: str) -> DheadsError:
-    return DheadsError(f"{part.filename}: {what}; copy the part again, or pack the data anew")
+    return DheadsError(f"{part.filename}: {what}; copy the part again, or pack the data again")
 
 
 if __name__ == "__main__":

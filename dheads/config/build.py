@@ -111,7 +111,7 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 def override(config: Config, *changes: dict[str, Any]) -> Config:
     """`config` with the given (possibly partial, nested) values in place of its own; checked when all are in place.
 
-    A code's table is taken out by None: {"extensions": {"codes": {"lips": None}}}.
+    A code is turned off by None, or by false as in TOML: {"extensions": {"codes": {"lips": None}}}.
     """
     # Old keys are translated change by change, so that of an old and a new key the later one counts.
     return from_dict(functools.reduce(lambda base, top: renamed(_merge(base, top)), changes, to_dict(config)))
@@ -147,7 +147,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         if not isinstance(value, dict):
             raise DheadsError(f"configuration: {name} must be a table, not {value!r}")
         table = typing.get_args(kind.__orig_bases__[0])[1]  # type: ignore[attr-defined]
-        return kind({key: _build(table, one, f"{name}.{key}") for key, one in value.items() if one is not None})
+        on = {key: one for key, one in value.items() if one is not None and one is not False}
+        return kind({key: _build(table, one, f"{name}.{key}") for key, one in on.items()})
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_value(typing.get_args(kind)[0], item, name) for item in value)
     if typing.get_origin(kind) is Literal:

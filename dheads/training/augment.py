@@ -1,6 +1,6 @@
-"""Makes few faces into many by random changes, the same for all frames of one example.
+"""Random changes of pictures, the same for all frames of an example, so that few faces serve as many.
 
-Pictures may be on any device. The random numbers come from a generator on the CPU, so they are the same everywhere.
+Pictures may be on any device; random numbers come from a generator on the CPU, so they do not depend on the device.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from dheads.training.jpeg import through_jpeg
 
 
 def augment(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """frames (B, N, 3, H, W) in [-1, 1], boxes (B, K, 4) px in them, on the CPU -> both flipped, moved, bent, and
-    recoloured."""
+    """Change geometry, background, colours and sharpness of pictures, and move the boxes with them.
+
+    frames (B, N, 3, H, W) in [-1, 1]; boxes (B, K, 4) half-open px in them, on the CPU. Returns both.
+    """
     frames, boxes = _geometry(frames, boxes, generator)
     frames = _occlusion(_background(frames, generator), generator)
     frames = _blur(_colour(frames, generator), generator)
@@ -25,25 +27,30 @@ def augment(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[
 
 
 def _some(batch: int, probability: float, generator: torch.Generator) -> Tensor:
-    """Which examples something happens to, (b,)."""
+    """The indices (b,) of the examples chosen with that probability."""
     return chance(batch, probability, generator).nonzero()[:, 0]
 
 
 def _coordinates(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """x and y of every pixel of such frames (..., H, W), (H, W) each, from -1 to 1."""
-    x, y = (torch.linspace(-1, 1, frames.shape[side], device=frames.device) for side in (-1, -2))
-    return torch.meshgrid(x, y, indexing="xy")
+    """x and y of every pixel of frames (..., H, W), (H, W) each, from -1 to 1."""
+    height, width = frames.shape[-2:]
+    x, y = torch.meshgrid(
+        torch.linspace(-1, 1, width, device=frames.device),
+        torch.linspace(-1, 1, height, device=frames.device),
+        indexing="xy",
+    )
+    return x, y
 
 
 def _geometry(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror, rotate by some degrees, scale, shift, and bend smoothly (another face's proportions)."""
+    """Mirror, rotate by some degrees, scale, shift, and warp smoothly, as if to another face's proportions."""
     batch, _, _, height, width = frames.shape
     angle = normal((batch,), math.radians(3), generator)
     zoom = torch.exp(normal((batch,), 0.04, generator))
     mirror = torch.where(chance(batch, 0.5, generator), -1.0, 1.0)
     shift = normal((batch, 2), 0.025, generator)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
-    # Where each output pixel comes from: p_in = A p_out + shift, in the [-1, 1] coordinates of grid_sample.
+    # The source of each output pixel: p_in = A p_out + shift, in the [-1, 1] coordinates of grid_sample.
     matrix = torch.stack(
         [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1
     )
@@ -52,13 +59,13 @@ def _geometry(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tupl
     bend = F.interpolate(bend, (height, width), mode="bicubic", align_corners=True)
     grid = grid + bend.permute(0, 2, 3, 1)
     flat = frames.flatten(1, 2)  # (B, N 3, H, W)
-    # Bilinear would leave two thirds of the mouth's sharpness, and the network draws mouths as sharp as it is shown.
+    # Bilinear sampling would keep two thirds of the mouth's sharpness, and generated mouths are as sharp as these.
     warped = F.grid_sample(flat, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     return warped.view_as(frames), _move_boxes(boxes, matrix, width)
 
 
 def _move_boxes(boxes: Tensor, matrix: Tensor, size: int) -> Tensor:
-    """Boxes (B, K, 4) where the inverse of `matrix` (B, 2, 3) carries their centres, as large as before; clipped."""
+    """Boxes (B, K, 4) px with their centres moved by the inverse of `matrix` (B, 2, 3), clipped; the size stays."""
     begin, end = boxes[..., :2], boxes[..., 2:]
     centre = (begin + end) / size - 1  # (B, K, 2) in [-1, 1]
     moved = torch.linalg.solve(matrix[:, None, :, :2], (centre - matrix[:, None, :, 2])[..., None])[..., 0]
@@ -69,7 +76,7 @@ def _move_boxes(boxes: Tensor, matrix: Tensor, size: int) -> Tensor:
 
 
 def _background(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """In some examples everything beyond the head is another example's, blurred."""
+    """Replace the background of some examples by that of another example, blurred."""
     batch, _, _, height, width = frames.shape
     order = torch.randperm(batch, generator=generator)
     some = _some(batch, 0.25, generator)
@@ -77,13 +84,13 @@ def _background(frames: Tensor, generator: torch.Generator) -> Tensor:
         return frames
     other, some = frames[order[some].to(frames.device), 0], some.to(frames.device)  # (b, 3, H, W)
     x, y = _coordinates(frames)
-    head = torch.sigmoid((1 - torch.hypot(x / 0.75, (y + 0.02) / 1.05)) * 12)  # 1 on the head, which alignment centres
+    head = torch.sigmoid((1 - torch.hypot(x / 0.75, (y + 0.02) / 1.05)) * 12)  # 1 on the head
     blurred = F.interpolate(F.interpolate(other, size=6, mode="area"), (height, width), mode="bilinear")
     return frames.index_copy(0, some, torch.lerp(blurred[:, None], frames[some], head))
 
 
 def _occlusion(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """In a few examples something with a soft edge hides a part of the picture, as hands, hair and microphones do."""
+    """Cover a part of some examples by a blurred ellipse, as hands, hair and microphones do."""
     batch, _, _, height, width = frames.shape
     some = _some(batch, 0.08, generator)
     order = torch.randperm(batch, generator=generator)[: len(some)]
@@ -100,7 +107,7 @@ def _occlusion(frames: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _colour(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Gamma, saturation, a mix of the channels, their gain, and lift."""
+    """Change gamma, saturation, the mixture of the channels, their gain and their offset."""
     batch = len(frames)
     gamma = torch.exp(normal((batch, 1, 1, 1, 1), 0.2, generator)).to(frames)
     saturation = uniform(batch, 0.4, 1.5, generator)[:, None, None, None, None].to(frames)
@@ -115,21 +122,21 @@ def _colour(frames: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blur(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """A slight blur of some examples: photos and clips differ in sharpness."""
+    """Blur some examples slightly, as photos and clips differ in sharpness."""
     some = _some(len(frames), 0.2, generator)
     amount = uniform(len(some), 0, 0.6, generator)[:, None, None, None].to(frames)
     some = some.to(frames.device)
     sharp = frames[some].flatten(1, 2)  # (b, N 3, H, W)
     blurred = torch.lerp(sharp, box_blur(sharp, 3), amount)
-    return frames.index_copy(0, some, blurred.unflatten(1, frames.shape[1:3]))
+    return frames.index_copy(0, some, torch.unflatten(blurred, 1, frames.shape[1:3]))
 
 
 def _jpeg(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Some examples as JPEG files would show them: photos have been through one, most often."""
+    """Compress some examples as JPEG does, as most photos are JPEG files."""
     some = _some(len(frames), 0.15, generator)
     if len(some) == 0:
         return frames
     quality = uniform(len(some), 40, 95, generator).floor().to(frames)
     some = some.to(frames.device)
-    shown = through_jpeg((frames[some] + 1) * 127.5, quality)
-    return frames.index_copy(0, some, shown / 127.5 - 1)
+    compressed = through_jpeg((frames[some] + 1) * 127.5, quality)
+    return frames.index_copy(0, some, compressed / 127.5 - 1)

@@ -1,10 +1,10 @@
-"""The examples of training steps: which clip, which frames, and the tensors that the network is trained on."""
+"""Batches of training examples: which clips and frames they show, and their tensors."""
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,19 +23,20 @@ from dheads.extensions.codes import codes_of
 from dheads.media.pixels import to_unit
 from dheads.system.prefetch import prefetch
 from dheads.training.augment import augment
+from dheads.training.balance import clip_shares
 
-# Keep the random numbers of one purpose apart from those of another.
+# Seeds of random numbers for different purposes, so that they are independent.
 _ORDER, _EXAMPLE, _AUGMENT, _ROLLOUT, _VOICE, _OTHER = range(1, 7)
-_MAX_FAILURES = 20  # in a row: then it is not the clips, but the folder
+_MAX_FAILURES = 20  # in a row: more means that the whole folder cannot be read
 
 
 @dataclass(frozen=True)
 class Lead:
-    """What the network needs to generate the motion frames of some examples: R = M frames, one after the other."""
+    """Inputs for generating the motion frames of some examples: M frames, one after the other."""
 
-    index: Tensor  # (n,) which examples of the batch
-    motion_frames: Tensor  # (n, M, 3, H, W) before the first of them
-    cues: Cues  # (n, R, ...), codes as measured
+    index: Tensor  # (n,) positions of these examples in the batch
+    motion_frames: Tensor  # (n, M, 3, H, W), the frames before the first one to generate
+    cues: Cues  # (n, M, ...), codes as measured
 
 
 @dataclass(frozen=True)
@@ -46,27 +47,28 @@ class Batch:
     identity: Tensor  # (B, 3, H, W)
     motion_frames: Tensor  # (B, M, 3, H, W)
     cues: Cues  # (B, ...), codes as measured
-    mouth_box: Tensor  # (B, 4) half-open px, of the target
-    code_boxes: dict[str, Tensor]  # by code, (B, 4) as mouth_box
-    clips: list[str]
-    lead: Lead | None = None  # late in a run with roll-outs
+    mouth_box: Tensor  # (B, 4) half-open px, in the target
+    code_boxes: dict[str, Tensor]  # (B, 4) by code, like mouth_box
+    clips: list[str]  # names, by example
+    lead: Lead | None = None  # None: no example has generated motion frames
 
 
 @dataclass(frozen=True)
 class _Example:
-    """Which pictures and labels an example is made of, as their source refers to them."""
+    """References to the pictures and labels of one example, which its source of clips turns into values."""
 
     clip: str
-    pictures: Tensor  # (2 + M, ...): target, identity, motion frames; then M before these for roll-outs
-    # Speech (1, A, ...) around the target, or (M + 1, A, ...) around the motion frames and the target; so of each code.
+    pictures: Tensor  # (2 + M, ...) target, identity, motion frames; for roll-outs also the M frames before these
+    # By kind, speech and each code: (1, A, ...) around the target; for roll-outs (M + 1, A, ...) around the motion
+    # frames and the target.
     windows: dict[str, Tensor]
-    boxes: Tensor  # (1 + codes, 4): of the mouth, of each code
-    leads: bool  # whether the network generates its motion frames
+    boxes: Tensor  # (1 + codes, 4) of the mouth and of each code's region
+    has_rollout: bool  # whether the network generates its motion frames
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The examples of a batch, before it is made of them."""
+    """The examples chosen for a batch, before its tensors are assembled."""
 
     step: int
     part: int
@@ -74,32 +76,33 @@ class Chosen:
 
 
 class Batches:
-    """Makes batches from clips. A step has several, its `parts`, numbered from 0: one a process and accumulation.
+    """Makes the batches of a run from clips.
 
-    Example n of the run has random numbers of its own, so that a resumed run has the batches of an unbroken one, and
-    the same examples make up a step however it is split into parts.
+    A step has `parts` batches, numbered from 0: one for each process and each turn of gradient accumulation. Each
+    example of the run has its own random numbers, so a resumed run gets the same batches as an uninterrupted one, and
+    a step consists of the same examples however it is divided into parts.
     """
 
-    broken: dict[str, str]  # clip -> why it could not be read, in the order found
+    broken: dict[str, str]  # clip -> why it cannot be read, in the order of discovery
 
     def __init__(
         self, dataset: Dataset, clips: list[Clip], config: Config, parts: int = 1, source: Clips | None = None
     ) -> None:
-        """source: where the clips are; None: read on demand."""
+        """source: gives pictures and labels; None: they are read from the disk on demand."""
         examples, rollouts = config.extensions.examples, config.extensions.rollouts
         self._codes = codes_of(config)
         self._clips, self._config, self._parts = clips, config, parts
         self._root = dataset.root
         self._source = source or ClipReader(dataset, config.conditioning.speech_dim)
-        self._cumulative = None  # by clip: the probability of drawing it or one before it
+        self._cumulative: np.ndarray | None = None  # cumulative probabilities of the clips
         if examples.balance == "speakers":
-            shares = _shares(clips, examples.still_share, examples.speaker_cap, examples.source_cap)
+            shares = clip_shares(clips, examples.still_share, examples.speaker_cap, examples.source_cap)
             self._cumulative = np.cumsum(shares)
             self._cumulative /= self._cumulative[-1]
         self._of_speaker: dict[str, list[Clip]] = defaultdict(list)
         for clip in clips:
             self._of_speaker[clip.speaker].append(clip)
-        self.rollout_step: float = rollouts.start * config.optimisation.steps  # the first one with roll-outs
+        self.rollout_step: float = rollouts.start * config.optimisation.steps  # the first step with roll-outs
         self._order = lru_cache(maxsize=4)(self._permutation)
         self.broken = {}
         self._failures = 0  # in a row
@@ -107,27 +110,27 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps until every clip was used once."""
+        """Steps in which every clip is used once."""
         return len(self._clips) / (self._parts * self._config.optimisation.batch_size)
 
     def clips_of(self, step: int, part: int) -> list[Clip]:
-        """The clips of a batch, before those that cannot be read are replaced."""
-        return [self._choice(n, self._rng(_EXAMPLE, n)) for n in self._numbers(step, part)]
+        """The clips of a batch, including those that cannot be read and will be replaced."""
+        return [self._clip(n, self._rng(_EXAMPLE, n)) for n in self._numbers(step, part)]
 
     def batch(self, step: int, part: int) -> Batch:
-        """A pure function of the seed, the step, the part, and of which clips can be read.
+        """The batch of that step and part: a function of these, the seed, and which clips can be read.
 
-        A clip that cannot be read is replaced by another and noted in `broken`, for the caller to report.
-        Raises DheadsError when none can be read any more.
+        A clip that cannot be read is replaced by another and recorded in `broken`, for the caller to report.
+        Raises DheadsError after 20 such clips in a row.
         """
-        return self.made(self.choose(step, part))
+        return self.assemble(self.choose(step, part))
 
     def choose(self, step: int, part: int) -> Chosen:
-        """The part of `batch` that runs on the CPU."""
+        """The first half of `batch`, which runs on the CPU."""
         return Chosen(step, part, [self._example(n) for n in self._numbers(step, part)])
 
-    def made(self, chosen: Chosen) -> Batch:
-        """The part of `batch` that runs on the device of the clips."""
+    def assemble(self, chosen: Chosen) -> Batch:
+        """The second half of `batch`, which runs on the device that holds the clips."""
         examples, source = chosen.examples, self._source
         frames = to_unit(source.gathered(PICTURES, torch.stack([example.pictures for example in examples])))
         boxes = torch.stack([example.boxes for example in examples])  # (B, 1 + codes, 4)
@@ -137,7 +140,7 @@ class Batches:
         count = self._config.conditioning.motion_frames
         cues = self._cues(examples)  # (B, 1 or M + 1, ...)
         boxes = boxes.to(source.device)
-        index = torch.tensor([number for number, example in enumerate(examples) if example.leads])
+        index = torch.tensor([number for number, example in enumerate(examples) if example.has_rollout])
         lead = None
         if len(index):
             index = index.to(source.device)
@@ -154,26 +157,27 @@ class Batches:
         )
 
     def _cues(self, examples: list[_Example]) -> Cues:
-        """Of a batch, (B, 1 or M + 1, ...)."""
+        """The cues of a batch, (B, 1, ...), or (B, M + 1, ...) where it has roll-outs."""
 
         def gathered(kind: str) -> Tensor:
             return self._source.gathered(kind, torch.stack([example.windows[kind] for example in examples]))
 
         return Cues(gathered(SPEECH), {code.name: gathered(code.name) for code in self._codes})
 
-    def ahead(self, keys: Iterable[tuple[int, int]], threads: int) -> Iterator[Batch]:
-        """The batches of those (step, part), in order, made ahead by that many threads.
+    def ahead(self, keys: Iterable[tuple[int, int]], threads: int) -> Generator[Batch]:
+        """Yield the batch of each key, a (step, part), in order, prepared ahead by that many threads.
 
-        `keys` may be endless. What making a batch raises is raised in its turn. Closing the iterator ends the threads.
+        `keys` may be endless. An exception is raised when its batch is due. Closing the generator ends the threads.
         """
         if self._source.device.type == "cpu":
             yield from prefetch(self.batch, keys, threads)
             return
-        # All work on a GPU is issued by the caller's thread. Choosing is Python code: more threads would take turns.
+        # All GPU work is issued by the caller's thread. Choosing is Python code: more threads would take turns.
         with closing(prefetch(self.choose, keys, 1)) as chosen:
-            yield from map(self.made, chosen)
+            yield from map(self.assemble, chosen)
 
     def _numbers(self, step: int, part: int) -> range:
+        """The numbers, within the run, of a batch's examples."""
         size = self._config.optimisation.batch_size
         first = (step * self._parts + part) * size
         return range(first, first + size)
@@ -181,37 +185,36 @@ class Batches:
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self._config.optimisation.seed, purpose, number])
 
-    def _choice(self, n: int, rng: np.random.Generator) -> Clip:
+    def _clip(self, n: int, rng: np.random.Generator) -> Clip:
         """The clip of example n."""
         if self._cumulative is not None:
-            return self._any(rng)
-        epoch, place = divmod(n, len(self._clips))
-        return self._clips[self._order(epoch)[place]]
+            return self._random_clip(rng)
+        epoch, index = divmod(n, len(self._clips))
+        return self._clips[int(self._order(epoch)[index])]
 
-    def _any(self, rng: np.random.Generator) -> Clip:
-        """A clip by chance."""
+    def _random_clip(self, rng: np.random.Generator) -> Clip:
         if self._cumulative is None:
             return self._clips[rng.integers(len(self._clips))]
-        return self._clips[np.searchsorted(self._cumulative, rng.random(), side="right")]
+        return self._clips[int(np.searchsorted(self._cumulative, rng.random(), side="right"))]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return self._rng(_ORDER, epoch).permutation(len(self._clips))
 
     def _example(self, n: int) -> _Example:
         rng = self._rng(_EXAMPLE, n)
-        clip = self._choice(n, rng)
+        clip = self._clip(n, rng)
         while True:
             try:
-                example = self._read(clip, rng, n)
+                example = self._example_of(clip, rng, n)
             except DheadsError as error:
                 self._note_failure(clip, error)
-                clip = self._any(rng)
+                clip = self._random_clip(rng)
             else:
                 self._failures = 0
                 return example
 
-    def _late(self, n: int) -> bool:
-        """Whether example n belongs to the part of the run in which the network generates motion frames."""
+    def _may_roll_out(self, n: int) -> bool:
+        """Whether example n belongs to a step with roll-outs."""
         if not self._config.conditioning.motion_frames:
             return False
         step = n // (self._parts * self._config.optimisation.batch_size)
@@ -225,26 +228,26 @@ class Batches:
             if self._failures >= _MAX_FAILURES:
                 raise DheadsError(
                     f"{self._root}: {_MAX_FAILURES} clips in a row could not be read (the last: {error}); is "
-                    "the folder still there, and its disk mounted? Then give the same command to go on"
+                    "the folder still there, and its disk mounted? Then the same command resumes the run"
                 ) from error
 
-    def _read(self, clip: Clip, rng: np.random.Generator, n: int) -> _Example:
+    def _example_of(self, clip: Clip, rng: np.random.Generator, n: int) -> _Example:
+        """Example n from that clip. Raises DheadsError where the clip cannot be read."""
         cond, source = self._config.conditioning, self._source
-        target, identity = _frames(clip.frames, cond.identity_frame == "first", rng)
+        target, identity = choose_frames(clip.frames, cond.identity_frame == "first", rng)
         facts = source.facts(clip)
-        target = self._eventful(facts, target, identity, rng)
-        # As at the start of a video, at any frame.
+        target = self._target_with_event(facts, target, identity, rng)
         start_share = self._config.extensions.motion.start_share
-        starts = start_share > 0 and rng.random() < start_share
-        late, count = self._late(n), cond.motion_frames
-        before = motion_indices(0 if starts else target, 2 * count if late else count)
+        is_start = start_share > 0 and rng.random() < start_share
+        rolls_out, count = self._may_roll_out(n), cond.motion_frames
+        before = motion_indices(0 if is_start else target, 2 * count if rolls_out else count)
         wanted = [target, None, *before[-count:], *before[:-count]]  # None: the identity
         pictures = source.pictures(clip, [identity if k is None else k for k in wanted])
-        if (other := self._other(clip, n)) is not None:
+        if (other := self._other_identity(clip, n)) is not None:
             pictures[[number for number, k in enumerate(wanted) if k is None]] = other
         share = self._config.extensions.rollouts.share
-        leads = late and before[-count] is not None and self._rng(_ROLLOUT, n).random() < share
-        frames = torch.arange(target - count if late else target, target + 1)
+        has_rollout = rolls_out and before[-count] is not None and self._rng(_ROLLOUT, n).random() < share
+        frames = torch.arange(target - count if rolls_out else target, target + 1)
         voices = facts.voices if self._config.extensions.examples.augment else 1
         voice = int(self._rng(_VOICE, n).integers(voices)) if voices > 1 else 0
         tables = self._config.extensions.codes
@@ -252,10 +255,10 @@ class Batches:
         for code in self._codes:
             windows[code.name] = source.window(code.name, clip, frames, tables[code.name].context)
         boxes = [facts.mouth_box[target], *(facts.code_boxes[code.name][target] for code in self._codes)]
-        return _Example(clip.clip, pictures, windows, torch.stack(boxes), leads)
+        return _Example(clip.clip, pictures, windows, torch.stack(boxes), has_rollout)
 
-    def _eventful(self, facts: Facts, target: int, identity: int, rng: np.random.Generator) -> int:
-        """The target, or in a share of the examples another one, which shows an event of a code."""
+    def _target_with_event(self, facts: Facts, target: int, identity: int, rng: np.random.Generator) -> int:
+        """The target frame, replaced in a share of the examples by one that shows an event of a code."""
         for code in self._codes:
             share = self._config.extensions.codes[code.name].event_share
             events = [frame for frame in facts.events[code.name] if frame != identity]
@@ -263,15 +266,18 @@ class Batches:
                 target = events[rng.integers(len(events))]
         return target
 
-    def _other(self, clip: Clip, n: int) -> Tensor | None:
-        """In some examples a picture of the speaker in another clip: a photo smiles where its video does not."""
+    def _other_identity(self, clip: Clip, n: int) -> Tensor | None:
+        """In a share of the examples, a picture of the speaker from another clip; else None.
+
+        In sampling the identity is not a frame of the video either: a photo may smile where the video does not.
+        """
         share = self._config.extensions.examples.other_clip_share
         if not clip.moves or share == 0:
             return None
         rng = self._rng(_OTHER, n)
         if rng.random() >= share:
             return None
-        others = [one for one in self._of_speaker[clip.speaker] if one is not clip]
+        others = [other for other in self._of_speaker[clip.speaker] if other is not clip]
         if not others:
             return None
         other = others[rng.integers(len(others))]
@@ -283,57 +289,28 @@ class Batches:
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """A generator whose random numbers are those of the seed, the step and the part of its batch, and of a purpose."""
+    """A generator on the CPU, seeded with all of these numbers: the run's seed, the step, the part and so on."""
     entropy = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(entropy[0] >> 1))
 
 
 def seed_from(generator: torch.Generator) -> int:
+    """The generator's next random number as a seed for another one."""
     return int(torch.randint(2**62, (), generator=generator))
 
 
 def noise_on(device: torch.device, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Standard normal numbers made where they are needed: on the CPU, a GPU would wait for them."""
-    there = torch.Generator(device).manual_seed(seed_from(generator))
-    return torch.randn(shape, generator=there, device=device)
+    """Standard normal numbers of that shape, generated on `device` so that a GPU need not wait for the CPU."""
+    on_device = torch.Generator(device).manual_seed(seed_from(generator))
+    return torch.randn(shape, generator=on_device, device=device)
 
 
-def _frames(count: int, from_first: bool, rng: np.random.Generator) -> tuple[int, int]:
-    """Target and identity, never the same frame: that would teach to copy. As the released code draws them."""
+def choose_frames(count: int, from_first: bool, rng: np.random.Generator) -> tuple[int, int]:
+    """Random indices of the target and the identity in a clip of `count` frames, as the released code chooses them.
+
+    They differ, as an identity equal to the target would teach the network to copy. from_first: the identity is 0.
+    """
     if count == 1:
         return 0, 0
     identity = 0 if from_first else int(rng.integers(count))
     return (identity + int(rng.integers(1, count))) % count, identity
-
-
-def _shares(clips: list[Clip], still_share: float, speaker_cap: float, source_cap: float = 1.0) -> np.ndarray:
-    """The probability of each clip: speakers by the root of their clips' number, none above the cap, and no
-    folder of the raw data above its own."""
-    still = np.array([not clip.moves for clip in clips])
-    speakers, index = np.unique([clip.speaker for clip in clips], return_inverse=True)
-    counts = np.bincount(index[~still], minlength=len(speakers))  # of clips that move
-    by_speaker = np.sqrt(counts)
-    if by_speaker.sum() > 0:
-        by_speaker = _capped(by_speaker / by_speaker.sum(), speaker_cap)
-    shares = (by_speaker / np.maximum(1, counts))[index] * ~still
-    if shares.any():
-        _, source = np.unique([clip.source.partition("/")[0] for clip in clips], return_inverse=True)
-        by_source = np.bincount(source, shares)
-        shares *= (_capped(by_source, source_cap) / np.where(by_source > 0, by_source, 1))[source]
-    moving_share = 1.0 if not still.any() else 0.0 if still.all() else 1 - still_share
-    shares *= moving_share
-    shares[still] = (1 - moving_share) / max(1, still.sum())
-    return shares / shares.sum()
-
-
-def _capped(shares: np.ndarray, cap: float) -> np.ndarray:
-    """Shares of sum 1 with none above the cap (or above an even split, where the cap is lower than that)."""
-    cap = max(cap, 1 / np.count_nonzero(shares))
-    over = np.zeros(len(shares), dtype=bool)
-    while True:
-        # What those over the cap lose goes to the others, which may lift further ones over it.
-        capped = np.where(over, cap, shares * (1 - cap * over.sum()) / shares[~over].sum())
-        still_over = over | (capped > cap + 1e-12)
-        if (still_over == over).all():
-            return capped
-        over = still_over

@@ -1,8 +1,8 @@
-"""What a run of `dheads train` tells while it goes on: metrics, events, and TensorBoard where that is installed.
+"""The log files of a training run: metrics, events, and TensorBoard curves where that is installed.
 
-metrics.jsonl   one JSON object a line: step, losses and whatever else was measured, 6 significant digits
-events.jsonl    one JSON object a line: step, kind, message and details of what did not go as it should
-tensorboard/    the metrics again, as curves
+metrics.jsonl   one JSON object a line: step, losses and other measures, with 6 significant digits
+events.jsonl    one JSON object a line: step, kind, message and details of a problem
+tensorboard/    the metrics as curves
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import logging
 import math
 import re
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dheads.errors import DheadsError
 
 _LOG = logging.getLogger("dheads")
-# The group of curves that a value belongs to, by its name.
+# The TensorBoard group of a value, by its name.
 _TAGS = (
     (re.compile(r"val_(.+)"), r"validation/\1"),
     (re.compile(r"((?:.+_)?q[1-4])"), r"loss_by_timestep/\1"),
@@ -29,11 +28,11 @@ _TAGS = (
 
 
 class Journal:
-    """The records of one run, in its folder.
+    """The log files of one run, in its folder.
 
-    Opened at a step above 0 it goes on from there: rows of later steps, which a killed run left, are dropped, as they
-    will come again. At step 0 it starts anew. A full disk never ends the run: it is warned of once, and rows wait in
-    memory until there is room (TensorBoard's curves get a gap).
+    Opened at a step above 0 it continues the files: rows of later steps, left by a killed run, are dropped, as they
+    will be written again. Opened at step 0 it starts them from nothing. A full disk does not end the run: one warning
+    is logged, and rows wait in memory until there is room (TensorBoard's curves get a gap).
     """
 
     def __init__(self, run: Path, step: int) -> None:
@@ -43,31 +42,24 @@ class Journal:
         self._curves = _Curves(run / "tensorboard", step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """One row of metrics, and a point of every curve; values that are not finite are written as null."""
+        """Write one row of metrics and a point of each curve; values that are not finite are written as null."""
         self._metrics.add({"step": step, **values})
         self._curves.add(step, values)
 
     def event(self, step: int, kind: str, message: str, **details: Any) -> None:
-        """One row of events, and a warning in the log. `message`: a sentence for people; `details`: for programs."""
+        """Write one row of events, and log a warning. `message`: a sentence for people; `details`: for programs."""
         _LOG.warning(message)
         self._events.add({"step": step, "kind": kind, "message": message, **details})
 
     def close(self) -> None:
+        """Write what waits; log a warning for rows that cannot be written."""
         self._metrics.close()
         self._events.close()
         self._curves.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class _Rows:
-    """A file of JSON lines that a full disk only delays."""
+    """A file of JSON lines; on a full disk, rows wait in memory."""
 
     def __init__(self, path: Path, step: int) -> None:
         self._path, self._waiting, self._warned = path, bytearray(), False
@@ -87,7 +79,7 @@ class _Rows:
 
     def _flush(self) -> None:
         try:
-            # Unbuffered: what a filling disk still takes of a row is known, and the rest of it follows later.
+            # Unbuffered, so that the part of a row that still fitted on the disk is known; the rest follows later.
             with self._path.open("ab", buffering=0) as file:
                 while self._waiting:
                     del self._waiting[: file.write(self._waiting)]
@@ -101,8 +93,7 @@ class _Rows:
 def _cut(path: Path, step: int) -> None:
     """Cut off the rows after `step` and a half-written last row; all of them for step 0.
 
-    Rows lie in the order of their steps, so that shortening the file is enough: it needs no room and cannot be caught
-    halfway.
+    Rows are in the order of their steps, so that truncating the file is enough: it needs no room and is atomic.
     """
     with path.open("a+b") as file:
         file.seek(0)
@@ -118,11 +109,11 @@ def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return 0.0  # not a row of ours, so not ours to drop
+        return 0.0  # not written by this program, so it is kept
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it: 6 significant digits, null for what is not finite, text for what JSON does not know."""
+    """The value as JSON can hold it: 6 significant digits, null where not finite, other types as text."""
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -133,7 +124,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Curves:
-    """TensorBoard, where that is installed; else nothing."""
+    """TensorBoard curves; does nothing where TensorBoard is not installed."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self._folder, self._next_step, self._warned = folder, step + 1 if step > 0 else 0, False
@@ -150,15 +141,15 @@ class _Curves:
             return
         try:
             if self._writer is None:
-                # What an earlier run drew from this step on is hidden.
+                # Hides points from this step on that an earlier run wrote.
                 self._writer = self._make(str(self._folder), purge_step=self._next_step)
             for name, value in values.items():
                 self._writer.add_scalar(_tag(name), value, step)
             self._next_step, self._warned = step + 1, False
         except OSError as error:
-            self._writer = None  # its thread ended with the error: the next row gets a new one
+            self._writer = None  # the error ended its thread: the next row opens another one
             if not self._warned:
-                _LOG.warning("cannot write to %s: %s; TensorBoard will lack this", self._folder, error.strerror)
+                _LOG.warning("cannot write to %s: %s; TensorBoard will lack this row", self._folder, error.strerror)
             self._warned = True
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""What JPEG leaves of a picture: its loss, computed on any device.
+"""The loss of JPEG compression, computed on any device.
 
-The baseline codec (ITU-T T.81) with the tables of its annex K scaled by libjpeg's quality, and chroma at half the
-resolution. Nothing is written: the entropy coding that follows loses nothing.
+The baseline codec (ITU-T T.81) with the tables of its annex K, scaled by libjpeg's quality, and chroma at half the
+resolution. Entropy coding is left out, as it is lossless.
 """
 
 from __future__ import annotations
@@ -35,42 +35,43 @@ _TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 def through_jpeg(pictures: Tensor, quality: Tensor) -> Tensor:
-    """pictures (B, N, 3, H, W) in 0 .. 255 as JPEG files of each example's quality (B,), 1 .. 100, show them."""
+    """Pictures (B, N, 3, H, W) in 0 .. 255 after JPEG compression with each example's quality (B,), 1 .. 100."""
     height, width = pictures.shape[-2:]
     flat = pictures.flatten(0, 1)  # (B N, 3, H, W)
     flat = F.pad(flat, (0, -width % 16, 0, -height % 16), mode="replicate")
-    ycc = _mixed(_TO_YCC, flat)  # chroma around 0
+    ycc = _convert(_TO_YCC, flat)  # chroma around 0
     luma_table, chroma_table = (table.repeat_interleave(pictures.shape[1], 0) for table in _tables(quality.to(flat)))
-    luma = _coded(ycc[:, :1] - 128, luma_table) + 128
-    chroma = _coded(F.avg_pool2d(ycc[:, 1:], 2), chroma_table)
+    luma = _quantised(ycc[:, :1] - 128, luma_table) + 128
+    chroma = _quantised(F.avg_pool2d(ycc[:, 1:], 2), chroma_table)
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
-    rgb = _mixed(_TO_RGB, torch.cat([luma, chroma], 1)).round_().clamp_(0, 255)
+    rgb = _convert(_TO_RGB, torch.cat([luma, chroma], 1)).round_().clamp_(0, 255)
     return rgb[..., :height, :width].reshape(pictures.shape)
 
 
-def _mixed(matrix: tuple[tuple[float, ...], ...], pictures: Tensor) -> Tensor:
+def _convert(matrix: tuple[tuple[float, ...], ...], pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) in another colour space."""
     return (pictures.new_tensor(matrix) @ pictures.flatten(2)).view_as(pictures)
 
 
 def _tables(quality: Tensor) -> list[Tensor]:
-    """The steps of the coefficients, (B, 8, 8), of luma and of chroma."""
+    """The quantisation tables (B, 8, 8) of luma and of chroma."""
     scale = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)[:, None, None]
     return [((quality.new_tensor(base) * scale + 50) / 100).floor().clamp(1, 255) for base in (_LUMA, _CHROMA)]
 
 
-def _coded(planes: Tensor, table: Tensor) -> Tensor:
-    """(B, C, H, W) with the coefficients of every block of 8 x 8 px rounded to multiples of `table` (B, 8, 8)."""
+def _quantised(planes: Tensor, table: Tensor) -> Tensor:
+    """Planes (B, C, H, W), the DCT coefficients of each 8 x 8 px block rounded to multiples of `table` (B, 8, 8)."""
     dct = _dct(planes.device)
-    blocks = F.pixel_unshuffle(planes, 8).unflatten(1, (-1, 64)).flatten(3)  # (B, C, 64, HW / 64)
+    blocks = torch.unflatten(F.pixel_unshuffle(planes, 8), 1, (-1, 64)).flatten(3)  # (B, C, 64, HW / 64)
     steps = table.flatten(1)[:, None, :, None]
     coefficients = (dct @ blocks).div_(steps).round_().mul_(steps)
     blocks = dct.T @ coefficients
-    return F.pixel_shuffle(blocks.flatten(1, 2).unflatten(2, [side // 8 for side in planes.shape[2:]]), 8)
+    return F.pixel_shuffle(torch.unflatten(blocks.flatten(1, 2), 2, [side // 8 for side in planes.shape[2:]]), 8)
 
 
 @lru_cache(maxsize=4)
 def _dct(device: torch.device) -> Tensor:
-    """The cosine transform of a block as one orthogonal matrix (64, 64)."""
+    """The DCT of an 8 x 8 block as one orthogonal matrix (64, 64)."""
     u, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
     # D_ux = c_u cos((2x + 1) u pi / 16), c_0 = sqrt(1/8), c_u = 1/2; of a block F = D f D^T
     rows = torch.cos((2 * x + 1) * u * math.pi / 16) / 2

@@ -1,4 +1,4 @@
-"""`dheads train`: a prepared dataset to weights."""
+"""`dheads train`: from a prepared dataset to weights."""
 
 from __future__ import annotations
 
@@ -7,49 +7,36 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from dheads.config import FPS, Config, override, to_toml
-from dheads.dataset.choice import choose_evenly
+from dheads.config import Config
 from dheads.dataset.clips import ResidentClips, fits
 from dheads.dataset.dataset import Dataset
-from dheads.dataset.manifest import clip_path
 from dheads.denoiser import Denoiser
 from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
-from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform, wav_file
-from dheads.media.writing import write_video
-from dheads.sampling.engine import Engine
-from dheads.sampling.talker import generate
 from dheads.system.devices import COMPILE_OPTIONS, best_dtype
-from dheads.system.distributed import joined
-from dheads.system.files import complete_or_absent
+from dheads.system.distributed import World, joined
 from dheads.system.locks import alone
 from dheads.system.signals import Ending
-from dheads.training.batches import Batches
-from dheads.training.journal import Journal
-from dheads.training.objective import tallied, tally, training_loss, weighted_codes
+from dheads.training.batches import Batch, Batches
+from dheads.training.objective import tallied, tally, training_loss
+from dheads.training.records import Records
 from dheads.training.rollout import RollOuts
-from dheads.training.state import TrainingState, check_start, learning_rate, numbered, prune, publish
-from dheads.weights.checkpoints import load_model, save_checkpoint
+from dheads.training.state import TrainingState, check_start, learning_rate
+from dheads.weights.checkpoints import load_model
 
-_VALIDATION_STEP = 2**40  # beyond any training step: these draws are never trained on
-_VALIDATION_EXAMPLES = 64
-# What training does to its examples, and validation does not.
-_CLEAN = {
-    "motion": {"drift": 0.0, "holes": 0.0, "start_share": 0.0},
-    "sound": {"dropout": 0.0},
-    "rollouts": {"share": 0.0},
-    "examples": {"augment": False, "other_clip_share": 0.0},
-}
-_SAMPLE_FRAMES = 3 * FPS
 _MAX_BAD_STEPS = 20  # in a row
 
 log = logging.getLogger("dheads")
+
+Totals = dict[str, tuple[float, float]]  # by name, sum and count of a step's values, over all processes
 
 
 def train(
@@ -61,252 +48,273 @@ def train(
     init: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Train on a prepared dataset; returns the path of the EMA weights, `run`/weights.safetensors.
+    """Train on a prepared dataset; returns the path of the averaged weights, `run`/weights.safetensors.
 
-    `run` also gets config.toml, the last weights and the best, metrics.jsonl, events.jsonl, sample videos, and
-    state.pt, from which a killed run goes on exactly where it was. `init`: weights to start from, by name or path.
-    Under torchrun every process calls this and computes its share of each step; `run` must lie where all see it.
+    The folder `run` also gets config.toml, the last weights and the best, metrics.jsonl, events.jsonl, sample videos,
+    and state.pt, from which the same call resumes an interrupted run without any difference in its results.
+    init: name or path of weights to start from. Under torchrun every process calls this function and computes its share
+    of each step; all of them must see the folder `run`.
 
-    Raises DheadsError when the data does not fit the configuration, when `run` holds another configuration's state or
-    another process trains there, and when a gradient is bad and training.bad_steps says to stop, or too many in a row
-    are.
+    Raises DheadsError where the data does not fit the configuration, where `run` holds the state of another
+    configuration or another process trains in it, where a step is bad and run.bad_steps is "stop", and after 20 bad
+    steps in a row.
     """
     data, run = Path(data), Path(run)
-    optimisation, every = config.optimisation, config.run
-    counted = time.monotonic()  # until when the state counts the time
-    with ExitStack() as stack:
-        # Data, processes, folder.
-        dataset = Dataset(data)
-        dataset.check(config)
-        clips = dataset.split("train")
-        if not clips:
-            raise DheadsError(f"{data}: has no clip in its train split; check clips.csv or the splits given to prepare")
-        here = stack.enter_context(joined(device))
-        place = here.device(device)
-        parts = every.accumulate * here.size  # batches a step
-        own = range(here.rank * every.accumulate, (here.rank + 1) * every.accumulate)
-        # On a CPU the steps want the cores themselves.
-        threads = min(8, max(1, (os.cpu_count() or 1) // here.local_size)) if place.type == "cuda" else 1
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DheadsError(f"cannot make the folder {run}: {error.strerror}; choose another --out") from error
-        if here.is_main and not stack.enter_context(alone(run / ".lock")):
-            raise DheadsError(f"{run}: another dheads train is at work there; wait for it, or choose another --out")
-
-        shown = progress and here.is_main
-        resident = None
-        if fits(dataset, clips, place):
-            told = config.conditioning.speech_dim
-            resident = ResidentClips(dataset, clips, told, place, threads=threads, progress=shown)
-        batches = Batches(dataset, clips, config, parts, resident)
-
-        # Network, its average, optimiser. The arithmetic of fp32 is PyTorch's default: exact matrix products, and on
-        # GPUs that have it TF32 in convolutions.
-        torch.backends.cudnn.benchmark = True  # shapes never change: trying every algorithm pays
-        torch.manual_seed(optimisation.seed)
-        unet = ExtendedUNet(config)
-        if here.is_main and not (run / "state.pt").exists():
-            _begin(unet, dataset, init)
-        here.share(unet.to(place).state_dict().values())
-        unet = unet.to(memory_format=torch.channels_last).train()
-        state = TrainingState(unet, config, parts)
-        state.resume(run / "state.pt")
-        if len(set(here.gather(state.step))) > 1:
-            raise DheadsError(f"{run}: not all processes see its state.pt; choose an --out that all machines share")
-        if every.compile:
-            unet.compile(options=COMPILE_OPTIONS)  # in place: the names of the weights stay
-        network = here.parallel(unet)
-        precision = optimisation.precision
-        if precision == "bf16" and best_dtype(place) != torch.bfloat16:
-            # Emulated, a step would take ten times as long.
-            log.info("this machine has no bfloat16 arithmetic: training in float32")
-            precision = "fp32"
-        names = tallied(config)
-        denoiser, rolled_out = Denoiser(unet, precision, network), RollOuts(state.ema, config)
-
-        # What is shown and written.
-        ending = stack.enter_context(Ending())
-        records = stack.enter_context(closing(_Records(run, dataset, state, precision))) if here.is_main else None
-        bar = tqdm(total=optimisation.steps, initial=state.step, desc="train", unit="step", disable=not shown)
-        stack.enter_context(bar)
-
-        # Steps.
-        keys = ((step, part) for step in range(state.step, optimisation.steps) for part in own)
-        queue = stack.enter_context(closing(batches.ahead(keys, threads)))
-        logged, worked, waited = state.step, 0.0, 0.0  # the step of the last row, seconds since then
-        ended, last_words = False, None
-        while not (state.is_done or ended):
-            step, step_began = state.step, time.perf_counter()
-            batches.rollout_step = state.rollout_step
-            state.optimizer.zero_grad(set_to_none=True)
-            sums = torch.zeros(len(names), 2, device=place)
-            for part in own:
-                asked_at = time.perf_counter()
-                batch = next(queue)
-                waited += time.perf_counter() - asked_at
-                batch = rolled_out(batch, step, part)
-                # Processes exchange gradients once a step.
-                with here.apart(network) if part != own[-1] else nullcontext():
-                    terms = training_loss(denoiser, batch, config, step, part)
-                    (terms["loss"].mean() / every.accumulate).backward()
-                sums += tally(terms, config)
-            # Sums and counts over all processes, so that all decide by the same numbers.
-            norm, now = float(state.clip_gradient()), time.monotonic()
-            told = torch.cat([sums, sums.new_tensor([[norm, 1], [ending.asked, 1], [now - counted, 1]])])
-            totals = dict(zip((*names, "grad_norm", "asked", "seconds"), here.total(told).tolist(), strict=True))
-            counted, ended = now, totals.pop("asked")[0] > 0
-            loss, norm, seconds = (totals[name][0] / totals[name][1] for name in ("loss", "grad_norm", "seconds"))
-            del totals["seconds"]
-            trouble = state.advance(loss, norm, learning_rate(config, step, state.progress), seconds)
-            worked += time.perf_counter() - step_began
-            if trouble is None:
-                for name, total in totals.items():
-                    state.note(name, *total)
-            else:
-                clip_names = [clip.clip for index in range(parts) for clip in batches.clips_of(step, index)]
-                if records:
-                    records.journal.event(state.step, "bad_step", trouble, loss=loss, norm=norm, clips=clip_names)
-                if state.bad_in_a_row == _MAX_BAD_STEPS:
-                    raise DheadsError(
-                        f"{run}: {trouble}, as at each of the last {_MAX_BAD_STEPS} steps; "
-                        + ("set run.compile=false, or " if every.compile else "")
-                        + "lower optimisation.learning_rate, and go on from good weights by --init in another --out"
-                    )
-                if every.bad_steps == "stop":
-                    ended, last_words = True, f"{trouble} (clips {', '.join(clip_names)})"
-            bar.total = round(state.step / state.progress)
-            bar.update()
-
-            # Every now and then.
-            log_due, save_due, sample_due = (
-                state.step % interval == 0 or state.is_done
-                for interval in (every.log_every, every.checkpoint_every, every.sample_every)
-            )
-            validation = records.validate() if records and (log_due or save_due) else {}
-            if log_due:
-                row = state.finish_row() | {"lr": learning_rate(config, state.step, state.progress)}
-                row["examples_per_second"] = (state.step - logged) * parts * optimisation.batch_size / worked
-                row["waiting"] = waited / worked
-                logged, worked, waited = state.step, 0.0, 0.0
-                broken = {clip: why for found in here.gather(dict(batches.broken)) for clip, why in found.items()}
-                if records:
-                    records.log(row | validation, broken)
-                    bar.set_postfix_str(f"{row['examples_per_second']:.3g} examples/s, loss {loss:.4f}")
-            if records and save_due:
-                records.save_weights(validation.get("val_loss"), last=state.is_done)
-            if records and (save_due or ended):
-                records.save_state()
-            if records and sample_due:
-                records.show()
-        if last_words is not None:
-            raise DheadsError(f"{run}: {last_words}; the same command goes on after that step")
+    began = time.monotonic()
+    dataset = _checked_dataset(config, data)
+    with joined(device) as world, _exclusive(run, world):
+        own_device, shown = world.device(device), progress and world.is_main
+        # On a CPU the steps themselves use all cores.
+        threads = min(8, max(1, (os.cpu_count() or 1) // world.local_size)) if own_device.type == "cuda" else 1
+        batches = _batches(config, dataset, world, own_device, threads, shown)
+        state = _initial_state(config, dataset, run, world, own_device, init)
+        network = world.parallel(state.unet)
+        precision = _precision(config, own_device)
+        with ExitStack() as stack:
+            ending = stack.enter_context(Ending())
+            records = None
+            if world.is_main:
+                records = stack.enter_context(closing(Records(run, dataset, state, precision)))
+            steps = config.optimisation.steps
+            bar = tqdm(total=steps, initial=state.step, desc="train", unit="step", disable=not shown)
+            stack.enter_context(bar)
+            trainer = _Trainer(run, world, batches, state, Denoiser(state.unet, precision, network), network, began)
+            trainer.run_steps(threads, ending, records, bar)
     return run / "weights.safetensors"
 
 
-def _begin(unet: ExtendedUNet, dataset: Dataset, init: str | None) -> None:
-    """Take the weights of `init`, its lip code with them; or fit the lip code to the data."""
+# --- Before the first step
+
+
+def _checked_dataset(config: Config, data: Path) -> Dataset:
+    dataset = Dataset(data)
+    dataset.check(config)
+    if not dataset.split("train"):
+        raise DheadsError(f"{data}: has no clip in its train split; check clips.csv or the splits given to prepare")
+    return dataset
+
+
+@contextmanager
+def _exclusive(run: Path, world: World) -> Iterator[None]:
+    """Make the run folder, and lock it against other runs for the block. Raises DheadsError where that fails."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DheadsError(f"cannot make the folder {run}: {error.strerror}; choose another --out") from error
+    with alone(run / ".lock") if world.is_main else nullcontext(True) as is_first:
+        if not is_first:
+            raise DheadsError(f"{run}: another dheads train is running there; wait for it, or choose another --out")
+        yield
+
+
+def _batches(
+    config: Config, dataset: Dataset, world: World, device: torch.device, threads: int, progress: bool
+) -> Batches:
+    """The batches of the training split, whose clips are held in the device's memory where they fit."""
+    clips, resident = dataset.split("train"), None
+    if fits(dataset, clips, device):
+        speech_dim = config.conditioning.speech_dim
+        resident = ResidentClips(dataset, clips, speech_dim, device, threads=threads, progress=progress)
+    return Batches(dataset, clips, config, config.run.accumulate * world.size, resident)
+
+
+def _initial_state(
+    config: Config, dataset: Dataset, run: Path, world: World, device: torch.device, init: str | None
+) -> TrainingState:
+    """The state saved in the run folder, or else a new one, with a network that is compiled if run.compile says so."""
+    # fp32 arithmetic is PyTorch's default: exact matrix products, and TF32 in convolutions on GPUs that have it.
+    torch.backends.cudnn.benchmark = True  # shapes are constant, so that trying every algorithm pays
+    torch.manual_seed(config.optimisation.seed)
+    unet = ExtendedUNet(config)
+    if world.is_main and not (run / "state.pt").exists():
+        _initialise(unet, dataset, init)
+    world.share(unet.to(device).state_dict().values())
+    unet = unet.to(memory_format=torch.channels_last).train()
+    state = TrainingState(unet, config, config.run.accumulate * world.size)
+    state.resume(run / "state.pt")
+    if len(set(world.gather(state.step))) > 1:
+        raise DheadsError(f"{run}: not all processes see its state.pt; choose an --out that all machines share")
+    if config.run.compile:
+        unet.compile(options=COMPILE_OPTIONS)  # in place, so that the weights keep their names
+    return state
+
+
+def _initialise(unet: ExtendedUNet, dataset: Dataset, init: str | None) -> None:
+    """Load the weights `init` into the network, with their lip code; without `init` fit the lip code to the data."""
     if init is not None:
-        start, theirs, _ = load_model(init)
-        check_start(unet.config, theirs, init)
-        known = unet.state_dict()
-        unet.load_state_dict(known | {name: value for name, value in start.state_dict().items() if name in known})
+        start, start_config, _ = load_model(init)
+        check_start(unet.config, start_config, init)
+        own = unet.state_dict()
+        unet.load_state_dict(own | {name: value for name, value in start.state_dict().items() if name in own})
     elif unet.lip_predictor is not None:
         clips = dataset.lip_clips("train")
         if not clips:
             raise DheadsError(
-                f"{dataset.root}: has no video to train on, which the lip code needs; leave out extensions.codes.lips"
+                f"{dataset.root}: has no video to train on, which the lip code needs; set extensions.codes.lips=false"
             )
         unet.lip_predictor.fit(clips)
 
 
-class _Records:
-    """What the main process writes of the run. A full disk or a lost clip is told, and the run goes on."""
+def _precision(config: Config, device: torch.device) -> str:
+    """The precision to train in: optimisation.precision, but fp32 on devices without bfloat16 arithmetic."""
+    precision = config.optimisation.precision
+    if precision == "bf16" and best_dtype(device) != torch.bfloat16:
+        # Emulated, a step would take ten times as long.
+        log.info("this machine has no bfloat16 arithmetic: training in float32")
+        return "fp32"
+    return precision
 
-    def __init__(self, run: Path, dataset: Dataset, state: TrainingState, precision: str) -> None:
-        config = state.config
-        self._run, self._dataset, self._state = run, dataset, state
-        self._denoiser = Denoiser(state.ema, precision)
-        self._held_out = dataset.split("val")
-        still = {name: {"noise": 0.0, "event_share": 0.0} for name in config.extensions.codes}
-        self._clean = override(config, {"extensions": _CLEAN | {"codes": still}})
-        self._batches = Batches(dataset, self._held_out, self._clean) if self._held_out else None
-        self._broken: dict[str, str] = {}
-        self.journal = Journal(run, state.step)
-        with self._going_on("config.toml is not written"), complete_or_absent(run / "config.toml") as part:
-            part.write_text(to_toml(config), encoding="utf-8")
 
-    def close(self) -> None:
-        self.journal.close()
+# --- Steps
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Mean losses on held-out speakers as they are: the same examples, times and noise every time."""
-        if self._batches is None:
-            return {}
-        batches = -(-_VALIDATION_EXAMPLES // self._clean.optimisation.batch_size)
-        with self._going_on("validation failed"):
-            rows = [
-                training_loss(self._denoiser, self._batches.batch(step, 0), self._clean, step)
-                for step in range(_VALIDATION_STEP, _VALIDATION_STEP + batches)
-            ]
-            names = ("loss", "simple", "lip", *weighted_codes(self._clean))
-            return {f"val_{name}": float(torch.stack([row[name] for row in rows]).mean()) for name in names}
-        return {}
 
-    def log(self, row: dict[str, float], broken: dict[str, str]) -> None:
-        """One row of metrics; `broken`: the clips to train on that could not be read so far, and why."""
-        broken = broken | (self._batches.broken if self._batches else {})
-        if new := {clip: broken[clip] for clip in sorted(broken.keys() - self._broken.keys())}:
-            message = f"{len(new)} clips cannot be read and are replaced by others: {' | '.join(new.values())}"
-            self.journal.event(self._state.step, "broken_clips", message, clips=new)
-            self._broken |= new
-        counts = {"broken_clips": len(broken), "bad_steps": self._state.bad_steps}
-        self.journal.log(self._state.step, row | counts)
+class _Trainer:
+    """Takes the steps of a run. Every process computes its own share of a step's batches."""
 
-    def save_weights(self, val_loss: float | None, last: bool) -> None:
-        """The averaged weights under the step's name; as the newest; and as the best if the loss is lowest so far."""
-        run, state = self._run, self._state
-        optimisation = state.config.optimisation
-        summary = {
-            "steps": state.step,
-            "examples": state.step * optimisation.batch_size * state.parts,
-            "clips": len(self._dataset.split("train")),
-        }
-        info = {"training": summary, "license": self._dataset.info.get("licence_note")}
-        with self._going_on("the weights are not saved", fatal=last):
-            # Half the size, and more digits than the network computes with.
-            dtype = torch.float16 if optimisation.precision == "bf16" else torch.float32
-            save_checkpoint(numbered(run, state.step), state.ema.state_dict(), state.config, info, dtype)
-            publish(numbered(run, state.step), run / "weights.safetensors")
-            if val_loss is not None and val_loss < state.best:
-                publish(numbered(run, state.step), run / "best.safetensors")
-                state.best = val_loss
-            prune(run, state.step, state.config.run.keep)
+    def __init__(
+        self,
+        run: Path,
+        world: World,
+        batches: Batches,
+        state: TrainingState,
+        denoiser: Denoiser,
+        network: nn.Module,
+        began: float,
+    ) -> None:
+        """network: the one that the denoiser runs. began: time.monotonic() at the start of the run."""
+        self._run, self._world, self._batches, self._state = run, world, batches, state
+        self._denoiser, self._network, self._config = denoiser, network, state.config
+        accumulate = self._config.run.accumulate
+        self._parts = range(world.rank * accumulate, (world.rank + 1) * accumulate)  # of this process
+        self._roll_out = RollOuts(state.ema, self._config)
+        self._names = tallied(self._config)
+        self._counted = began  # time.monotonic() until which state.seconds counts
+        self._pace = _Pace(state.step)
 
-    def save_state(self) -> None:
-        with self._going_on("the training state is not saved"):
-            self._state.save(self._run / "state.pt")
+    def run_steps(self, threads: int, ending: Ending, records: Records | None, bar: tqdm[NoReturn]) -> None:
+        """Train until the run is done or a signal ends it.
 
-    def show(self) -> None:
-        """A video of each of some held-out clips from its first frame and its sound, beside the truth."""
-        config, folder = self._state.config, self._run / "samples"
-        for clip in choose_evenly(self._held_out or self._dataset.split("train"), config.run.sample_clips):
-            with self._going_on(f"no sample video of {clip.clip}"):
-                folder.mkdir(exist_ok=True)
-                truth = self._dataset.frames(clip)[:_SAMPLE_FRAMES]
-                speech = self._dataset.labels(clip)["speech"][: len(truth)]
-                ours = generate(Engine(self._state.ema), truth[0], speech)
-                pairs = (np.concatenate(pair, axis=1) for pair in zip(ours, truth, strict=True))
-                waveform = load_waveform(clip_path(self._dataset.root, clip.clip, "mp4"))
-                sound = wav_file(waveform[: len(truth) * SAMPLES_PER_FRAME])
-                write_video(folder / f"{self._state.step:07d}-{clip.clip.replace('/', '-')}.mp4", pairs, sound)
+        threads: how many prepare batches. records: None in all processes but the main one. Raises DheadsError for a bad
+        step where run.bad_steps is "stop", and for too many of them in a row.
+        """
+        state, stopped_by = self._state, None
+        steps = range(state.step, self._config.optimisation.steps)
+        keys = ((step, part) for step in steps for part in self._parts)
+        with closing(self._batches.ahead(keys, threads)) as queue:
+            ended = False
+            while not (state.is_done or ended):
+                step, step_began = state.step, time.perf_counter()
+                totals, asked, seconds = self._gradient(queue, step, ending)
+                trouble = self._advance(totals, step, seconds)
+                self._pace.worked += time.perf_counter() - step_began
+                if trouble is None:
+                    for name, (total, count) in totals.items():
+                        state.note(name, total, count)
+                else:
+                    stopped_by = self._handle_bad_step(trouble, step, totals, records)
+                ended = asked or stopped_by is not None
+                bar.total = round(state.step / state.progress)
+                bar.update()
+                self._write(totals, records, bar, ended)
+        if stopped_by is not None:
+            raise DheadsError(f"{self._run}: {stopped_by}; the same command resumes the run after that step")
 
-    @contextmanager
-    def _going_on(self, what: str, fatal: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except (DheadsError, OSError, torch.OutOfMemoryError) as error:
-            if fatal:
-                raise
-            self.journal.event(self._state.step, "failed", f"step {self._state.step}: {what}: {error}")
+    def _gradient(self, queue: Iterator[Batch], step: int, ending: Ending) -> tuple[Totals, bool, float]:
+        """Compute the gradient of a step.
+
+        Returns the losses and the gradient's norm, whether any process is asked to end, and the step's seconds. All
+        are the same in all processes, so that they take the same decisions.
+        """
+        self._batches.rollout_step = self._state.rollout_step
+        self._state.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(len(self._names), 2, device=next(self._state.unet.parameters()).device)
+        for part in self._parts:
+            waited_from = time.perf_counter()
+            batch = next(queue)
+            self._pace.waited += time.perf_counter() - waited_from
+            batch = self._roll_out(batch, step, part)
+            # Processes exchange gradients once a step.
+            with nullcontext() if part == self._parts[-1] else self._world.apart(self._network):
+                terms = training_loss(self._denoiser, batch, self._config, step, part)
+                loss = terms["loss"].mean() / self._config.run.accumulate
+                loss.backward()
+            sums += tally(terms, self._config)
+        norm, now = float(self._state.clip_gradient()), time.monotonic()
+        others = sums.new_tensor([[norm, 1], [ending.asked, 1], [now - self._counted, 1]])
+        self._counted = now
+        rows = self._world.total(torch.cat([sums, others])).tolist()
+        *values, (asked, _), (seconds, count) = [(total, count) for total, count in rows]
+        totals = dict(zip((*self._names, "grad_norm"), values, strict=True))
+        return totals, asked > 0, seconds / count
+
+    def _advance(self, totals: Totals, step: int, seconds: float) -> str | None:
+        """Take the step of the optimiser; returns what is wrong with a bad one."""
+        rate = learning_rate(self._config, step, self._state.progress)
+        return self._state.advance(_mean(totals["loss"]), _mean(totals["grad_norm"]), rate, seconds)
+
+    def _handle_bad_step(self, trouble: str, step: int, totals: Totals, records: Records | None) -> str | None:
+        """Record a bad step; returns why the run is to stop, if it is. Raises DheadsError for too many in a row."""
+        state, run = self._state, self._config.run
+        clips = [clip.clip for part in range(state.parts) for clip in self._batches.clips_of(step, part)]
+        if records:
+            loss, norm = _mean(totals["loss"]), _mean(totals["grad_norm"])
+            records.journal.event(state.step, "bad_step", trouble, loss=loss, norm=norm, clips=clips)
+        if state.bad_in_a_row == _MAX_BAD_STEPS:
+            raise DheadsError(
+                f"{self._run}: {trouble}, as at each of the last {_MAX_BAD_STEPS} steps; "
+                + ("set run.compile=false, or " if run.compile else "")
+                + "lower optimisation.learning_rate, and start from good weights by --init in another --out"
+            )
+        return f"{trouble} (clips {', '.join(clips)})" if run.bad_steps == "stop" else None
+
+    def _write(self, totals: Totals, records: Records | None, bar: tqdm[NoReturn], ended: bool) -> None:
+        """Write what is due after a step: validation and metrics, weights and state, sample videos."""
+        state, run = self._state, self._config.run
+        log_due, save_due, sample_due = (
+            state.step % interval == 0 or state.is_done
+            for interval in (run.log_every, run.checkpoint_every, run.sample_every)
+        )
+        validation = records.validate() if records and (log_due or save_due) else {}
+        if log_due:
+            row, broken = self._finish_row(), self._broken_clips()
+            if records:
+                records.log(row | validation, broken)
+                speed, loss = row["examples_per_second"], _mean(totals["loss"])
+                bar.set_postfix_str(f"{speed:.3g} examples/s, loss {loss:.4f}")
+        if records and save_due:
+            records.save_weights(validation.get("val_loss"), last=state.is_done)
+        if records and (save_due or ended):
+            records.save_state()
+        if records and sample_due:
+            records.save_samples()
+
+    def _finish_row(self) -> dict[str, float]:
+        """The metrics since the last row."""
+        state, pace = self._state, self._pace
+        row = state.finish_row() | {"lr": learning_rate(self._config, state.step, state.progress)}
+        examples = (state.step - pace.step) * state.parts * self._config.optimisation.batch_size
+        row["examples_per_second"] = examples / pace.worked
+        row["waiting"] = pace.waited / pace.worked
+        self._pace = _Pace(state.step)
+        return row
+
+    def _broken_clips(self) -> dict[str, str]:
+        """The clips that any process could not read so far, and why."""
+        broken: dict[str, str] = {}
+        for found in self._world.gather(dict(self._batches.broken)):
+            assert isinstance(found, dict)
+            broken |= found
+        return broken
+
+
+@dataclass
+class _Pace:
+    """Where the time went since the last log row."""
+
+    step: int  # of the last row
+    worked: float = 0.0  # seconds in steps, waiting included
+    waited: float = 0.0  # seconds in which the next batch was not ready
+
+
+def _mean(total: tuple[float, float]) -> float:
+    return total[0] / total[1]

@@ -1,4 +1,4 @@
-"""The loss of a batch, and the condition that it is computed with."""
+"""The training loss of a batch, and the condition that the network is given for it."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ _QUARTILES = ("simple_q1", "simple_q2", "simple_q3", "simple_q4")
 
 
 def tallied(config: Config) -> tuple[str, ...]:
-    """The names of what `tally` counts: the losses, those of codes, and the simple one by quartile of t."""
+    """The names of the rows of `tally`: the loss terms, those of codes, and the simple loss by quartile of t."""
     return (*_TERMS, *weighted_codes(config), *_QUARTILES)
 
 
 def weighted_codes(config: Config) -> list[str]:
-    """The codes that have a loss of their own."""
+    """The names of the codes that have an extra loss in their region."""
     return [code.name for code in codes_of(config) if config.extensions.codes[code.name].weight > 0]
 
 
 def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, part: int = 0) -> dict[str, Tensor]:
-    """The loss and its terms for each example, (B,): L = L_simple + lambda_vlb L_vlb + lambda_ls L_ls (paper eq. 9).
+    """Each example's loss and its terms by name, (B,) each, and `t` (B,), the timesteps.
 
-    Also `t` (B,), the timesteps. All randomness comes from the seed, the step and the part of its batch.
+    All randomness depends on the seed, `step` and `part` only.
     """
-    optimisation, schedule = config.optimisation, denoiser.schedule
+    optimisation, schedule, unet = config.optimisation, denoiser.schedule, denoiser.unet
+    assert isinstance(unet, ExtendedUNet)
     generator = seeded(optimisation.seed, step, part)
-    device = next(denoiser.unet.parameters()).device
+    device = next(unet.parameters()).device
     x_0 = batch.target.to(device)
     t = torch.randint(schedule.num_steps, (len(x_0),), generator=generator).to(device)
     eps = noise_on(device, x_0.shape, generator)
-    condition = training_condition(denoiser.unet, batch, config, generator)
-    torch.manual_seed(seed_from(generator))  # dropout draws from the global generator
+    condition = training_condition(unet, batch, config, generator)
+    torch.manual_seed(seed_from(generator))  # dropout uses the global generator
     x_t = q_sample(schedule, x_0, t, eps)
     denoised, output = denoiser(x_t, t, condition)
     if config.extensions.snr_clip is None:
-        # The paper: squared errors of the network's output.
+        # The paper: the squared error of the network's prediction.
         targets = {"eps": eps, "v": v_target(schedule, x_0, eps, t), "x_0": x_0}
         error = (output.prediction - targets[config.diffusion.prediction]).square()
     else:
@@ -58,17 +59,20 @@ def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, p
     vlb = torch.zeros_like(simple)
     if denoised.var_frac is not None:
         vlb = losses.vlb(schedule, x_0, x_t, t, denoised.x_0, denoised.var_frac)
+    # L = L_simple + lambda_vlb L_vlb + lambda_ls L_ls (paper eq. 9)
     loss = losses.total(simple, vlb, lip, optimisation.lambda_vlb, optimisation.lambda_lip)
     terms = {"simple": simple, "vlb": vlb, "lip": lip}
-    for name in weighted_codes(config):  # beyond the paper: other regions, as the mouth
+    for name in weighted_codes(config):  # beyond the paper: a loss in the regions of codes, as L_ls in the mouth's
         terms[name] = losses.inside(error, batch.code_boxes[name])
         loss = loss + config.extensions.codes[name].weight * terms[name]
     return {"loss": loss, **terms, "t": t}
 
 
 def training_condition(unet: ExtendedUNet, batch: Batch, config: Config, generator: torch.Generator) -> MotionCondition:
-    """The condition with what training alone does: motion frames are spoiled, codes noisy, and sound is absent at
-    times."""
+    """The condition of a batch as altered in training.
+
+    Motion frames have drift, holes and noise; codes have noise; and a share of the examples has no sound.
+    """
     device = next(unet.parameters()).device
     count, extensions = len(batch.target), config.extensions
     motion_frames = spoiled(config, batch.motion_frames.to(device), generator)
@@ -89,7 +93,7 @@ def training_condition(unet: ExtendedUNet, batch: Batch, config: Config, generat
 
 
 def tally(terms: dict[str, Tensor], config: Config) -> Tensor:
-    """Sums and counts (N, 2) over a batch of what `tallied` names."""
+    """Sum and number of examples (N, 2) over a batch, one row for each name in `tallied`."""
     simple, names = terms["simple"], [*_TERMS, *weighted_codes(config)]
     quartile = F.one_hot(terms["t"] * 4 // config.diffusion.num_steps, 4).to(simple)  # (B, 4)
     means = torch.stack([terms[name].detach() for name in names])  # (N - 4, B)

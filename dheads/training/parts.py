@@ -1,4 +1,4 @@
-"""Nested dictionaries of tensors in files of a limited size, so that they pass where large files do not.
+"""Nested dictionaries of tensors, saved in several files of a limited size.
 
 The first file holds everything except the tensors that do not fit into it; those are in numbered files in the same
 folder. The first file is written last, so that either the old files or the new ones are complete.
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from dheads.system.files import complete_or_absent
 
-_OTHERS = "other_files"  # the key of their names, in the first file
-Place = tuple[str | int, ...]  # the keys on the way to a tensor
+_OTHERS = "other_files"  # the key of the numbered files' names, in the first file
+KeyPath = tuple[str | int, ...]  # the keys that lead to a tensor
 
 
 def save_parts(path: Path, values: dict[Any, Any], version: int, most: int) -> None:
-    """Write nested dictionaries with tensors at their ends into files of about `most` bytes or less (or one tensor).
+    """Save nested dictionaries that hold tensors in files of about `most` bytes or less (or of one tensor).
 
-    version: a number in the names of the other files, which are of this one and not of the last one. Raises OSError or
-    RuntimeError (PyTorch's, for a full disk) where they cannot be written.
+    version: a number in the names of the numbered files, different from that of the files to be replaced. Raises
+    OSError, or RuntimeError (PyTorch's, for a full disk), where a file cannot be written.
     """
     first, *others = _groups(values, most)
     names = [f"{path.stem}-{version:07d}-{number}{path.suffix}" for number in range(1, len(others) + 1)]
@@ -41,19 +41,19 @@ def save_parts(path: Path, values: dict[Any, Any], version: int, most: int) -> N
 
 
 def load_parts(path: Path) -> dict[Any, Any]:
-    """What `save_parts` wrote, on the CPU; nothing is unpickled but tensors and plain values.
+    """Load the dictionaries that `save_parts` saved, on the CPU; only tensors and plain values are unpickled.
 
-    Raises what torch.load raises, and ValueError where the files do not belong together.
+    Raises the errors of torch.load, and ValueError where a numbered file is missing.
     """
-    values = torch.load(path, map_location="cpu", weights_only=True)
+    values: dict[Any, Any] = torch.load(path, map_location="cpu", weights_only=True)
     for name in values.pop(_OTHERS, []):
         if name not in _others(path):
             raise ValueError(f"its file {name!r} is missing")
-        for place, tensor in torch.load(path.with_name(name), map_location="cpu", weights_only=True).items():
+        for keys, tensor in torch.load(path.with_name(name), map_location="cpu", weights_only=True).items():
             holder = values
-            for key in place[:-1]:
+            for key in keys[:-1]:
                 holder = holder[key]
-            holder[place[-1]] = tensor
+            holder[keys[-1]] = tensor
     return values
 
 
@@ -63,33 +63,34 @@ def _others(path: Path) -> set[str]:
     return {other.name for other in path.parent.iterdir() if name.fullmatch(other.name)}
 
 
-def _tensors(values: dict[Any, Any], place: Place = ()) -> Iterator[tuple[Place, Tensor]]:
+def _tensors(values: dict[Any, Any], parents: KeyPath = ()) -> Iterator[tuple[KeyPath, Tensor]]:
     for key, value in values.items():
         if isinstance(value, Tensor):
-            yield (*place, key), value
+            yield (*parents, key), value
         elif isinstance(value, dict):
-            yield from _tensors(value, (*place, key))
+            yield from _tensors(value, (*parents, key))
 
 
-def _groups(values: dict[Any, Any], most: int) -> list[dict[Place, Tensor]]:
-    groups: list[dict[Place, Tensor]] = [{}]
+def _groups(values: dict[Any, Any], most: int) -> list[dict[KeyPath, Tensor]]:
+    """The tensors of each file."""
+    groups: list[dict[KeyPath, Tensor]] = [{}]
     room = most
-    for place, tensor in _tensors(values):
+    for keys, tensor in _tensors(values):
         if tensor.nbytes > room and groups[-1]:
             groups.append({})
             room = most
-        groups[-1][place] = tensor
+        groups[-1][keys] = tensor
         room -= tensor.nbytes
     return groups
 
 
-def _kept(values: dict[Any, Any], wanted: set[Place], place: Place = ()) -> dict[Any, Any]:
-    """The same without the tensors that are not wanted."""
+def _kept(values: dict[Any, Any], wanted: set[KeyPath], parents: KeyPath = ()) -> dict[Any, Any]:
+    """The same dictionaries without the tensors that are not wanted."""
     kept = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            kept[key] = _kept(value, wanted, (*place, key))
-        elif not isinstance(value, Tensor) or (*place, key) in wanted:
+            kept[key] = _kept(value, wanted, (*parents, key))
+        elif not isinstance(value, Tensor) or (*parents, key) in wanted:
             kept[key] = value
     return kept
 

@@ -1,4 +1,4 @@
-"""What a configuration costs to train, found out before it runs: nothing is computed, shapes alone are followed."""
+"""The cost of training a configuration, found from the shapes of its tensors without computing anything."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ class Plan:
     """The size of a training run. One multiply-add is two FLOPs; a backward pass costs two forward passes."""
 
     config: Config
-    clips: int | None  # to train on; None: not known
+    clips: int | None  # in the training split; None: unknown
     processes: int
     parameters: int
     forward_flops: int  # of one example
     state_bytes: int  # of a process: weights, gradients, Adam's two moments, EMA; float32
-    activation_bytes: int  # of a process: what a batch's forward pass keeps for the backward pass
+    activation_bytes: int  # of a process: tensors that a batch's forward pass keeps for the backward pass
 
     @property
     def effective_batch(self) -> int:
-        """Examples behind one step of the optimiser."""
+        """Examples in one step of the optimiser."""
         return self.config.optimisation.batch_size * self.config.run.accumulate * self.processes
 
     @property
     def step_flops(self) -> int:
-        """Of one step of the optimiser, over all processes."""
+        """FLOPs of one step of the optimiser, over all processes."""
         passes = 4 if self.config.run.checkpoint_activations else 3
         return passes * self.effective_batch * self.forward_flops
 
     @property
     def memory_bytes(self) -> int:
-        """Of one process, an estimate: see `plan`."""
+        """Estimated memory of one process: see `plan`."""
         return self.state_bytes + self.activation_bytes
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """Steps until as many examples were used as there are clips."""
+        """Steps that use as many examples as there are clips; None: unknown."""
         return None if self.clips is None else self.clips / self.effective_batch
 
     @property
@@ -58,7 +58,7 @@ class Plan:
         return self.config.optimisation.steps / self.steps_per_epoch if self.steps_per_epoch else None
 
     def lines(self) -> list[str]:
-        """For the screen."""
+        """The plan as aligned lines of text."""
         optimisation, accumulate = self.config.optimisation, self.config.run.accumulate
         batch = f"{self.effective_batch:,} examples a step: {optimisation.batch_size} at once"
         if accumulate > 1:
@@ -81,14 +81,14 @@ class Plan:
 
 
 def plan(config: Config, clips: int | None, processes: int = 1) -> Plan:
-    """The size of the run that `config` describes; clips: how many there are to train on.
+    """The size of the run that `config` describes; clips: how many the training split has, None if unknown.
 
-    The memory is an estimate of what tensors take on a GPU: the state in float32, and the activations that PyTorch's
-    autograd keeps for a batch, in the types that CUDA's autocast gives them. Not in it: the workspaces of cuDNN, what
-    the allocator holds in reserve, and what torch.compile saves by fusing.
+    The memory is an estimate of the tensors on a GPU: the state in float32, and the activations that autograd keeps for
+    a batch, in the types that CUDA's autocast gives them. Not included are cuDNN's workspaces, the allocator's reserve,
+    and the savings of torch.compile.
     """
     with FakeTensorMode():
-        # Checkpointing is reckoned here: what is kept, and by which layer, shows without it.
+        # The effect of checkpointing is computed below, from the tensors that each layer keeps without it.
         unet = ExtendedUNet(override(config, {"run": {"checkpoint_activations": False}})).train()
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -106,7 +106,7 @@ def plan(config: Config, clips: int | None, processes: int = 1) -> Plan:
 
 
 def _inputs(config: Config, count: int) -> tuple[Tensor, Tensor, MotionCondition]:
-    """x_t, t and the conditioning of that many examples."""
+    """x_t, t and the condition of that many examples."""
     cond, size = config.conditioning, config.network.image_size
     contexts = {code.name: config.extensions.codes[code.name].context for code in codes_of(config)}
     cues = Cues(
@@ -114,17 +114,17 @@ def _inputs(config: Config, count: int) -> tuple[Tensor, Tensor, MotionCondition
         {code.name: torch.zeros(count, 2 * contexts[code.name] + 1, code.dims) for code in codes_of(config)},
     )
     identity, motion_frames = torch.zeros(count, 3, size, size), torch.zeros(count, cond.motion_frames, 3, size, size)
-    # Not by condition_with: a mouth mask that is computed here would be kept, without values.
+    # Not by condition_with, which keeps the mouth mask: a fake tensor must not be kept.
     level = torch.zeros(count) if config.extensions.motion.noise > 0 else None
     condition = MotionCondition(identity, motion_frames, cues, level)
     return torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.int64), condition
 
 
 def _activation_bytes(unet: ExtendedUNet, config: Config) -> int:
-    """What the forward pass of one batch leaves in memory for the backward pass."""
+    """The bytes of the tensors that the forward pass of one batch keeps for the backward pass."""
     weights = {_storage(parameter) for parameter in unet.parameters()}
-    outside: dict[int, Tensor] = {}  # by storage, as many operations keep the same one
-    inside: list[dict[int, Tensor]] = []  # what each layer keeps
+    outside: dict[int, Tensor] = {}  # kept outside layers, by storage, as many operations keep the same one
+    inside: list[dict[int, Tensor]] = []  # kept by each layer
     given: dict[int, Tensor] = {}  # the layers' inputs
     kept = outside
 
@@ -150,7 +150,7 @@ def _activation_bytes(unet: ExtendedUNet, config: Config) -> int:
     with bf16, _LikeCuda(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         unet(*_inputs(config, config.optimisation.batch_size))
     if config.run.checkpoint_activations:
-        # A layer keeps its inputs alone, and the rest while it is computed again: one layer at a time.
+        # A layer keeps only its inputs; the rest exists while the layer is recomputed, one layer at a time.
         return _size(outside | given) + max(map(_size, inside))
     return _size(outside | {key: tensor for layer in inside for key, tensor in layer.items()})
 
@@ -160,11 +160,12 @@ def _size(kept: dict[int, Tensor]) -> int:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    """Identifies a tensor's storage."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 class _LikeCuda(TorchFunctionMode):
-    """Makes operations on the CPU keep what they keep on CUDA, which a build of PyTorch without CUDA cannot follow."""
+    """Makes operations on the CPU keep the same tensors as on CUDA, which PyTorch may have been built without."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -172,13 +173,13 @@ class _LikeCuda(TorchFunctionMode):
             # CUDA's autocast normalises in float32.
             return function(args[0].float(), *args[1:], **kwargs)
         if function is F.dropout and kwargs["p"] > 0:
-            # Its mask has one byte an element there.
+            # On CUDA the mask has one byte an element.
             return torch.native_dropout(args[0], kwargs["p"], True)[0]
         return function(*args, **kwargs)
 
 
 def _short(number: float, unit: str) -> str:
-    """203929094 -> 203.9 M."""
+    """A number with an SI prefix: 203929094 -> 203.9 M."""
     for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
             return f"{number / factor:.4g} {prefix}{unit}"

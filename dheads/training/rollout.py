@@ -1,6 +1,6 @@
-"""Roll-outs: motion frames that the network generates itself in training.
+"""Roll-outs: motion frames that the averaged network generates during training.
 
-Why: a network that was only ever given true frames does not know its own errors, which then accumulate in a video.
+Why: a network trained on true frames alone never sees its own errors, which then accumulate over a video.
 Off: extensions.rollouts.share = 0.
 """
 
@@ -19,30 +19,31 @@ from dheads.training.batches import Batch, Lead, noise_on, seeded
 
 
 class RollOuts:
-    """Generates motion frames with a network that goes on learning."""
+    """Generates the motion frames of batches with a network whose weights change between calls."""
 
     def __init__(self, unet: ExtendedUNet, config: Config) -> None:
         self._unet, self._config = unet, config
         self._engine: Engine | None = None
 
     def __call__(self, batch: Batch, step: int, part: int = 0) -> Batch:
-        """The batch with the motion frames that its lead asks for, generated one after the other as in sampling.
+        """The batch with the motion frames of its lead generated one after the other, as in sampling.
 
-        All randomness comes from the seed, the step and the part of its batch.
+        All randomness depends on the seed, `step` and `part` only.
         """
         lead = batch.lead
         if lead is None:
             return batch
-        engine = self._renewed()
+        engine = self._renewed_engine()
         generator = seeded(self._config.optimisation.seed, step, part, 1)
-        made = _generated(engine, lead, batch.identity[lead.index].to(engine.device), generator)
-        frames = batch.motion_frames.to(engine.device).index_copy(0, lead.index.to(engine.device), made)
+        generated = _motion_frames(engine, lead, batch.identity[lead.index].to(engine.device), generator)
+        frames = batch.motion_frames.to(engine.device).index_copy(0, lead.index.to(engine.device), generated)
         return replace(batch, motion_frames=frames, lead=None)
 
-    def _renewed(self) -> Engine:
+    def _renewed_engine(self) -> Engine:
+        """The engine with the network's present weights."""
         if self._engine is None:
             config = override(self._config, {"sampling": {"steps": self._config.extensions.rollouts.steps}})
-            # Leads are of many sizes: each would be recorded for a few frames.
+            # Batch sizes vary, so that a recorded CUDA graph would serve a few frames only.
             self._engine = Engine(self._unet, config, recorded=False)
         else:
             self._engine.renew()
@@ -50,8 +51,8 @@ class RollOuts:
 
 
 @torch.no_grad()
-def _generated(engine: Engine, lead: Lead, identity: Tensor, generator: torch.Generator) -> Tensor:
-    """The motion frames (n, M, 3, H, W) that follow from the lead, of people with that identity (n, 3, H, W)."""
+def _motion_frames(engine: Engine, lead: Lead, identity: Tensor, generator: torch.Generator) -> Tensor:
+    """Generate the motion frames (n, M, 3, H, W) that follow the lead; identity (n, 3, H, W)."""
     config, device = engine.config, engine.device
     buffer = AnchoredBuffer(identity, config.conditioning.motion_frames, config.extensions.motion.anchor)
     for frame in lead.motion_frames.unbind(1):

@@ -43,7 +43,7 @@ def run(raw: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def raw(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a clip and photos, one without a face and one held out, that were animated."""
+    """A folder with a clip and photos, of which one has no face and one is held out, after animation."""
     folder = tmp_path_factory.mktemp("raw")
     for name in ("001", "005", "020"):
         copy(shared / "data" / "stills" / f"{name}.jpg", folder / "stills" / f"{name}.jpg")
@@ -51,7 +51,7 @@ def raw(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, sound = shared / "data" / "talkvid" / "Age_31-45_1.mp4", folder / "sound.wav"
     (folder / "talkvid").mkdir()
     write_wav(sound, load_waveform(source)[: FRAMES * SAMPLES_PER_FRAME])
-    # As many frames as are asked for, so that there is one stretch only.
+    # It has as many frames as a video, so that there is only one stretch to choose.
     write_video(folder / "talkvid" / "driver.mp4", islice(read_frames(source), FRAMES), sound)
     with (folder / "splits.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("clip", "speaker", "split"), *ROWS])
@@ -73,7 +73,7 @@ def test_the_photos_of_the_train_split_are_animated(raw: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["001", "005"])
-def test_a_video_is_as_large_as_its_photo_and_lasts_as_asked(raw: Path, name: str) -> None:
+def test_a_video_has_the_size_of_its_photo_and_the_given_length(raw: Path, name: str) -> None:
     path = raw / "animated" / f"{name}.mp4"
     height, width = load_photo(raw / "stills" / f"{name}.jpg").shape[:2]
     assert decoded(path).shape == (FRAMES, height // 2 * 2, width // 2 * 2, 3)
@@ -88,20 +88,22 @@ def test_the_mouth_opens_as_the_drivers_does(raw: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["001", "005"])
-def test_what_is_no_speech_hardly_moves(raw: Path, name: str) -> None:
+def test_other_parts_than_the_mouth_hardly_move(raw: Path, name: str) -> None:
     photo, backend = load_photo(raw / "stills" / f"{name}.jpg"), MeshBackend()
     (face, *_), moved = backend.detect(photo), backend.track(read_frames(raw / "animated" / f"{name}.mp4"))
     corners = [36, 39, 42, 45]
     far = np.linalg.norm(moved[:, corners] - face.landmarks[corners], axis=-1) / eye_distance(face.landmarks)
     assert far.max() < 0.3
-    corner = decoded(raw / "animated" / f"{name}.mp4")[FRAMES // 2, :24, :24].astype(float)  # moved with all by little
+    corner = decoded(raw / "animated" / f"{name}.mp4")[FRAMES // 2, :24, :24].astype(
+        float
+    )  # moves little, with the whole picture
     assert np.abs(corner.mean(axis=(0, 1)) - photo[:24, :24].mean(axis=(0, 1))).max() < 12
 
 
-def test_what_is_made_is_not_made_again(raw: Path) -> None:
+def test_existing_videos_are_not_made_again(raw: Path) -> None:
     paths = sorted((raw / "animated").glob("*.mp4"))
     before = [path.stat().st_mtime_ns for path in paths]
     done = run(raw)
     assert done.returncode == 0
-    assert "watch" not in done.stderr  # nor is a clip looked at
+    assert "watch" not in done.stderr  # no clip is analysed either
     assert [path.stat().st_mtime_ns for path in paths] == before

@@ -1,8 +1,7 @@
-"""The recipe that distils weights to fewer steps: the student's steps are the engine's, and it learns from them."""
+"""The recipe that distils weights to fewer steps."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +11,7 @@ from conftest import program
 from real_data import Prepared
 from test_engine import inputs, lively
 
-from dheads.config import preset
+from dheads.config import override, preset
 from dheads.sampling.engine import Engine
 from dheads.weights.checkpoints import load_checkpoint, save_checkpoint
 
@@ -24,46 +23,46 @@ TINY = preset("tiny")
 @pytest.fixture
 def distill(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = program("recipes/distill.py")
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # minutes
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # takes minutes
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _: None)
     return module
 
 
-def test_the_student_draws_by_the_steps_of_the_engine(distill: ModuleType) -> None:
+def test_the_student_generates_frames_as_the_engine_does(distill: ModuleType) -> None:
     torch.manual_seed(0)
     unet, given = lively(TINY), inputs(TINY, 2)
     pair = distill.Pair(unet, 6, 100, 1e-3, 0.9)
-    own, path = pair.frame_of_student(given, 3)
-    expected = Engine(unet, replace(TINY.sampling, steps=3), torch.float32).generate(given)
+    own, path = pair.student_frame(given, 3)
+    expected = Engine(unet, override(TINY, {"sampling": {"steps": 3}}), torch.float32).generate(given)
     assert len(path) == 2
     torch.testing.assert_close(own, expected, atol=0.02 if pair.dtype == torch.bfloat16 else 1e-5, rtol=0)
 
 
-def test_the_student_learns_what_the_teacher_draws(distill: ModuleType) -> None:
+def test_the_student_learns_the_frames_of_the_teacher(distill: ModuleType) -> None:
     torch.manual_seed(0)
     unet, given = lively(TINY), inputs(TINY, 2)
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     pair = distill.Pair(unet, 6, 100, 3e-3, 0.9)
     losses = []
     for _ in range(40):
-        drawn = pair.draw(given)
+        frames = pair.generate(given)
         losses.append(pair.loss)
     assert losses[-1] < 0.5 * losses[0]
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
-    taught = Engine.draw(pair, given)
-    assert torch.equal(drawn[::2], taught[::2])  # every other video goes on from the student's frame
-    assert not torch.equal(drawn[1::2], taught[1::2])
+    target = Engine.generate(pair, given)
+    assert torch.equal(frames[::2], target[::2])  # every other video continues from the student's frame
+    assert not torch.equal(frames[1::2], target[1::2])
 
 
-def test_a_sharp_guess_is_liked_better_than_a_blurred_mean(distill: ModuleType) -> None:
+def test_a_sharp_guess_has_a_lower_loss_than_a_blurred_mean(distill: ModuleType) -> None:
     flat = torch.zeros(1, 3, 32, 32)
-    assert distill.unlikeness(flat, flat + 0.5, None).item() == pytest.approx(0.25)  # no detail in an even field
-    taught, guess = torch.randn(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert (guess - taught).square().mean() > 1.5 * taught.square().mean()
-    assert distill.unlikeness(guess, taught, None) < distill.unlikeness(flat, taught, None)
+    assert distill.frame_loss(flat, flat + 0.5, None).item() == pytest.approx(0.25)  # a flat picture has no detail
+    target, guess = torch.randn(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert (guess - target).square().mean() > 1.5 * target.square().mean()
+    assert distill.frame_loss(guess, target, None) < distill.frame_loss(flat, target, None)
 
 
-def test_weights_become_a_student_that_says_so(distill: ModuleType, prepared: Prepared, tmp_path: Path) -> None:
+def test_the_checkpoint_records_the_distillation(distill: ModuleType, prepared: Prepared, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "teacher.safetensors", lively(TINY).state_dict(), TINY, {})
     out = tmp_path / "student.safetensors"
     distill.main(
@@ -76,7 +75,7 @@ def test_weights_become_a_student_that_says_so(distill: ModuleType, prepared: Pr
         batch_size=2,
         device="cpu",
     )
-    made = load_checkpoint(out)
-    assert made.config.sampling.steps == 2
-    assert made.info["distilled"].startswith("4 batches of 2, from ")
-    assert all(value.isfinite().all() for value in made.tensors.values())
+    student = load_checkpoint(out)
+    assert student.config.sampling.steps == 2
+    assert student.info["distilled"].startswith("4 batches of 2, from ")
+    assert all(value.isfinite().all() for value in student.tensors.values())

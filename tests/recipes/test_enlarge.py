@@ -1,4 +1,4 @@
-"""The recipe that makes weights for larger pictures of weights for smaller ones."""
+"""The recipe that resamples weights for another picture size."""
 
 from __future__ import annotations
 
@@ -11,28 +11,34 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-from dheads.config import Config, build, override, preset
+from dheads.conditioning import Cues
+from dheads.config import Config, override, preset
+from dheads.extensions.codes import codes_of
+from dheads.extensions.motion import condition_with
 from dheads.extensions.network import ExtendedUNet
 from dheads.weights.checkpoints import build_model, load_checkpoint, save_checkpoint
 
 
-def say(unet: ExtendedUNet, pictures: torch.Tensor) -> torch.Tensor:
-    """What the network predicts where all its pictures are these, (B, 3, H, W)."""
-    told, count = unet.config.conditioning, len(pictures)
-    condition = build(
+def predict(unet: ExtendedUNet, pictures: torch.Tensor) -> torch.Tensor:
+    """The network's prediction where x_t, identity and motion frames are all these pictures (B, 3, H, W)."""
+    cond, tables, count = unet.config.conditioning, unet.config.extensions.codes, len(pictures)
+    codes = {
+        code.name: torch.ones(count, 2 * tables[code.name].context + 1, code.dims) for code in codes_of(unet.config)
+    }
+    condition = condition_with(
         unet.config,
         pictures,
-        pictures[:, None].repeat(1, told.motion_frames, 1, 1, 1),
-        torch.ones(count, 2 * told.audio_context + 1, told.speech_dim),
-        torch.ones(count, 2 * told.lip_context + 1, told.lip_dims),
-        eye_window=torch.ones(count, 2 * told.eye_context + 1, told.eye_dims),
+        pictures[:, None].repeat(1, cond.motion_frames, 1, 1, 1),
+        Cues(torch.ones(count, 2 * cond.audio_context + 1, cond.speech_dim), codes),
     )
     with torch.no_grad():
         return unet(pictures, torch.full((count,), 300), condition).prediction
 
 
-def small(patch_size: int, **model: int) -> Config:
-    return override(preset("tiny"), {"model": {"image_size": 16 * patch_size, "patch_size": patch_size, **model}})
+def small(patch_size: int, detail_channels: int = 0) -> Config:
+    patches = {"size": patch_size, "detail_channels": detail_channels}
+    changes = {"network": {"image_size": 16 * patch_size}, "extensions": {"patches": patches}}
+    return override(preset("tiny"), changes)
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -41,7 +47,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("old", "new", "detail"), [(3, 4, 0), (4, 6, 8)])
-def test_it_says_of_a_larger_picture_what_it_said_of_the_smaller(
+def test_predictions_for_a_larger_picture_are_those_for_the_smaller(
     tmp_path: Path, old: int, new: int, detail: int
 ) -> None:
     torch.manual_seed(0)
@@ -65,8 +71,8 @@ def test_it_says_of_a_larger_picture_what_it_said_of_the_smaller(
     assert (checkpoint.config.network.image_size, checkpoint.config.extensions.patches.size) == (16 * new, new)
     assert checkpoint.info == {"license": "CC0"}
     smooth = F.interpolate(torch.rand(2, 3, 4, 4), size=192, mode="bicubic") * 2 - 1
-    ours = say(build_model(checkpoint), F.interpolate(smooth, size=16 * new, mode="area"))
-    theirs = say(unet, F.interpolate(smooth, size=16 * old, mode="area"))
+    ours = predict(build_model(checkpoint), F.interpolate(smooth, size=16 * new, mode="area"))
+    theirs = predict(unet, F.interpolate(smooth, size=16 * old, mode="area"))
     gap = F.interpolate(ours, size=16, mode="area") - F.interpolate(theirs, size=16, mode="area")
     assert gap.std() < 0.05 * theirs.std()
 

@@ -1,4 +1,4 @@
-"""The recipe that fits the lip code of weights anew."""
+"""The recipe that fits the lip code of weights to a dataset again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from real_data import Prepared
 
-from dheads.config import preset
+from dheads.config import override, preset
 from dheads.dataset.dataset import Dataset
 from dheads.errors import DheadsError
 from dheads.extensions.lips import LipPredictor
@@ -24,14 +24,14 @@ def fit(*arguments: object) -> None:
     runpy.run_path(str(ROOT / "recipes" / "fit_lips.py"))["main"](*arguments)
 
 
-def test_the_lip_code_alone_is_new(prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_lip_code_changes(prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = preset("tiny")
     unet = ExtendedUNet(config)
     save_checkpoint(tmp_path / "old.safetensors", unet.state_dict(), config, {"license": "theirs"})
     fit(prepared.data, tmp_path / "new.safetensors", str(tmp_path / "old.safetensors"))
     assert "correlation on speakers left out: " in capsys.readouterr().err
     made = load_checkpoint(tmp_path / "new.safetensors")
-    wanted = LipPredictor(config.conditioning)
+    wanted = LipPredictor(config.conditioning.speech_dim)
     wanted.fit(Dataset(prepared.data).lip_clips("train"))
     for name, tensor in made.tensors.items():
         own = wanted.state_dict().get(name.removeprefix("lips."), unet.state_dict()[name])
@@ -40,10 +40,9 @@ def test_the_lip_code_alone_is_new(prepared: Prepared, tmp_path: Path, capsys: p
     assert (made.config, made.info) == (config, {"license": "theirs"})
 
 
-def test_weights_without_one_are_refused(prepared: Prepared, tmp_path: Path) -> None:
-    config = preset("crema")
+def test_weights_without_a_lip_code_are_refused(prepared: Prepared, tmp_path: Path) -> None:
     small = {"model_channels": 32, "image_size": 32, "num_res_blocks": 1}
-    config = type(config)(model=type(config.model)(**small), conditioning=config.conditioning)
+    config = override(preset("crema"), {"network": small})
     save_checkpoint(tmp_path / "old.safetensors", ExtendedUNet(config).state_dict(), config, {})
     with pytest.raises(DheadsError, match=r"old.safetensors has no lip code"):
         fit(prepared.data, tmp_path / "new.safetensors", str(tmp_path / "old.safetensors"))

@@ -1,4 +1,4 @@
-"""The recipe that packs a prepared dataset into parts, and unpacks it."""
+"""The recipe that packs a prepared dataset into parts and unpacks it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Sent:
 
 @pytest.fixture(scope="module")
 def sent(recipe: ModuleType, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Sent:
-    """The real clips, packed as is the default."""
+    """The real clips, packed with the default options."""
     root = tmp_path_factory.mktemp("sent")
     recipe.pack(prepared.data, root / "parts")
     recipe.unpack([root / "parts"], root / "data", "cpu")
@@ -82,7 +82,7 @@ def sound_of(dataset: Dataset, clip: Clip) -> np.ndarray:
 # --- What arrives
 
 
-def test_tables_arrive_as_they_are(sent: Sent) -> None:
+def test_tables_are_unchanged(sent: Sent) -> None:
     assert [part.name for part in sent.parts.iterdir()] == ["data-1-of-1.zip"]
     for name in ("dataset.toml", "clips.csv"):
         assert (sent.unpacked.root / name).read_bytes() == (sent.data.root / name).read_bytes()
@@ -110,7 +110,7 @@ def test_labels_are_exact_or_their_fp16(sent: Sent) -> None:
         assert (got["landmarks"] - wanted["landmarks"]).abs().max() <= 2**-7  # px, of 32
 
 
-def test_sound_arrives_at_its_time(sent: Sent) -> None:
+def test_sound_keeps_its_timing(sent: Sent) -> None:
     for clip in sent.data.clips:
         wanted, got = sound_of(sent.data, clip), sound_of(sent.unpacked, clip)
         assert abs(len(got) - len(wanted)) <= 1
@@ -123,7 +123,7 @@ def test_sound_arrives_at_its_time(sent: Sent) -> None:
             assert np.corrcoef(got[: len(wanted)], wanted[: len(got)])[0, 1] > 0.9
 
 
-def test_voices_that_stay_are_encoded_from_the_sound_that_travels(sent: Sent) -> None:
+def test_voices_that_are_not_packed_are_encoded_from_the_unpacked_sound(sent: Sent) -> None:
     encoder = load_speech_encoder("whisper-tiny.en")
     clip = next(clip for clip in sent.data.clips if clip.clip == VOICE)
     wanted, got = labels_of(sent.data, clip), labels_of(sent.unpacked, clip)
@@ -133,7 +133,7 @@ def test_voices_that_stay_are_encoded_from_the_sound_that_travels(sent: Sent) ->
     torch.testing.assert_close(got["speech_at_tempos"][0].float(), at_tempo, atol=0.02, rtol=0.01)
     for name in ("speech", "speech_at_tempos"):
         error = (got[name].float() - wanted[name].float()).square().mean() / wanted[name].float().square().mean()
-        assert error.sqrt() < 0.3  # of what Opus takes away
+        assert error.sqrt() < 0.3  # the loss of Opus
 
 
 def test_it_can_be_trained_on(sent: Sent) -> None:
@@ -147,7 +147,7 @@ def test_it_can_be_trained_on(sent: Sent) -> None:
 
 
 @pytest.mark.parametrize("voices", ["own", "all"])
-def test_voices_that_travel_are_exact(
+def test_packed_voices_are_exact(
     recipe: ModuleType, prepared: Prepared, parts: Path, tmp_path: Path, voices: str
 ) -> None:
     folder = parts
@@ -164,7 +164,9 @@ def test_voices_that_travel_are_exact(
             assert torch.equal(got["speech_at_tempos"], wanted["speech_at_tempos"]) == (voices == "all")
 
 
-def test_what_was_unpacked_can_be_packed_and_loses_no_label(recipe: ModuleType, sent: Sent, tmp_path: Path) -> None:
+def test_an_unpacked_dataset_can_be_packed_without_loss_of_labels(
+    recipe: ModuleType, sent: Sent, tmp_path: Path
+) -> None:
     recipe.pack(sent.unpacked.root, tmp_path / "parts", voices="all")
     recipe.unpack([tmp_path / "parts"], tmp_path / "data")
     for clip in sent.data.clips:
@@ -172,7 +174,7 @@ def test_what_was_unpacked_can_be_packed_and_loses_no_label(recipe: ModuleType, 
         assert names[0].read_bytes() == names[1].read_bytes()
 
 
-def test_sixteen_bits_are_kept_whatever_they_are(recipe: ModuleType) -> None:
+def test_all_16_bit_numbers_are_packed_exactly(recipe: ModuleType) -> None:
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     boxes = every.view(-1, 4)
     assert torch.equal(recipe._unpacked("mouth_box", recipe._packed("mouth_box", boxes)), boxes)
@@ -185,7 +187,7 @@ def test_sixteen_bits_are_kept_whatever_they_are(recipe: ModuleType) -> None:
 # --- Parts
 
 
-def test_parts_are_small_numbered_and_together_all(recipe: ModuleType, prepared: Prepared, parts: Path) -> None:
+def test_parts_are_small_numbered_and_complete(recipe: ModuleType, prepared: Prepared, parts: Path) -> None:
     paths = sorted(parts.iterdir())
     assert len(paths) > 2
     assert [path.name for path in paths] == [f"data-{k}-of-{len(paths)}.zip" for k in range(1, len(paths) + 1)]
@@ -196,7 +198,7 @@ def test_parts_are_small_numbered_and_together_all(recipe: ModuleType, prepared:
     assert len(names) == len(set(names)) == 12
 
 
-def test_the_size_that_a_part_will_have_is_known(recipe: ModuleType, tmp_path: Path) -> None:
+def test_the_size_of_a_part_is_known_in_advance(recipe: ModuleType, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(5):
         entries = {f"clips/é{k}/{'a' * k}": rng.bytes(int(rng.integers(20_000))) for k in range(20)}
@@ -209,19 +211,21 @@ def test_the_size_that_a_part_will_have_is_known(recipe: ModuleType, tmp_path: P
         assert exact <= most < 1.01 * exact + 64 * 20
 
 
-def test_a_clip_too_large_for_a_part_is_told(recipe: ModuleType, prepared: Prepared, tmp_path: Path) -> None:
+def test_a_clip_too_large_for_a_part_is_refused(recipe: ModuleType, prepared: Prepared, tmp_path: Path) -> None:
     with pytest.raises(DheadsError, match=r"clips/.*\.mp4 does not fit into a part; give a larger --part-mb"):
         recipe.pack(prepared.data, tmp_path / "parts", part_mb=0.003)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_same_data_make_the_same_parts(recipe: ModuleType, prepared: Prepared, parts: Path, tmp_path: Path) -> None:
+def test_the_same_data_gives_the_same_parts(
+    recipe: ModuleType, prepared: Prepared, parts: Path, tmp_path: Path
+) -> None:
     recipe.pack(prepared.data, tmp_path / "parts", part_mb=0.08, voices="all")
     for path in parts.iterdir():
         assert (tmp_path / "parts" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_dataset_of_no_clips_is_told(recipe: ModuleType, prepared: Prepared, tmp_path: Path) -> None:
+def test_a_dataset_without_clips_is_refused(recipe: ModuleType, prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     shutil.copy(prepared.data / "dataset.toml", tmp_path / "data")
     write_clips(tmp_path / "data", [])
@@ -229,7 +233,9 @@ def test_a_dataset_of_no_clips_is_told(recipe: ModuleType, prepared: Prepared, t
         recipe.pack(tmp_path / "data", tmp_path / "parts")
 
 
-def test_what_is_there_is_not_overwritten(recipe: ModuleType, prepared: Prepared, parts: Path, tmp_path: Path) -> None:
+def test_existing_folders_are_not_overwritten(
+    recipe: ModuleType, prepared: Prepared, parts: Path, tmp_path: Path
+) -> None:
     (tmp_path / "mine").write_text("mine")
     for command in (
         lambda: recipe.pack(prepared.data, tmp_path / "mine"),
@@ -270,7 +276,7 @@ def copied(parts: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(part: Path, name: str, content: bytes | None) -> None:
-    """An entry of a part becomes another, or vanishes."""
+    """Replace the content of an entry of a part, or remove it."""
     with zipfile.ZipFile(part) as archive:
         entries = {known: archive.read(known) for known in archive.namelist()} | {name: content}
     with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -288,13 +294,13 @@ def part_with(folder: Path, name: str) -> tuple[Path, bytes]:
 
 
 def refused(recipe: ModuleType, given: list[Path], said: str) -> None:
-    """In one sentence, with nothing left behind."""
+    """Unpacking fails with one sentence, and leaves no files."""
     target = given[0].parent / "unpacked"
     before = sorted(target.parent.rglob("*"))
     with pytest.raises(DheadsError, match=said) as caught:
         recipe.unpack(given, target, "cpu")
     assert "\n" not in str(caught.value)
-    assert not re.search(r"\.[0-9a-f]{8}\.part", str(caught.value))  # the folder that nobody knows of
+    assert not re.search(r"\.[0-9a-f]{8}\.part", str(caught.value))  # the temporary folder
     assert sorted(target.parent.rglob("*")) == before
 
 
@@ -309,9 +315,7 @@ def test_missing_parts_are_named(recipe: ModuleType, copied: Path) -> None:
     refused(recipe, [copied], "parts of one dataset are wanted, found are: none")
 
 
-def test_files_that_are_no_parts_are_refused_by_name_and_passed_over_in_folders(
-    recipe: ModuleType, copied: Path
-) -> None:
+def test_files_that_are_no_parts_are_refused_if_given_and_ignored_in_folders(recipe: ModuleType, copied: Path) -> None:
     other = copied / "notes.txt"
     other.write_text("hello")
     refused(recipe, [other], r"notes\.txt: is not named as a part is, such as data-1-of-3\.zip")
@@ -319,7 +323,7 @@ def test_files_that_are_no_parts_are_refused_by_name_and_passed_over_in_folders(
     recipe.unpack([copied], copied.parent / "unpacked", "cpu")
 
 
-def test_parts_of_two_datasets_are_told_apart(recipe: ModuleType, sent: Sent, copied: Path) -> None:
+def test_parts_of_two_datasets_are_refused(recipe: ModuleType, sent: Sent, copied: Path) -> None:
     count = len(list(copied.iterdir()))
     shutil.copy(sent.parts / "data-1-of-1.zip", copied)
     refused(recipe, [copied], rf"found are: data \(of 1\), data \(of {count}\); give one folder of parts")
@@ -332,14 +336,14 @@ def test_parts_of_two_datasets_are_told_apart(recipe: ModuleType, sent: Sent, co
     refused(recipe, [copied], "is no file of a clip in its table, or there twice")
 
 
-def test_a_part_that_came_to_harm_is_named(recipe: ModuleType, copied: Path) -> None:
+def test_a_damaged_part_is_named(recipe: ModuleType, copied: Path) -> None:
     last = sorted(copied.iterdir())[-1]
     content = last.read_bytes()
     for damaged in (b"", b"PK", content[: len(content) // 2], content[:-1], bytes(len(content))):
         last.write_bytes(damaged)
         refused(recipe, [copied], rf"{last.name}: is no whole part \(.*\); copy it again")
-    place = content.index(b".mp4") + 400
-    last.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+    position = content.index(b".mp4") + 400
+    last.write_bytes(content[:position] + bytes([content[position] ^ 255]) + content[position + 1 :])
     refused(recipe, [copied], rf"{last.name}: clips/.*\.mp4 cannot be read \(.*\); copy the part again")
 
 
@@ -349,8 +353,8 @@ def test_any_damage_is_one_sentence(recipe: ModuleType, copied: Path, seed: int)
     path = sorted(copied.iterdir())[-1]
     content = bytearray(path.read_bytes())
     directory = content.index(b"PK\1\2")
-    for place in rng.integers(directory, len(content), size=3):
-        content[place] ^= int(rng.integers(1, 256))
+    for position in rng.integers(directory, len(content), size=3):
+        content[position] ^= int(rng.integers(1, 256))
     path.write_bytes(content)
     said = None
     try:
@@ -377,7 +381,7 @@ def test_any_damage_is_one_sentence(recipe: ModuleType, copied: Path, seed: int)
         (b",train,25,", b",train,many,", "its table cannot be read"),
     ],
 )
-def test_a_table_that_lies_is_refused(recipe: ModuleType, copied: Path, old: bytes, new: bytes, said: str) -> None:
+def test_a_wrong_table_is_refused(recipe: ModuleType, copied: Path, old: bytes, new: bytes, said: str) -> None:
     for part in copied.iterdir():
         with zipfile.ZipFile(part) as archive:
             table = archive.read("clips.csv")
@@ -398,7 +402,9 @@ TEMPOS = b"speech_tempos = [\n    1.1,\n]"
         (b"[preparation]", b"[[preparation]]", "its table cannot be read"),
     ],
 )
-def test_facts_that_lie_are_refused(recipe: ModuleType, copied: Path, old: bytes, new: bytes, said: str) -> None:
+def test_wrong_facts_of_the_dataset_are_refused(
+    recipe: ModuleType, copied: Path, old: bytes, new: bytes, said: str
+) -> None:
     for part in copied.iterdir():
         with zipfile.ZipFile(part) as archive:
             facts = archive.read("dataset.toml")
@@ -428,7 +434,7 @@ def test_another_video_is_refused(
     name = f"clips/{VOICE}.mp4"
     rewrite(part_with(copied, name)[0], name, video(copied.parent / "made.mp4", size, frames, sound))
     refused(
-        recipe, [copied], rf"{VOICE} cannot be read: its video:? {said}; copy the part again, or pack the data anew"
+        recipe, [copied], rf"{VOICE} cannot be read: its video:? {said}; copy the part again, or pack the data again"
     )
 
 
@@ -463,14 +469,14 @@ def test_files_of_no_clip_are_refused(recipe: ModuleType, copied: Path, name: st
     refused(recipe, [copied], f"'{name}' is no file of a clip in its table")
 
 
-def test_no_more_is_unpacked_than_an_entry_claims(recipe: ModuleType, tmp_path: Path) -> None:
+def test_an_entry_is_not_unpacked_beyond_its_stated_size(recipe: ModuleType, tmp_path: Path) -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb", bytes(2**27))
     content = file.getvalue()
     directory = content.index(b"PK\1\2")
-    lie = content[: directory + 24] + (1000).to_bytes(4, "little") + content[directory + 28 :]  # its size
-    (tmp_path / "data-1-of-1.zip").write_bytes(lie)
+    wrong = content[: directory + 24] + (1000).to_bytes(4, "little") + content[directory + 28 :]  # its size
+    (tmp_path / "data-1-of-1.zip").write_bytes(wrong)
     with zipfile.ZipFile(tmp_path / "data-1-of-1.zip") as archive:
         tracemalloc.start()
         try:
@@ -481,7 +487,7 @@ def test_no_more_is_unpacked_than_an_entry_claims(recipe: ModuleType, tmp_path: 
             tracemalloc.stop()
 
 
-def test_packings_of_other_kinds_are_refused(recipe: ModuleType, tmp_path: Path) -> None:
+def test_other_kinds_of_compression_are_refused(recipe: ModuleType, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("a", b"a")
     with zipfile.ZipFile(tmp_path / "a.zip") as archive, pytest.raises(DheadsError, match="packed in another way"):

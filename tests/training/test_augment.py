@@ -1,4 +1,4 @@
-"""Augmentation: what changes, and what stays together."""
+"""Augmentation of pictures, and drift and holes of motion frames."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dheads.extensions.motion import drift
-from dheads.training.augment import _jpeg, _occlusion, augment, drop_patches
+from dheads.extensions.motion import drift, punch_holes
+from dheads.training.augment import _jpeg, _occlusion, augment
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -53,7 +53,7 @@ def test_augmentation_is_a_function_of_its_generator() -> None:
 
 
 def test_the_mouth_box_follows_the_picture() -> None:
-    """A bright spot in the box, off the middle, is in the box still, mirrored and moved as it may be."""
+    """A bright spot in the box, off the middle, stays in the box, even where the picture is mirrored and moved."""
     size, count = 64, 64
     frames = torch.full((count, 1, 3, size, size), -0.9)
     box = boxes(count, 33, 38, 51, 50)
@@ -87,7 +87,7 @@ def test_drift_is_the_same_for_all_frames_of_an_example() -> None:
 
 
 def test_holes_are_patches_in_some_examples_the_same_in_all_frames() -> None:
-    frames = drop_patches(torch.ones(400, 2, 3, 32, 32), 0.25, generator(8))
+    frames = punch_holes(torch.ones(400, 2, 3, 32, 32), 0.25, generator(8))
     assert torch.equal(frames[:, 1], frames[:, 0])
     patches = frames[:, 0].unflatten(3, (8, 4)).unflatten(2, (8, 4))  # (B, 3, 8, 4, 8, 4)
     assert torch.equal(patches.amin((1, 3, 5)), patches.amax((1, 3, 5))), "whole patches of 4 x 4 px"
@@ -95,10 +95,10 @@ def test_holes_are_patches_in_some_examples_the_same_in_all_frames() -> None:
     assert 0.15 < (dropped > 0).float().mean() < 0.3
     assert 0.15 < dropped[dropped > 0].mean() < 0.35
     assert dropped.max() < 0.75
-    assert torch.equal(drop_patches(torch.ones(8, 2, 3, 32, 32), 0.0, generator(8)), torch.ones(8, 2, 3, 32, 32))
+    assert torch.equal(punch_holes(torch.ones(8, 2, 3, 32, 32), 0.0, generator(8)), torch.ones(8, 2, 3, 32, 32))
 
 
-def test_something_hides_a_part_of_some_pictures() -> None:
+def test_parts_of_some_pictures_are_covered() -> None:
     count = 300
     grey = torch.linspace(-1, 1, count)[:, None, None, None, None].expand(count, 2, 3, 32, 32)
     changed = _occlusion(grey, generator(9))
@@ -111,7 +111,7 @@ def test_something_hides_a_part_of_some_pictures() -> None:
     assert torch.equal(changed[:, 0], changed[:, 1])
 
 
-def test_some_pictures_have_been_through_jpeg() -> None:
+def test_some_pictures_are_compressed_as_jpeg() -> None:
     given = torch.rand(200, 2, 3, 32, 32, generator=generator()) * 2 - 1
     changed = _jpeg(given, generator(10))
     error = (changed - given).abs().mean((1, 2, 3, 4))
@@ -119,7 +119,9 @@ def test_some_pictures_have_been_through_jpeg() -> None:
     assert error[error > 0].min() > 0.02
     assert changed.abs().max() <= 1
     smooth = torch.linspace(-1, 1, 32).expand(200, 1, 3, 32, 32)
-    assert (_jpeg(smooth, generator(10)) - smooth).abs().mean((1, 2, 3, 4)).max() < 0.05, "what JPEG is good at"
+    assert (_jpeg(smooth, generator(10)) - smooth).abs().mean((1, 2, 3, 4)).max() < 0.05, (
+        "smooth pictures change little"
+    )
 
 
 def test_a_box_at_the_edge_stays_in_the_picture_and_is_not_empty() -> None:
@@ -130,7 +132,7 @@ def test_a_box_at_the_edge_stays_in_the_picture_and_is_not_empty() -> None:
 
 
 class StaysOnTheDevice(TorchDispatchMode):
-    """Fails where a picture's values are read back from the device."""
+    """Fails where values of a tensor on the device are read."""
 
     def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         result = func(*args, **(kwargs or {}))
@@ -141,11 +143,11 @@ class StaysOnTheDevice(TorchDispatchMode):
 
 
 def test_pictures_stay_on_their_device() -> None:
-    """On "meta" nothing has a value: whatever waits for one fails."""
+    """Tensors on "meta" have no values, so that reading one fails."""
     given = torch.empty(32, 3, 3, 32, 32, device="meta")
     with StaysOnTheDevice():
         frames, moved = augment(given, boxes(32, 10, 18, 22, 26), generator(2))
-        motion = drop_patches(drift(frames[:, 1:], 1.0, generator(3)), 0.5, generator(4))
+        motion = punch_holes(drift(frames[:, 1:], 1.0, generator(3)), 0.5, generator(4))
     assert frames.is_meta
     assert motion.is_meta
     assert torch.equal(moved, augment(torch.zeros(32, 3, 3, 32, 32), boxes(32, 10, 18, 22, 26), generator(2))[1])

@@ -1,10 +1,11 @@
-"""The run's records: what is written, what a resumed run keeps, and what a full disk does to them."""
+"""The log files of a run: their rows, resuming, and full disks."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Writer:
-    """Stands in for TensorBoard's."""
+    """A fake of TensorBoard's SummaryWriter."""
 
     made: list[Writer]
     full = False
@@ -59,7 +60,7 @@ def steps(run: Path) -> list[int]:
 
 
 def test_metrics_are_rows_of_six_digits(tmp_path: Path) -> None:
-    with Journal(tmp_path, 0) as journal:
+    with closing(Journal(tmp_path, 0)) as journal:
         journal.log(100, {"loss": 0.123456789, "lr": 5e-05, "examples": 20_000_001})
         journal.log(200, {"loss": float("nan"), "grad_norm": float("inf")})
         assert len(rows(tmp_path / "metrics.jsonl")) == 2  # there while the run goes on
@@ -72,7 +73,7 @@ def test_metrics_are_rows_of_six_digits(tmp_path: Path) -> None:
 
 
 def test_events_are_rows_and_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Journal(tmp_path, 0) as journal:
+    with closing(Journal(tmp_path, 0)) as journal:
         journal.event(7, "bad step", "100 % of it: é", clips=["a/1", "b/2"], norm=float("nan"), path=Path("x"))
     assert rows(tmp_path / "events.jsonl") == [
         {"step": 7, "kind": "bad step", "message": "100 % of it: é", "clips": ["a/1", "b/2"], "norm": None, "path": "x"}
@@ -83,7 +84,7 @@ def test_events_are_rows_and_warnings(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def write(run: Path, until: int) -> None:
-    with Journal(run, 0) as journal:
+    with closing(Journal(run, 0)) as journal:
         for step in range(100, until + 1, 100):
             journal.log(step, {"loss": 1.0})
             journal.event(step, "x", "y")
@@ -91,7 +92,7 @@ def write(run: Path, until: int) -> None:
 
 def test_resuming_drops_what_came_after(tmp_path: Path) -> None:
     write(tmp_path, 500)
-    with Journal(tmp_path, 300) as journal:
+    with closing(Journal(tmp_path, 300)) as journal:
         assert steps(tmp_path) == [100, 200, 300]
         assert [row["step"] for row in rows(tmp_path / "events.jsonl")] == [100, 200, 300]
         journal.log(400, {"loss": 2.0})
@@ -109,7 +110,7 @@ def test_a_row_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
     write(tmp_path, 300)
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-9])
-    with Journal(tmp_path, 300) as journal:
+    with closing(Journal(tmp_path, 300)) as journal:
         journal.log(400, {"loss": 2.0})
     assert steps(tmp_path) == [100, 200, 400]
 
@@ -122,7 +123,7 @@ def test_a_note_between_the_rows_is_kept(tmp_path: Path) -> None:
     assert metrics.read_text() == 'my note\n{"step": 100, "loss": 1.0}\n'
 
 
-def test_step_0_starts_anew(tmp_path: Path) -> None:
+def test_step_0_starts_empty_files(tmp_path: Path) -> None:
     write(tmp_path, 300)
     Journal(tmp_path, 0).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
@@ -137,7 +138,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_rows_wait_for_a_disk_that_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     metrics = tmp_path / "metrics.jsonl"
-    with Journal(tmp_path, 0) as journal:
+    with closing(Journal(tmp_path, 0)) as journal:
         journal.log(100, {"loss": 1.0})
         metrics.rename(tmp_path / "aside")
         metrics.mkdir()  # no room for a file
@@ -152,14 +153,14 @@ def test_rows_wait_for_a_disk_that_is_full(tmp_path: Path, caplog: pytest.LogCap
         metrics.rename(tmp_path / "aside")
         metrics.mkdir()
         journal.log(500, {"loss": 1.0})
-        assert len(caplog.records) == 2  # full once more, said once more
+        assert len(caplog.records) == 2  # full again, and one more warning
     assert "lost its last 1 rows" in caplog.records[-1].getMessage()
 
 
-def test_half_a_row_that_still_fitted_is_completed(tmp_path: Path) -> None:
+def test_a_partly_written_row_is_completed(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource", reason="limits the size of files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Journal(tmp_path, 0) as journal:
+    with closing(Journal(tmp_path, 0)) as journal:
         journal.log(100, {"loss": 1.0})
         size = (tmp_path / "metrics.jsonl").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
@@ -173,7 +174,7 @@ def test_half_a_row_that_still_fitted_is_completed(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_curves_in_groups(tmp_path: Path, writers: list[Writer]) -> None:
-    with Journal(tmp_path, 0) as journal:
+    with closing(Journal(tmp_path, 0)) as journal:
         journal.log(
             100,
             {"loss": 1.0, "simple": 0.9, "simple_q1": 0.8, "q4": 0.7, "val_simple": 0.6, "val_simple_q1": 0.5}
@@ -198,8 +199,8 @@ def test_tensorboard_gets_curves_in_groups(tmp_path: Path, writers: list[Writer]
     }
 
 
-def test_tensorboard_hides_what_a_killed_run_drew(tmp_path: Path, writers: list[Writer]) -> None:
-    with Journal(tmp_path, 300) as journal:
+def test_tensorboard_hides_points_of_a_killed_run(tmp_path: Path, writers: list[Writer]) -> None:
+    with closing(Journal(tmp_path, 300)) as journal:
         journal.log(400, {"loss": 1.0})
     assert [writer.purge_step for writer in writers] == [301]
 
@@ -207,7 +208,7 @@ def test_tensorboard_hides_what_a_killed_run_drew(tmp_path: Path, writers: list[
 def test_tensorboard_begins_again_after_a_full_disk(
     tmp_path: Path, writers: list[Writer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Journal(tmp_path, 0) as journal:
+    with closing(Journal(tmp_path, 0)) as journal:
         journal.log(100, {"loss": 1.0})
         Writer.full = True
         journal.log(200, {"loss": 1.0})

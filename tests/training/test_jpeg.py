@@ -1,4 +1,4 @@
-"""The loss of JPEG, against a real codec."""
+"""The loss of JPEG compression, compared with a real codec."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def tensor(picture: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [128, 72])
-def test_a_face_looks_as_a_codec_shows_it(examples: Path, size: int) -> None:
-    """Libjpeg rounds between its stages: a level of 255 where JPEG itself changes the picture by several."""
+def test_a_face_changes_as_by_a_codec(examples: Path, size: int) -> None:
+    """Within the rounding of libjpeg, which is far less than the loss of the compression itself."""
     face = cv2.resize(cv2.imread(str(examples / "face.jpg")), (size, size), interpolation=cv2.INTER_AREA)[..., ::-1]
     qualities = [40, 60, 75, 95]
     ours = through_jpeg(tensor(face).expand(4, 1, -1, -1, -1), torch.tensor(qualities))
@@ -40,7 +40,7 @@ def test_a_flat_picture_stays_as_it_is() -> None:
 
 
 def test_one_coefficient_is_rounded_to_its_step() -> None:
-    """A block whose only detail is under half a step of the table becomes flat."""
+    """A block becomes flat if its only coefficient is less than half a step of the table."""
     wave = torch.cos((2 * torch.arange(8) + 1) * 7 * np.pi / 16)
     for amplitude, remains in ((5.0, False), (15.0, True)):  # 5.66 times that, of a step of 61
         block = (128 + amplitude * wave).expand(1, 1, 3, 16, 8).repeat(1, 1, 1, 1, 2)

@@ -1,21 +1,20 @@
-"""What a configuration costs, against the paper's figures and against networks that really run."""
+"""The cost of a configuration, compared with the paper's figures and with networks that really run."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dheads.conditioning import Condition
+from dheads.conditioning import Cues
 from dheads.config import override, preset
+from dheads.extensions.motion import MotionCondition
 from dheads.extensions.network import ExtendedUNet
 from dheads.training.plan import Plan, plan
 
 
-def tiny(clips: int | None = 10, processes: int = 1, **training: Any) -> Plan:
-    return plan(override(preset("tiny"), {"training": training}), clips, processes)
+def tiny(clips: int | None = 10, processes: int = 1, **sections: dict[str, object]) -> Plan:
+    return plan(override(preset("tiny"), sections), clips, processes)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_the_papers_training_runs(crema: Plan) -> None:
 
 def test_batches_add_up_over_processes_and_turns() -> None:
     one = tiny()
-    many = tiny(processes=3, accumulate=2)
+    many = tiny(processes=3, run={"accumulate": 2})
     assert one.effective_batch == 4
     assert many.effective_batch == 24
     assert many.step_flops == 6 * one.step_flops
@@ -61,7 +60,7 @@ def test_without_data_epochs_are_unknown() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_activations_are_those_of_a_network_that_runs(dropout: float) -> None:
-    config = override(preset("tiny"), {"model": {"dropout": dropout}})
+    config = override(preset("tiny"), {"network": {"dropout": dropout}})
     unet = ExtendedUNet(config).train()
     own = {parameter.data_ptr() for parameter in unet.parameters()}
     kept: dict[int, Tensor] = {}
@@ -71,33 +70,32 @@ def test_activations_are_those_of_a_network_that_runs(dropout: float) -> None:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    condition = Condition(
+    condition = MotionCondition(
         identity=torch.zeros(4, 3, 32, 32),
         motion_frames=torch.zeros(4, 2, 3, 32, 32),
-        audio_window=torch.zeros(4, 5, 384),
-        lip_window=torch.zeros(4, 5, 3),
+        cues=Cues(torch.zeros(4, 5, 384), {"lips": torch.zeros(4, 5, 3)}),
         motion_noise=torch.zeros(4),
     )
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = unet(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64), condition)
     really = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert output.prediction.requires_grad
-    # A dropout's mask takes four bytes an element on the CPU and one on CUDA, which the plan is about.
+    # A dropout mask takes four bytes an element on the CPU, and one on CUDA, for which the plan is made.
     assert plan(config, 10).activation_bytes == pytest.approx(really, rel=0.01 if dropout == 0 else 0.1)
 
 
 def test_memory_follows_the_batch_the_precision_and_checkpointing() -> None:
-    usual, double = tiny(), tiny(batch_size=8)
+    usual, double = tiny(), tiny(optimisation={"batch_size": 8})
     assert double.activation_bytes == pytest.approx(2 * usual.activation_bytes, rel=0.05)
-    assert tiny(precision="bf16").activation_bytes < usual.activation_bytes
-    assert tiny(checkpoint_activations=True).activation_bytes < usual.activation_bytes / 2
-    assert tiny(checkpoint_activations=True).step_flops == pytest.approx(4 / 3 * usual.step_flops)
+    assert tiny(optimisation={"precision": "bf16"}).activation_bytes < usual.activation_bytes
+    assert tiny(run={"checkpoint_activations": True}).activation_bytes < usual.activation_bytes / 2
+    assert tiny(run={"checkpoint_activations": True}).step_flops == pytest.approx(4 / 3 * usual.step_flops)
     assert double.state_bytes == usual.state_bytes
 
 
 def test_planning_leaves_random_numbers_alone() -> None:
     before = torch.get_rng_state()
-    tiny(precision="bf16")
+    tiny(optimisation={"precision": "bf16"})
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.is_autocast_enabled("cpu")
 

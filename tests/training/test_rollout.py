@@ -1,4 +1,4 @@
-"""Motion frames that the network draws itself in training."""
+"""Motion frames that the network generates itself during training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from dheads.training.rollout import RollOuts
 
 pytest_plugins = "real_data"
 
-LATE = 30  # a step of the last three tenths
+LATE = 30  # a step with roll-outs, which are the last three tenths of the run
 
 
 def config_of(anchor: float) -> Config:
-    changes = {"training": {"batch_size": 16, "augment": False}, "sampling": {"identity_anchor": anchor}}
-    return override(preset("tiny"), {"diffusion": {"prediction": "x_0"}, **changes})
+    extensions = {"motion": {"anchor": anchor}, "examples": {"augment": False}}
+    changes = {"diffusion": {"prediction": "x_0"}, "optimisation": {"batch_size": 16}, "extensions": extensions}
+    return override(preset("tiny"), changes)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def batch(prepared: Prepared) -> Batch:
 
 
 def led(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Which examples have a lead, their identities, and the last frame before those that are to be made."""
+    """The examples that have a lead, their identities, and the last frame before those to generate."""
     lead = batch.lead
     assert lead is not None
     assert 1 < len(lead.index) < 16
@@ -42,15 +43,15 @@ def led(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("anchor", [0.0, 0.5])
 def test_frames_follow_one_from_the_other(batch: Batch, anchor: float) -> None:
-    """A fresh network's x_0 is a third of its own, which is 0, of the last motion frame and of the identity."""
+    """A new network's x_0 is the mean of its own, which is 0, the last motion frame and the identity."""
     index, identity, last = led(batch)
     made = RollOuts(ExtendedUNet(config_of(anchor)).eval(), config_of(anchor))(batch, LATE)
-    outside = (mouth_mask(preset("tiny").alignment, 32) == 0).expand_as(identity)
+    outside = (mouth_mask(preset("tiny").alignment, 32, torch.device("cpu")) == 0).expand_as(identity)
     for k in range(2):
-        told = last if k else torch.lerp(last, identity, anchor)
-        last = torch.lerp((told + identity) / 3, identity, anchor)
-        shown = made.motion_frames[index, k]
-        torch.testing.assert_close(shown[outside], last[outside], rtol=0, atol=0.02)
+        given = last if k else torch.lerp(last, identity, anchor)
+        last = torch.lerp((given + identity) / 3, identity, anchor)
+        generated = made.motion_frames[index, k]
+        torch.testing.assert_close(generated[outside], last[outside], rtol=0, atol=0.02)
     assert made.lead is None
 
 
@@ -62,7 +63,7 @@ def test_other_examples_stay_as_they_are(batch: Batch) -> None:
     for field in dataclasses.fields(Batch):
         if field.name not in {"motion_frames", "lead"}:
             assert getattr(made, field.name) is getattr(batch, field.name)
-    assert RollOuts(ExtendedUNet(config), config)(made, LATE) is made, "nothing is left to draw"
+    assert RollOuts(ExtendedUNet(config), config)(made, LATE) is made, "nothing is left to generate"
 
 
 def test_it_is_a_function_of_the_seed_and_the_step(batch: Batch) -> None:
@@ -78,7 +79,7 @@ def test_it_is_a_function_of_the_seed_and_the_step(batch: Batch) -> None:
 
 
 def test_it_follows_the_network_without_copying_it_again(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a step of training the frames are those of the weights as they are now, by the same copy of them."""
+    """After a training step the frames are generated with the new weights, loaded into the same copy of the network."""
     config = config_of(0.5)
     torch.manual_seed(0)
     unet = ExtendedUNet(config).eval().requires_grad_(False)
@@ -94,4 +95,4 @@ def test_it_follows_the_network_without_copying_it_again(batch: Batch, monkeypat
     assert torch.equal(after, wanted)
     assert not torch.equal(after, before)
     assert rolled_out._engine is not None
-    assert not rolled_out._engine.records, "nor is a graph recorded for batches of ever other sizes"
+    assert not rolled_out._engine.records, "no graphs are recorded, as batch sizes vary"

@@ -1,10 +1,9 @@
-"""The training state: steps of the optimiser and the average, bad steps, and files that are whole or not there."""
+"""The training state: steps, bad steps, the learning rate, and saving and resuming."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dheads.config import Config, override, preset, to_dict
+from dheads.config import Config, from_dict, override, preset, to_dict
+from dheads.config.old_keys import RENAMED
 from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
-from dheads.training import state as files
-from dheads.training.state import TrainingState, check_start, differences, learning_rate, numbered, prune, publish
+from dheads.training import state as module
+from dheads.training.state import TrainingState, check_start, differences, learning_rate
 
 TINY = preset("tiny")
 
@@ -28,7 +28,7 @@ def fresh(config: Config = TINY, parts: int = 1) -> TrainingState:
 
 
 def take(state: TrainingState, scale: float = 7.0, lr: float = 1e-2, loss: float = 1.0) -> str | None:
-    """A step along the sum of the first layer's weights."""
+    """A step whose loss is proportional to the sum of the first layer's weights."""
     state.optimizer.zero_grad(set_to_none=True)
     (scale * state.unet.stem.weight.sum()).backward()
     return state.advance(loss, float(state.clip_gradient()), lr)
@@ -50,8 +50,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_one_update() -> None:
-    """The gradient's norm before clipping is told; the average follows with min(decay, (1 + n) / (10 + n))."""
-    config = override(TINY, {"training": {"ema_decay": 0.9, "grad_clip": 0.5}})
+    """`clip_gradient` returns the norm before clipping; the average's decay is min(decay, (1 + n) / (10 + n))."""
+    config = override(TINY, {"optimisation": {"ema_decay": 0.9, "grad_clip": 0.5}})
     state = fresh(config)
     start = state.unet.stem.weight.detach().clone()
     for step, decay in ((1, 2 / 11), (2, 3 / 12)):
@@ -71,7 +71,7 @@ def test_one_update() -> None:
 
 
 def test_without_a_limit_the_gradient_stays_as_it_is() -> None:
-    config = override(TINY, {"training": {"grad_clip": None}})
+    config = override(TINY, {"optimisation": {"grad_clip": None}})
     state = fresh(config)
     (7 * state.unet.stem.weight.sum()).backward()
     assert float(state.clip_gradient()) == pytest.approx(7 * math.sqrt(state.unet.stem.weight.numel()), rel=1e-4)
@@ -80,7 +80,7 @@ def test_without_a_limit_the_gradient_stays_as_it_is() -> None:
 
 def test_the_paper_is_adam() -> None:
     """The optimiser of the paper's presets does what torch.optim.Adam does."""
-    config = override(TINY, {"training": {"weight_decay": 0.0, "grad_clip": None}})
+    config = override(TINY, {"optimisation": {"weight_decay": 0.0, "grad_clip": None}})
     state = fresh(config)
     theirs = state.unet.stem.weight.detach().clone().requires_grad_()
     adam = torch.optim.Adam([theirs], lr=1e-2)
@@ -107,7 +107,7 @@ def test_a_step_that_is_not_finite_changes_only_the_count(loss: float, norm: flo
 
 
 def test_an_exploding_gradient_is_a_bad_step_after_the_first_hundred() -> None:
-    """More than 100 times the running average of the good ones, whose memory is 100 steps."""
+    """Its norm is over 100 times the running average of the good ones, with decay 0.99."""
     state = fresh()
     (7 * state.unet.stem.weight.sum()).backward()
     assert state.advance(1.0, 2.0, 0.0) is None
@@ -143,27 +143,28 @@ def rate(config: Config, step: int) -> float:
 
 def test_the_papers_learning_rate() -> None:
     """Times 0.8 every 1/18 of the steps."""
-    config = override(preset("crema"), {"training": {"steps": 1800}})
+    config = override(preset("crema"), {"optimisation": {"steps": 1800}})
     for step in (0, 1, 99, 100, 199, 200, 899, 900, 1799):
         assert rate(config, step) == pytest.approx(5e-5 * 0.8 ** (step // 100))
 
 
 def test_the_cooldown_learning_rate() -> None:
-    """A linear warm-up, constant, and in the last 30 % a line to 0 that ends at 2 %."""
-    training = {"steps": 1000, "learning_rate": 0.1, "lr_schedule": "cooldown", "warmup_steps": 50}
-    config = override(TINY, {"training": training})
+    """A linear warm-up, then constant, and in the last 30 % linear towards 0, but at least 2 %."""
+    optimisation = {"steps": 1000, "learning_rate": 0.1, "lr_schedule": "cooldown", "warmup_steps": 50}
+    config = override(TINY, {"optimisation": optimisation})
     assert [rate(config, step) for step in (0, 24, 49)] == pytest.approx([0.1 / 50, 0.05, 0.1])
     assert [rate(config, step) for step in (50, 400, 700)] == pytest.approx([0.1] * 3)
     assert [rate(config, step) for step in (850, 970, 999)] == pytest.approx([0.05, 0.01, 0.002])
 
 
-# --- A run that ends by the clock
+# --- A run of limited time
 
 
 def test_time_drives_the_schedules_where_it_ends_the_run() -> None:
-    """Half of the time is half of the run: its cooldown is done when the time is over."""
-    training = {"steps": 1000, "minutes": 1.0, "warmup_steps": 0, "lr_schedule": "cooldown", "learning_rate": 0.1}
-    state = fresh(override(TINY, {"training": training | {"rollout_from": 0.5}}))
+    """Half of the time is half of the run, and the cooldown is done when the time is over."""
+    optimisation = {"steps": 1000, "warmup_steps": 0, "lr_schedule": "cooldown", "learning_rate": 0.1}
+    limited = {"run": {"minutes": 1.0}, "extensions": {"rollouts": {"start": 0.5}}}
+    state = fresh(override(TINY, {"optimisation": optimisation}, limited))
     seen = []
     while not state.is_done:
         seen.append((state.progress, learning_rate(state.config, state.step, state.progress), state.rollout_step))
@@ -171,12 +172,13 @@ def test_time_drives_the_schedules_where_it_ends_the_run() -> None:
     assert state.step == 10
     assert [progress for progress, _, _ in seen] == pytest.approx([k / 10 for k in range(10)])
     assert [lr for _, lr, _ in seen] == pytest.approx([0.1] * 8 + [0.1 * 0.2 / 0.3, 0.1 * 0.1 / 0.3])
-    # Batches are made some steps ahead: roll-outs begin with one that surely is not yet.
+    # Batches are prepared some steps ahead, so that roll-outs begin with a step whose batch cannot be ready yet.
     assert [step for _, _, step in seen] == [500] * 5 + [37] * 5
 
 
 def test_steps_may_end_a_run_before_its_time() -> None:
-    state = fresh(override(TINY, {"training": {"steps": 4, "minutes": 60.0, "rollout_from": 0.5}}))
+    limited = {"run": {"minutes": 60.0}, "extensions": {"rollouts": {"start": 0.5}}}
+    state = fresh(override(TINY, {"optimisation": {"steps": 4}}, limited))
     for _ in range(4):
         assert not state.is_done
         assert state.rollout_step == 2
@@ -202,11 +204,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingState
     return path, state
 
 
-def test_a_state_comes_back_whole(saved: tuple[Path, TrainingState]) -> None:
+def test_a_state_is_restored_completely(saved: tuple[Path, TrainingState]) -> None:
     path, state = saved
     other = fresh(parts=2)
-    assert not other.resume(path.with_name("absent.pt"))
-    assert other.resume(path)
+    start = tensors(other)
+    other.resume(path.with_name("absent.pt"))
+    assert other.step == 0
+    assert same(tensors(other), start), "without a file it stays as it is"
+    other.resume(path)
     counts = ("step", "bad_steps", "bad_in_a_row", "usual_norm", "best", "row", "seconds", "rollout_step")
     wanted = [4, 1, 1, state.usual_norm, 0.25, {"loss": [4.5, 3]}, 12.5, 20]
     assert [getattr(other, name) for name in counts] == wanted
@@ -233,32 +238,33 @@ FREE = {
     "compile": True,
     "checkpoint_activations": True,
     "bad_steps": "stop",
-    "accumulate": 2,  # two processes before, one now
+    "accumulate": 2,  # two processes before, and now one
     "minutes": 3.0,
 }
 
 
-def test_what_changes_nothing_that_is_learnt_may_differ(saved: tuple[Path, TrainingState]) -> None:
-    other = fresh(override(TINY, {"training": FREE}), parts=2)
-    assert other.resume(saved[0])
+def test_the_section_run_may_differ(saved: tuple[Path, TrainingState]) -> None:
+    other = fresh(override(TINY, {"run": FREE}), parts=2)
+    other.resume(saved[0])
+    assert other.step == 4
     assert json.loads(torch.load(saved[0], weights_only=True)["config"]) != to_dict(other.config)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "difference"),
     [
-        ({"training": {"learning_rate": 0.5}}, "training.learning_rate = 0.001, but now it is 0.5"),
-        ({"training": {"batch_size": 2}}, "training.batch_size = 4, but now it is 2"),
-        ({"training": {"seed": 3, "steps": 50}}, "training.steps = 40, but now it is 50"),
-        ({"conditioning": {"motion_noise": 0.2}}, "conditioning.motion_noise = 0.3, but now it is 0.2"),
+        ({"optimisation": {"learning_rate": 0.5}}, "optimisation.learning_rate = 0.001, but now it is 0.5"),
+        ({"optimisation": {"batch_size": 2}}, "optimisation.batch_size = 4, but now it is 2"),
+        ({"optimisation": {"seed": 3, "steps": 50}}, "optimisation.steps = 40, but now it is 50"),
+        ({"extensions": {"motion": {"noise": 0.2}}}, "extensions.motion.noise = 0.3, but now it is 0.2"),
         ({"name": "mine"}, "name = 'tiny', but now it is 'mine'"),
     ],
 )
-def test_another_configuration_is_refused(saved: tuple[Path, TrainingState], change: dict, words: str) -> None:
-    """By the first key that differs."""
+def test_another_configuration_is_refused(saved: tuple[Path, TrainingState], change: dict, difference: str) -> None:
+    """The message names the first key that differs."""
     with pytest.raises(DheadsError) as error:
         fresh(override(TINY, change), parts=2).resume(saved[0])
-    assert str(error.value) == f"{saved[0]}: belongs to a run with {words}; choose another --out, or that value"
+    assert str(error.value) == f"{saved[0]}: belongs to a run with {difference}; choose another --out, or that value"
 
 
 def test_another_number_of_batches_a_step_is_refused(saved: tuple[Path, TrainingState]) -> None:
@@ -267,33 +273,82 @@ def test_another_number_of_batches_a_step_is_refused(saved: tuple[Path, Training
 
 
 def test_an_older_state_resumes(saved: tuple[Path, TrainingState], tmp_path: Path) -> None:
-    """One from before there were these keys, of the configuration and of the state."""
+    """One without keys that are new, in the configuration and in the state."""
     state = torch.load(saved[0], weights_only=True)
     config = json.loads(state["config"])
-    del config["preparation"], config["training"]["accumulate"], config["training"]["keep"]
+    del config["preparation"], config["run"]["accumulate"], config["run"]["keep"]
     kept = {name: state[name] for name in ("step", "unet", "ema", "optimizer")}
     torch.save(kept | {"config": json.dumps(config)}, tmp_path / "state.pt")
     other = fresh()
-    assert other.resume(tmp_path / "state.pt")
+    other.resume(tmp_path / "state.pt")
     assert (other.step, other.bad_steps, other.usual_norm, other.best, other.row) == (4, 0, None, math.inf, {})
     assert same(tensors(other), tensors(saved[1]))
 
 
-def test_a_large_state_lies_in_files_of_a_limited_size(
+def with_old_keys(config: Config) -> dict[str, Any]:
+    """The configuration as dictionaries with the keys of earlier versions."""
+    new, old = to_dict(config), {}
+    for old_key, new_key in RENAMED.items():
+        *tables, name = new_key.split(".")
+        values = new
+        for table in tables:
+            values = values.get(table, {})
+        if name in values:
+            section, key = old_key.split(".")
+            old.setdefault(section, {})[key] = values.pop(name)
+    codes = new.pop("extensions")["codes"]
+    dims = {"lip_dims": 3 if "lips" in codes else 0, "eye_dims": 1 if "eyes" in codes else 0}
+    assert not new.pop("network")
+    assert not new.pop("optimisation")
+    assert not new.pop("run")
+    for section, values in new.items():
+        if isinstance(values, dict):
+            old[section] = values | old.get(section, {})
+    old["conditioning"] |= dims
+    return {"name": config.name} | old
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"extensions": {"codes": {"lips": None}, "copying": {"gates": False}, "snr_clip": None}}]
+)
+def test_a_state_with_old_keys_resumes(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """And goes on as one with the new keys does."""
+    config = override(TINY, changes)
+    state, other = fresh(config, parts=2), fresh(config, parts=2)
+    take(state)
+    state.note("eyes", 1.5, 2)
+    state.save(tmp_path / "state.pt")
+    old = with_old_keys(config)
+    assert {"model", "training"} <= old.keys()
+    assert not {"network", "optimisation", "run", "extensions"} & old.keys()
+    assert from_dict(old) == config
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    saved |= {"config": json.dumps(old), "row": {"eye": saved["row"]["eyes"]}}
+    torch.save(saved, tmp_path / "state.pt")
+    other.resume(tmp_path / "state.pt")
+    assert (other.step, other.row) == (1, {"eyes": [1.5, 2]})
+    for _ in range(2):
+        assert take(other) is take(state) is None
+    assert same(tensors(other), tensors(state))
+    with pytest.raises(DheadsError, match=r"with optimisation\.learning_rate = 0\.001, but now it is 0\.5"):
+        fresh(override(config, {"optimisation": {"learning_rate": 0.5}}), parts=2).resume(tmp_path / "state.pt")
+
+
+def test_a_large_state_is_saved_in_files_of_a_limited_size(
     saved: tuple[Path, TrainingState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, most = tmp_path / "state.pt", 500_000
-    monkeypatch.setattr(files, "_FILE_BYTES", most)
-    monkeypatch.setattr(files, "_FILES", 100)
+    monkeypatch.setattr(module, "_FILE_BYTES", most)
+    monkeypatch.setattr(module, "_FILES", 100)
     saved[1].save(path)
     written = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
     assert len(written) >= 4
     assert set(written) == {"state.pt", *(f"state-0000004-{number}.pt" for number in range(1, len(written)))}
-    assert max(written.values()) < 1.2 * most, "with what the format adds to each tensor"
+    assert max(written.values()) < 1.2 * most, "including what the format adds to each tensor"
     other = fresh(parts=2)
-    assert other.resume(path)
+    other.resume(path)
     assert same(tensors(other), tensors(saved[1]))
-    # The next state takes the place of all of them.
+    # The next state replaces all of them.
     take(other)
     other.save(path)
     assert {file.name for file in tmp_path.iterdir()} == {name.replace("0000004", "0000005") for name in written}
@@ -302,16 +357,16 @@ def test_a_large_state_lies_in_files_of_a_limited_size(
         fresh(parts=2).resume(path)
 
 
-def test_a_state_reads_no_files_but_its_own(saved: tuple[Path, TrainingState], tmp_path: Path) -> None:
+def test_a_state_reads_only_its_own_files(saved: tuple[Path, TrainingState], tmp_path: Path) -> None:
     state = torch.load(saved[0], weights_only=True)
     for name in ("../elsewhere.pt", "/etc/passwd", "weights.safetensors", 3):
         torch.save(state | {"other_files": [name]}, tmp_path / "state.pt")
-        with pytest.raises(DheadsError, match=r"state\.pt: cannot be read; delete it to start anew .*is missing"):
+        with pytest.raises(DheadsError, match=r"state\.pt: cannot be read; delete it to start again .*is missing"):
             fresh(parts=2).resume(tmp_path / "state.pt")
 
 
 def test_small_keeps_its_state_in_files_under_16_mib(tmp_path: Path) -> None:
-    """So that they pass where larger files do not."""
+    """Which mail servers and repositories accept."""
     config = preset("small")
     state = TrainingState(ExtendedUNet(config), config)
     for parameter in state.unet.parameters():
@@ -333,10 +388,10 @@ def test_a_damaged_state_is_refused(saved: tuple[Path, TrainingState], tmp_path:
     elif kind == "lacking":
         torch.save({"config": "{"}, path)
     elif kind == "strange":
-        torch.save({"config": '{"model": {"layers": 3}}'}, path)
+        torch.save({"config": '{"network": {"layers": 3}}'}, path)
     else:
         path.write_bytes({"empty": b"", "text": b"no state at all", "cut": whole[: len(whole) // 2]}[kind])
-    with pytest.raises(DheadsError, match=r"state\.pt: cannot be read; delete it to start anew"):
+    with pytest.raises(DheadsError, match=r"state\.pt: cannot be read; delete it to start again"):
         fresh().resume(path)
 
 
@@ -349,9 +404,9 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(
     path = tmp_path / "state.pt"
     path.write_bytes(b"the old one")
     file_limit(100_000)
-    for most in (files._FILE_BYTES, 70_000):  # in one file, and in many of which the first ones fit
-        monkeypatch.setattr(files, "_FILE_BYTES", most)
-        monkeypatch.setattr(files, "_FILES", 100)
+    for most in (module._FILE_BYTES, 70_000):  # one file, and several of which the first ones fit
+        monkeypatch.setattr(module, "_FILE_BYTES", most)
+        monkeypatch.setattr(module, "_FILES", 100)
         with pytest.raises(DheadsError, match=r"cannot write the training state .*state\.pt"):
             saved[1].save(path)
     assert path.read_bytes() == b"the old one"
@@ -362,20 +417,20 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(
 
 @pytest.fixture
 def file_limit() -> Any:
-    """Sets the largest size of a file, in bytes, for the rest of the test: writing more fails as on a full disk."""
+    """Sets the largest file size, in bytes, until the test ends: writing more fails as on a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# --- Weights to start from
+# --- Weights that training starts from
 
 
-def test_weights_of_another_network_are_no_start() -> None:
-    ours = override(TINY, {"model": {"model_channels": 32, "dropout": 0.3}})
-    assert differences(ours, TINY) == {"model.model_channels": (32, 16), "model.dropout": (0.3, 0.0)}
-    message = "w: was trained with model.model_channels = 16, but the configuration has 32; choose the preset"
+def test_training_cannot_start_from_weights_of_another_network() -> None:
+    ours = override(TINY, {"network": {"model_channels": 32, "dropout": 0.3}})
+    assert differences(ours, TINY) == {"network.model_channels": (32, 16), "network.dropout": (0.3, 0.0)}
+    message = "w: was trained with network.model_channels = 16, but the configuration has 32; choose the preset"
     with pytest.raises(DheadsError, match=message):
         check_start(ours, TINY, "w")
     for change in ({"diffusion": {"prediction": "eps"}}, {"alignment": {"eye_y": 0.5}}):
@@ -383,48 +438,6 @@ def test_weights_of_another_network_are_no_start() -> None:
             check_start(override(TINY, change), TINY, "w")
 
 
-def test_another_training_is_a_start() -> None:
-    changes = {"training": {"learning_rate": 1.0}, "sampling": {"steps": 1}, "name": "mine", "model": {"dropout": 0.5}}
-    check_start(override(TINY, changes), TINY, "w")
-
-
-# --- Files of weights
-
-
-def test_publish_gives_a_file_another_name(tmp_path: Path) -> None:
-    one, two, target = numbered(tmp_path, 5000), numbered(tmp_path, 12_345_678), tmp_path / "weights.safetensors"
-    assert one.name == "weights-0005000.safetensors"
-    for source, content in ((one, b"one"), (two, b"two"), (two, b"two")):
-        source.write_bytes(content)
-        publish(source, target)
-        assert target.read_bytes() == content
-        assert os.path.samefile(source, target)
-    assert sorted(tmp_path.iterdir()) == [one, two, target]
-
-
-def test_publish_copies_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*paths: object) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(files.os, "link", refused)
-    source, target = tmp_path / "a", tmp_path / "b"
-    source.write_bytes(b"one")
-    publish(source, target)
-    source.write_bytes(b"other")
-    assert target.read_bytes() == b"one"
-    with pytest.raises(DheadsError, match=r"cannot write .*b: No such file"):
-        publish(tmp_path / "absent", target)
-    assert target.read_bytes() == b"one"
-    assert sorted(tmp_path.iterdir()) == [source, target]
-
-
-@pytest.mark.parametrize(("keep", "left"), [(2, [900, 10_000_000]), (1, [10_000_000]), (0, []), (9, [100, 900, 10**7])])
-def test_the_last_ones_are_kept(tmp_path: Path, keep: int, left: list[int]) -> None:
-    """By number, not by name; those of later steps are of a run before this one."""
-    for step in (100, 900, 10_000_000, 20_000_000):
-        numbered(tmp_path, step).touch()
-    others = [tmp_path / name for name in ("best.safetensors", "weights.safetensors", "weights-mine.safetensors")]
-    for path in others:
-        path.touch()
-    prune(tmp_path, 10_000_000, keep)
-    assert sorted(tmp_path.iterdir()) == sorted([*others, *(numbered(tmp_path, step) for step in left)])
+def test_training_can_start_from_weights_of_another_training() -> None:
+    changes = {"optimisation": {"learning_rate": 1.0}, "sampling": {"steps": 1}, "network": {"dropout": 0.5}}
+    check_start(override(TINY, changes, {"name": "mine"}), TINY, "w")

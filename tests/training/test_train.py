@@ -1,4 +1,4 @@
-"""`dheads train` on real clips with the tiny preset: what it writes, that it learns, and that nothing ends it early."""
+"""`dheads train` on real clips with the tiny preset: its files, resuming, failures, and what the network learns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from safetensors import safe_open
 from torch import Tensor
 from typer.testing import Result
 
-from dheads.config import Config, from_dict, override, preset, to_dict
+from dheads.config import Config, RunConfig, from_dict, override, preset, to_dict
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.errors import DheadsError
@@ -39,32 +39,39 @@ from dheads.sampling.engine import Engine
 from dheads.sampling.talker import generate
 from dheads.system.locks import alone
 from dheads.training import loop as verb
-from dheads.training import objective
+from dheads.training import objective, records
 from dheads.training.batches import Batch
+from dheads.training.records import Records
 from dheads.training.state import TrainingState, learning_rate
 from dheads.weights.checkpoints import load_checkpoint, load_model
 
 pytest_plugins = "real_data"
 
 TINY = preset("tiny")
-# Six steps that use every source of randomness, dropout too.
+# Six steps that use every source of randomness, with dropout.
 SHORT = {
-    "training": {"steps": 6, "log_every": 2, "checkpoint_every": 3, "sample_every": 6},
-    "model": {"dropout": 0.1},
+    "optimisation": {"steps": 6},
+    "run": {"log_every": 2, "checkpoint_every": 3, "sample_every": 6},
+    "network": {"dropout": 0.1},
 }
-# A network without the lip code, whose fit takes the longest of a short run.
-PLAIN = {"conditioning": {"lip_dims": 0}}
-SPEED = {"examples_per_second", "waiting"}  # what no run has in common with another
+# A network without the lip code, whose fit takes most of the time of a short run.
+PLAIN = {"extensions": {"codes": {"lips": False}}}
+SPEED = {"examples_per_second", "waiting"}  # differs from run to run
 
 
-def training(**changes: object) -> dict[str, dict[str, object]]:
-    """A short run without the lip code that makes no sample videos."""
-    return PLAIN | {"training": {"log_every": 1, "checkpoint_every": 1, "sample_clips": 0} | changes}
+RUN_KEYS = {field.name for field in dataclasses.fields(RunConfig)}
+
+
+def quick(**changes: object) -> dict[str, dict[str, Any]]:
+    """A run without the lip code and sample videos; changes: values in the sections run and optimisation."""
+    changes = {"log_every": 1, "checkpoint_every": 1, "sample_clips": 0} | changes
+    run = {key: value for key, value in changes.items() if key in RUN_KEYS}
+    return PLAIN | {"run": run, "optimisation": {key: changes[key] for key in changes.keys() - run.keys()}}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_lip_fit() -> Iterator[None]:
-    """One penalty and one fold in place of several: a large system of equations is solved for each."""
+    """One penalty and one fold instead of several, as a large system of equations is solved for each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lips, "_RIDGES", (1.0,))
         patch.setattr(lips, "_FOLDS", 1)
@@ -78,8 +85,16 @@ def trained(data: Path, run: Path, *changes: dict[str, Any], **options: Any) -> 
     return verb.train(config, data, run, progress=False, **options)
 
 
-def train_command(data: Path, run: Path, changes: dict[str, dict[str, object]], *options: object) -> Result:
-    pairs = [f"{table}.{key}={json.dumps(value)}" for table in changes for key, value in changes[table].items()]
+def flat(changes: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def train_command(data: Path, run: Path, changes: dict[str, Any], *options: object) -> Result:
+    pairs = [f"{key}={json.dumps(value)}" for key, value in flat(changes)]
     sets = [part for pair in pairs for part in ("--set", pair)]
     return dheads("train", "--data", data, "--out", run, "--preset", "tiny", "--device", "cpu", *sets, *options)
 
@@ -106,7 +121,7 @@ def rows(run: Path, name: str = "metrics") -> list[dict[str, Any]]:
 
 
 def learnt(run: Path) -> list[dict[str, float]]:
-    """The rows of metrics without what the machine's load decides."""
+    """The rows of metrics without those that depend on the machine's load."""
     return [{name: value for name, value in row.items() if name not in SPEED} for row in rows(run)]
 
 
@@ -123,7 +138,7 @@ def same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def assert_same_runs(ours: Path, theirs: Path) -> None:
-    """The same to the last bit: weights, optimiser, metrics, sample videos."""
+    """Weights, optimiser, metrics and sample videos are equal to the last bit."""
     mine, other = state_of(ours), state_of(theirs)
     assert mine["step"] == other["step"]
     assert same_tensors(mine["unet"], other["unet"])
@@ -136,7 +151,7 @@ def assert_same_runs(ours: Path, theirs: Path) -> None:
         assert (ours / "samples" / path.name).read_bytes() == path.read_bytes()
 
 
-# --- What a run writes
+# --- The files of a run
 
 
 def test_the_command_prints_the_checkpoint(short: Run) -> None:
@@ -159,16 +174,16 @@ def test_the_command_prints_the_checkpoint(short: Run) -> None:
 
 
 def test_metrics(short: Run) -> None:
-    losses = {"loss", "simple", "vlb", "lip", "eye"}
-    others = {"step", "lr", "grad_norm", "broken_clips", "bad_steps", "val_loss", "val_simple", "val_lip", "val_eye"}
+    losses = {"loss", "simple", "vlb", "lip", "eyes"}
+    others = {"step", "lr", "grad_norm", "broken_clips", "bad_steps", "val_loss", "val_simple", "val_lip", "val_eyes"}
     quarters = {f"simple_q{k}" for k in (1, 2, 3, 4)}
     assert [row["step"] for row in rows(short.path)] == [2, 4, 6]
     for row in rows(short.path):
         assert losses | others | SPEED <= set(row) <= losses | others | SPEED | quarters
         assert all(math.isfinite(value) for value in row.values())
         for held_out in ("", "val_"):
-            simple, lip, eye = (row[held_out + name] for name in ("simple", "lip", "eye"))
-            total = simple + TINY.optimisation.lambda_lip * lip + TINY.extensions.codes["eyes"].weight * eye
+            simple, lip, eyes = (row[held_out + name] for name in ("simple", "lip", "eyes"))
+            total = simple + TINY.optimisation.lambda_lip * lip + TINY.extensions.codes["eyes"].weight * eyes
             assert row[f"{held_out}loss"] == pytest.approx(total, rel=1e-4)
         assert row["vlb"] == 0, "the tiny network has no learned variance"
         means = [row[name] for name in quarters & set(row)]
@@ -181,7 +196,7 @@ def test_metrics(short: Run) -> None:
 
 
 def test_the_sample_video_shows_the_held_out_clip(short: Run, dataset: Dataset) -> None:
-    """20 frames, the sampled face on the left, the truth on the right, with the sound."""
+    """20 frames with sound: the generated face on the left, the true one on the right."""
     (path,) = (short.path / "samples").iterdir()
     assert path.name == "0000006-other-grid_other.mp4"
     frames = decoded(path)
@@ -212,8 +227,8 @@ def test_the_last_weights_and_the_best_are_kept(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 1.0, math.nan, 2.0, 1.0])
-    monkeypatch.setattr(verb._Records, "validate", lambda self: {"val_loss": next(losses)})
-    trained(prepared.data, tmp_path, training(steps=5, keep=2))
+    monkeypatch.setattr(records.Records, "validate", lambda self: {"val_loss": next(losses)})
+    trained(prepared.data, tmp_path, quick(steps=5, keep=2))
     assert {name for name in names(tmp_path) if name.endswith(".safetensors")} == {
         "best.safetensors",
         "weights.safetensors",
@@ -226,7 +241,7 @@ def test_the_last_weights_and_the_best_are_kept(
 
 # --- Resume
 
-# Trains by itself until, in the fifth step, nothing can be done any more.
+# Trains in a process of its own, which is killed in the fifth step.
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -248,10 +263,10 @@ train.train(config.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), Path(s
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_killed_run_goes_on_exactly_where_it_was(
+def test_a_killed_run_is_resumed_without_a_difference(
     prepared: Prepared, short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of a log row; the rows after the last saved state come again, and only once."""
+    """In the middle of a log row; the rows after the last saved state are written again, and only once."""
     config = override(TINY, SHORT)
     arguments = [json.dumps(to_dict(config)), str(prepared.data), str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -260,14 +275,14 @@ def test_a_killed_run_goes_on_exactly_where_it_was(
     assert state_of(tmp_path)["step"] == 3
     assert [row["step"] for row in rows(tmp_path)] == [2, 4]
 
-    torch.manual_seed(77)  # whatever else was drawn in this process
+    torch.manual_seed(77)  # results do not depend on other random numbers of this process
     monkeypatch.delattr(lips.LipPredictor, "fit")  # the lip code is in the state
     trained(prepared.data, tmp_path, SHORT)
     assert_same_runs(tmp_path, short.path)
 
 
 def interrupted_at(where: int) -> Callable[..., dict[str, Tensor]]:
-    """The loss, with Ctrl-C at that step."""
+    """The function for the loss, with Ctrl-C at that step."""
 
     def loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, part: int = 0) -> dict[str, Tensor]:
         if step == where:
@@ -280,32 +295,32 @@ def interrupted_at(where: int) -> Callable[..., dict[str, Tensor]]:
 def test_ctrl_c_saves_the_state_first(
     prepared: Prepared, short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From Python, where it is an exception: the command line would end this process with exit code 130."""
+    """Called from Python, where Ctrl-C is an exception: the command line would end this process with exit code 130."""
     with monkeypatch.context() as patch:
         patch.setattr(verb, "training_loss", interrupted_at(3))
         with pytest.raises(KeyboardInterrupt):
             trained(prepared.data, tmp_path, SHORT)
     assert "ending after this step" in caplog.text
-    assert state_of(tmp_path)["step"] == 4, "the step under way is finished"
+    assert state_of(tmp_path)["step"] == 4, "the step is finished first"
     trained(prepared.data, tmp_path, SHORT)
     assert_same_runs(tmp_path, short.path)
 
 
 def test_two_trainers_do_not_share_a_folder(prepared: Prepared, tmp_path: Path) -> None:
-    """The second is refused while the first is at work, also one in another process."""
+    """The second is refused while the first runs."""
     (tmp_path / "run").mkdir()
     with alone(tmp_path / "run" / ".lock") as first:
         assert first
-        done = train_command(prepared.data, tmp_path / "run", training(steps=1))
+        done = train_command(prepared.data, tmp_path / "run", quick(steps=1))
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == (
-        f"error: {tmp_path / 'run'}: another dheads train is at work there; wait for it, or choose another --out"
+        f"error: {tmp_path / 'run'}: another dheads train is running there; wait for it, or choose another --out"
     )
-    assert list((tmp_path / "run").iterdir()) == [], "nothing of the first one's is touched"
-    assert train_command(prepared.data, tmp_path / "run", training(steps=1)).exit_code == 0
+    assert list((tmp_path / "run").iterdir()) == [], "no file of the first one is changed"
+    assert train_command(prepared.data, tmp_path / "run", quick(steps=1)).exit_code == 0
 
 
-# --- A run that ends by the clock
+# --- A run of limited time
 
 
 @pytest.fixture
@@ -317,17 +332,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-TIMED = training(
-    minutes=0.2, steps=1000, warmup_steps=0, learning_rate=1e-3, lr_schedule="cooldown", checkpoint_every=100
-)
+TIMED = quick(minutes=0.2, steps=1000, warmup_steps=0, learning_rate=1e-3, lr_schedule="cooldown", checkpoint_every=100)
 
 
-def test_a_run_ends_when_its_time_is_over_with_its_cooldown_done(
-    prepared: Prepared, tmp_path: Path, clock: None
-) -> None:
+def test_a_run_ends_after_its_time_with_its_cooldown_done(prepared: Prepared, tmp_path: Path, clock: None) -> None:
     done = train_command(prepared.data, tmp_path, TIMED)
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'weights.safetensors'}\n")
-    assert "12/12" in done.stderr, "the bar tells how many steps there will be"
+    assert "12/12" in done.stderr, "the bar shows how many steps there will be"
     progress = [row["step"] / 12 for row in rows(tmp_path)]
     assert len(progress) == 12
     # Constant, then linear from the eighth second on.
@@ -339,10 +350,10 @@ def test_a_run_ends_when_its_time_is_over_with_its_cooldown_done(
     before = state_of(tmp_path)["seconds"]
     assert before == 12
     assert train_command(prepared.data, tmp_path, TIMED, "--quiet").exit_code == 0
-    assert state_of(tmp_path)["seconds"] == before, "nothing is left to do"
+    assert state_of(tmp_path)["seconds"] == before, "nothing is left to train"
 
 
-def test_the_time_of_a_run_goes_on_where_it_was_interrupted(
+def test_the_time_of_an_interrupted_run_continues(
     prepared: Prepared, tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -354,7 +365,7 @@ def test_the_time_of_a_run_goes_on_where_it_was_interrupted(
     assert (state_of(tmp_path)["step"], state_of(tmp_path)["seconds"]) == (12, 12)
 
 
-# --- A run that is left alone
+# --- Runs that stay as they are
 
 
 def test_a_finished_run_is_left_as_it_is(prepared: Prepared, short: Run, tmp_path: Path) -> None:
@@ -368,8 +379,8 @@ def test_a_finished_run_is_left_as_it_is(prepared: Prepared, short: Run, tmp_pat
 
 def test_a_run_of_another_configuration_is_refused(prepared: Prepared, short: Run) -> None:
     before = {path: path.read_bytes() for path in short.path.rglob("*") if path.is_file()}
-    with pytest.raises(DheadsError, match=r"state\.pt: belongs to a run with training.learning_rate = 0.001, but now"):
-        trained(prepared.data, short.path, SHORT, {"training": {"learning_rate": 0.5}})
+    with pytest.raises(DheadsError, match=r"state\.pt: belongs to a run with optimisation.learning_rate = 0.001, but"):
+        trained(prepared.data, short.path, SHORT, {"optimisation": {"learning_rate": 0.5}})
     assert {path: path.read_bytes() for path in short.path.rglob("*") if path.is_file()} == before
 
 
@@ -403,11 +414,11 @@ def with_clips(prepared: Prepared, data: Path, *beginnings: str) -> Path:
 
 
 def test_photos_alone_teach_no_lip_code(prepared: Prepared, tmp_path: Path) -> None:
-    """But a network without it can be trained on them."""
+    """A network without it can be trained on them."""
     data = with_clips(prepared, tmp_path / "data", "still_")
-    with pytest.raises(DheadsError, match=r"has no video to train on, which the lip code needs; set conditioning"):
+    with pytest.raises(DheadsError, match=r"has no video to train on, .* set extensions.codes.lips=false"):
         trained(data, tmp_path / "run")
-    trained(data, tmp_path / "plain", PLAIN, {"training": {"steps": 2, "sample_clips": 1}})
+    trained(data, tmp_path / "plain", PLAIN, {"optimisation": {"steps": 2}, "run": {"sample_clips": 1}})
     (video,) = (tmp_path / "plain" / "samples").iterdir()
     assert len(decoded(video)) == 1
     assert not (tmp_path / "plain" / "best.safetensors").exists(), "there is no held-out speaker"
@@ -437,9 +448,9 @@ def bad_at(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
 
 def test_a_bad_step_is_reported_and_skipped(prepared: Prepared, tmp_path: Path, bad_at: set[int]) -> None:
-    """With the clips of all its parts; the weights are those before it, and the run goes on."""
+    """The event names the clips of all its parts; the weights do not change, and the run continues."""
     bad_at |= {1, 2}
-    trained(prepared.data, tmp_path, training(steps=4, accumulate=2, keep=9))
+    trained(prepared.data, tmp_path, quick(steps=4, accumulate=2, keep=9))
     events = rows(tmp_path, "events")
     assert [(event["step"], event["kind"]) for event in events] == [(2, "bad_step"), (3, "bad_step")]
     assert events[0]["message"] == "step 2: the loss or its gradient is not finite"
@@ -458,11 +469,11 @@ def test_a_bad_step_is_reported_and_skipped(prepared: Prepared, tmp_path: Path, 
     assert all(value is not None for row in metrics for value in row.values())
 
 
-def test_a_run_that_stops_at_a_bad_step_can_go_on_after_it(
+def test_a_run_that_stops_at_a_bad_step_can_be_resumed_after_it(
     prepared: Prepared, tmp_path: Path, bad_at: set[int]
 ) -> None:
     bad_at.add(2)
-    changes = training(steps=4, accumulate=2, checkpoint_every=9, bad_steps="stop")
+    changes = quick(steps=4, accumulate=2, checkpoint_every=9, bad_steps="stop")
     with pytest.raises(DheadsError, match=r"step 3: the loss or its gradient is not finite \(clips .*same command"):
         trained(prepared.data, tmp_path, changes)
     assert state_of(tmp_path)["step"] == 3
@@ -474,20 +485,20 @@ def test_a_run_that_stops_at_a_bad_step_can_go_on_after_it(
 
 def test_too_many_bad_steps_end_the_run(prepared: Prepared, tmp_path: Path, bad_at: set[int]) -> None:
     bad_at |= set(range(2, 99))
-    changes = training(steps=99, accumulate=2, batch_size=1, checkpoint_every=99, log_every=99)
-    with pytest.raises(DheadsError, match=r"step 22: .* at each of the last 20 steps; lower training.learning_rate"):
+    changes = quick(steps=99, accumulate=2, batch_size=1, checkpoint_every=99, log_every=99)
+    with pytest.raises(DheadsError, match=r"step 22: .* at each of the last 20 steps; lower optimisation.learning_r"):
         trained(prepared.data, tmp_path, changes)
     assert len(rows(tmp_path, "events")) == 20
 
 
-# --- What does not end a run
+# --- Failures that do not end a run
 
 
 def test_a_full_disk_does_not_end_a_run(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the second step's files are written no file can be long; the third step's are written again."""
+    """No large file can be written after the second step; those of the third step are written again."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    advance, write_video = TrainingState.advance, verb.write_video
+    advance, write_video = TrainingState.advance, records.write_video
 
     def filling(state: TrainingState, *values: float) -> str | None:
         limit = 100_000 if state.step == 1 else before[0]
@@ -500,10 +511,10 @@ def test_a_full_disk_does_not_end_a_run(prepared: Prepared, tmp_path: Path, monk
         return write_video(path, *media)
 
     monkeypatch.setattr(TrainingState, "advance", filling)
-    monkeypatch.setattr(verb, "write_video", full)
-    monkeypatch.setattr(verb, "_SAMPLE_FRAMES", 4)
+    monkeypatch.setattr(records, "write_video", full)
+    monkeypatch.setattr(records, "_SAMPLE_FRAMES", 4)
     try:
-        trained(prepared.data, tmp_path, training(steps=3, sample_every=1, sample_clips=1))
+        trained(prepared.data, tmp_path, quick(steps=3, sample_every=1, sample_clips=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     events = rows(tmp_path, "events")
@@ -527,21 +538,21 @@ def test_the_last_weights_must_be_written(prepared: Prepared, tmp_path: Path, mo
     def full(*values: object) -> None:
         raise DheadsError("cannot write the checkpoint")
 
-    monkeypatch.setattr(verb, "save_checkpoint", full)
+    monkeypatch.setattr(records, "save_checkpoint", full)
     with pytest.raises(DheadsError, match="cannot write the checkpoint"):
-        trained(prepared.data, tmp_path, training(steps=2))
+        trained(prepared.data, tmp_path, quick(steps=2))
     assert [event["step"] for event in rows(tmp_path, "events")] == [1]
     assert state_of(tmp_path)["step"] == 1
 
 
 def test_lost_clips_do_not_end_a_run(prepared: Prepared, tmp_path: Path) -> None:
-    """One to train on is cut off, the only held-out one is gone."""
+    """One training clip is truncated, and the only held-out one is missing."""
     data = with_clips(prepared, tmp_path / "data", "s1/", "en/", "other/", "still_")
     lost, held_out = data / "clips" / "s1" / "grid_two.mp4", data / "clips" / "other" / "grid_other.mp4"
     lost.write_bytes(lost.read_bytes()[:5_000])
     held_out.unlink()
     run = tmp_path / "run"
-    trained(data, run, training(steps=6, log_every=6, checkpoint_every=9, sample_clips=1))
+    trained(data, run, quick(steps=6, log_every=6, checkpoint_every=9, sample_clips=1))
     (row,) = rows(run)
     assert row["broken_clips"] == 2
     assert "val_loss" not in row
@@ -559,13 +570,13 @@ def test_lost_clips_do_not_end_a_run(prepared: Prepared, tmp_path: Path) -> None
 def test_training_starts_from_given_weights(
     prepared: Prepared, short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its lip code stays; another dropout is no other network."""
+    """The lip code is theirs too; another dropout rate is no other network."""
     monkeypatch.delattr(lips.LipPredictor, "fit")
     start = short.path / "weights.safetensors"
     trained(
         prepared.data,
         tmp_path,
-        {"training": {"steps": 1, "learning_rate": 0.0, "sample_clips": 0}, "model": {"dropout": 0.3}},
+        {"optimisation": {"steps": 1, "learning_rate": 0.0}, "run": {"sample_clips": 0}, "network": {"dropout": 0.3}},
         init=str(start),
     )
     assert same_tensors(load_checkpoint(tmp_path / "weights.safetensors").tensors, load_checkpoint(start).tensors)
@@ -574,15 +585,21 @@ def test_training_starts_from_given_weights(
 @pytest.mark.parametrize(
     ("without", "with_it", "part", "last"),
     [
-        ({"conditioning": {"eye_dims": 0}}, {}, "eye_embed", "2"),
-        ({"model": {"patch_size": 2}}, {"model": {"patch_size": 2, "detail_channels": 8}}, "detail", "out_conv"),
+        ({"extensions": {"codes": {"eyes": None}}}, {}, "eye_embed", "2"),
+        (
+            {"extensions": {"patches": {"size": 2}}},
+            {"extensions": {"patches": {"size": 2, "detail_channels": 8}}},
+            "detail",
+            "out_conv",
+        ),
     ],
 )
 def test_weights_without_a_part_can_be_trained_on_with_it(
     prepared: Prepared, tmp_path: Path, without: dict[str, Any], with_it: dict[str, Any], part: str, last: str
 ) -> None:
     """At first it changes nothing: its last layer starts at zero."""
-    still = {"training": {"steps": 1, "learning_rate": 0.0, "sample_clips": 0, "weight_decay": 0.0}}
+    optimisation = {"steps": 1, "learning_rate": 0.0, "weight_decay": 0.0}
+    still = {"optimisation": optimisation, "run": {"sample_clips": 0}}
     lacking = trained(prepared.data, tmp_path / "lacking", still, without)
     having = trained(prepared.data, tmp_path / "having", still, with_it, init=str(lacking))
     start, tensors = load_checkpoint(lacking).tensors, load_checkpoint(having).tensors
@@ -595,20 +612,20 @@ def test_weights_without_a_part_can_be_trained_on_with_it(
 
 def test_weights_of_another_network_are_refused(prepared: Prepared, short: Run, tmp_path: Path) -> None:
     start = short.path / "weights.safetensors"
-    message = r"weights\.safetensors: was trained with model.model_channels = 16, but the configuration has 32"
+    message = r"weights\.safetensors: was trained with network.model_channels = 16, but the configuration has 32"
     with pytest.raises(DheadsError, match=message):
-        trained(prepared.data, tmp_path / "run", {"model": {"model_channels": 32}}, init=str(start))
+        trained(prepared.data, tmp_path / "run", {"network": {"model_channels": 32}}, init=str(start))
     with pytest.raises(DheadsError, match="neither a file nor a known name"):
         trained(prepared.data, tmp_path / "run", init="smal")
 
 
-# --- Ways to compute the same
+# --- Other ways of computing
 
 
 def test_a_compiled_network_learns_the_same(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced, but run as it is: to build machine code takes too long for a test. Its weights keep their names."""
+    """Traced, but not compiled to machine code, which takes too long for a test. The weights keep their names."""
     compile_module, compiled = torch.nn.Module.compile, []
 
     def traced(module: torch.nn.Module, **options: object) -> None:
@@ -616,10 +633,10 @@ def test_a_compiled_network_learns_the_same(
         compile_module(module, backend="eager", fullgraph=True)
 
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
-    changes = training(steps=2, checkpoint_every=2, log_every=2)
+    changes = quick(steps=2, checkpoint_every=2, log_every=2)
     trained(prepared.data, tmp_path / "plain", changes)
     assert not compiled
-    trained(prepared.data, tmp_path / "compiled", changes, {"training": {"compile": True}})
+    trained(prepared.data, tmp_path / "compiled", changes, {"run": {"compile": True}})
     assert len(compiled) == 1
     mine, other = state_of(tmp_path / "compiled"), state_of(tmp_path / "plain")
     assert mine["unet"].keys() == other["unet"].keys()
@@ -628,7 +645,7 @@ def test_a_compiled_network_learns_the_same(
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_bfloat16_is_for_machines_that_have_it(
+def test_bfloat16_is_used_on_machines_that_have_it(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: bool
 ) -> None:
     asked: list[str] = []
@@ -639,20 +656,21 @@ def test_bfloat16_is_for_machines_that_have_it(
             super().__init__(unet, "fp32", *network)
 
     monkeypatch.setattr(verb, "Denoiser", Noted)
+    monkeypatch.setattr(records, "Denoiser", Noted)
     monkeypatch.setattr(verb, "best_dtype", lambda _: torch.bfloat16 if has else torch.float32)
-    trained(prepared.data, tmp_path, training(steps=1, precision="bf16"))
-    assert asked == ["bf16" if has else "fp32"] * 2, "the network that learns, and its average"
+    trained(prepared.data, tmp_path, quick(steps=1, precision="bf16"))
+    assert asked == ["bf16" if has else "fp32"] * 2, "of the trained network and of its average"
 
 
 def test_checkpointed_activations_learn_the_same(prepared: Prepared, tmp_path: Path) -> None:
-    changes = training(steps=2, checkpoint_every=2, log_every=2) | {"model": {"dropout": 0.1}}
+    changes = quick(steps=2, checkpoint_every=2, log_every=2) | {"network": {"dropout": 0.1}}
     trained(prepared.data, tmp_path / "plain", changes)
-    trained(prepared.data, tmp_path / "checkpointed", changes, {"training": {"checkpoint_activations": True}})
+    trained(prepared.data, tmp_path / "checkpointed", changes, {"run": {"checkpoint_activations": True}})
     mine, other = state_of(tmp_path / "checkpointed"), state_of(tmp_path / "plain")
     assert same_tensors(mine["unet"], other["unet"])
 
 
-def test_a_training_set_in_the_memory_of_the_device_teaches_the_same(
+def test_a_training_set_in_the_memory_of_the_device_changes_nothing(
     prepared: Prepared, short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verb, "fits", lambda dataset, clips, device: True)
@@ -661,59 +679,69 @@ def test_a_training_set_in_the_memory_of_the_device_teaches_the_same(
 
 
 @pytest.mark.parametrize(("precision", "kept"), [("bf16", torch.float16), ("fp32", torch.float32)])
-def test_weights_are_kept_in_as_many_digits_as_they_are_computed_in(
+def test_weights_are_saved_in_the_precision_of_the_training(
     prepared: Prepared, tmp_path: Path, precision: str, kept: torch.dtype
 ) -> None:
-    trained(prepared.data, tmp_path, training(steps=1, precision=precision))
+    trained(prepared.data, tmp_path, quick(steps=1, precision=precision))
     with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {kept}  # noqa: SIM118
 
 
-# --- What is learnt
+# --- What the network learns
 
 
-def test_validation_asks_the_same_every_time(prepared: Prepared, tmp_path: Path) -> None:
-    """Of the val split; a run without it has nothing to ask."""
+def test_validation_is_the_same_every_time(prepared: Prepared, tmp_path: Path) -> None:
+    """It uses the val split; a run without that split has no validation."""
     config = override(TINY, PLAIN)
     dataset = Dataset(prepared.data)
-    state = TrainingState(verb.UNet(config), config)
-    records = verb._Records(tmp_path, dataset, state, "fp32")
-    first = records.validate()
+    state = TrainingState(ExtendedUNet(config), config)
+    written = Records(tmp_path, dataset, state, "fp32")
+    first = written.validate()
     torch.manual_seed(3)
-    assert records.validate() == first
-    assert set(first) == {"val_loss", "val_simple", "val_lip", "val_eye"}
+    assert written.validate() == first
+    assert set(first) == {"val_loss", "val_simple", "val_lip", "val_eyes"}
     dataset.clips = [clip for clip in dataset.clips if clip.split == "train"]
-    assert verb._Records(tmp_path, dataset, state, "fp32").validate() == {}
+    assert Records(tmp_path, dataset, state, "fp32").validate() == {}
 
 
 def test_validation_sees_held_out_clips_as_they_are(prepared: Prepared, tmp_path: Path) -> None:
-    """Whatever training does to its own: else the best weights would be those of the luckiest examples."""
+    """However training alters its own: else the best weights would be those of the luckiest examples."""
     dataset, losses = Dataset(prepared.data), []
-    for changes in ({}, {"training": {"augment": False, "audio_dropout": 0.9, "patch_drop": 1.0, "blink_share": 1.0}}):
+    altered = {
+        "examples": {"augment": False},
+        "sound": {"dropout": 0.9},
+        "motion": {"holes": 1.0},
+        "codes": {"eyes": {"event_share": 1.0}},
+    }
+    for changes in ({}, {"extensions": altered}):
         config = override(override(TINY, PLAIN), changes)
         torch.manual_seed(0)
-        state = TrainingState(verb.UNet(config), config)
-        losses.append(verb._Records(tmp_path, dataset, state, "fp32").validate())
+        state = TrainingState(ExtendedUNet(config), config)
+        losses.append(Records(tmp_path, dataset, state, "fp32").validate())
     assert losses[0] == losses[1]
 
 
-def test_a_tiny_model_learns_one_clip_until_its_mouth_follows_the_sound(
+def test_a_tiny_model_learns_one_clip_and_its_mouth_follows_the_sound(
     shared: Path, prepared: Prepared, tmp_path: Path
 ) -> None:
-    """From its first frame and its sound alone the clip comes back; with another's sound the mouth does otherwise."""
+    """It reproduces the clip from its first frame and its sound; with another sound the mouth moves differently."""
     cut(shared / "data" / "grid" / "other_brbk7n.mp4", tmp_path / "raw" / "speaker" / "clip.mp4", 52)
     splits = tmp_path / "splits.csv"
     with splits.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("clip", "speaker", "split"), ("speaker/clip.mp4", "speaker", "train")])
     assert prepare_command(tmp_path / "raw", splits, tmp_path / "data").exit_code == 0
-    true = dict.fromkeys(("audio_dropout", "motion_drift", "patch_drop", "rollout_share", "lip_noise"), 0.0)
-    only_this = {"augment": False, **true, "lambda_lip": 1.0}
-    pace = {"steps": 280, "learning_rate": 3e-3, "warmup_steps": 20, "ema_decay": 0.98, "log_every": 280}
+    unaltered = {
+        "examples": {"augment": False},
+        "sound": {"dropout": 0.0},
+        "motion": {"drift": 0.0, "holes": 0.0},
+        "rollouts": {"share": 0.0},
+    }
+    optimisation = {"steps": 280, "learning_rate": 3e-3, "warmup_steps": 20, "ema_decay": 0.98, "lambda_lip": 1.0}
     weights = trained(
         tmp_path / "data",
         tmp_path / "run",
-        {"diffusion": {"prediction": "x_0"}},
-        training(**only_this, **pace, checkpoint_every=280),
+        {"diffusion": {"prediction": "x_0"}, "extensions": unaltered},
+        quick(**optimisation, log_every=280, checkpoint_every=280),
     )
     unet, _, _ = load_model(str(weights))
     dataset, others = Dataset(tmp_path / "data"), Dataset(prepared.data)
@@ -739,6 +767,6 @@ def test_a_tiny_model_learns_one_clip_until_its_mouth_follows_the_sound(
     count = other.frames
     own, foreign = spoken(labels["speech"]), spoken(others.labels(other)["speech"])
     assert np.corrcoef(movement(own), movement(truth))[0, 1] > 0.9
-    assert np.corrcoef(movement(truth), labels["lips"][:, 0])[0, 1] > 0.8, "it is how far the mouth is open"
+    assert np.corrcoef(movement(truth), labels["lips"][:, 0])[0, 1] > 0.8, "it is the opening of the mouth"
     assert np.corrcoef(movement(foreign), movement(truth[:count]))[0, 1] < 0.6
     assert abs(mouth(own) - mouth(truth)).mean() < 0.75 * abs(mouth(truth) - mouth(truth[:1])).mean()
