@@ -106,7 +106,7 @@ def cut(source: Path, target: Path, frames: int) -> None:
     """The beginning of a clip at its own frame rate, with as much sound."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(source)) as container:
-        fps = int(container.streams.video[0].average_rate)
+        fps = int(float(container.streams.video[0].average_rate))
         pictures = [frame.to_ndarray(format="rgb24") for frame in islice(container.decode(video=0), frames)]
     sound = target.with_suffix(".wav")
     write_wav(sound, load_waveform(source)[: frames * SAMPLE_RATE // fps])

@@ -32,6 +32,7 @@ from dheads.extensions.codes import CODES, Code
 from dheads.extensions.lips import MEASURES, LipClip
 from dheads.faces.alignment import region_box
 from dheads.media.colours import SCALER
+from dheads.media.containers import open_container
 
 FORMAT = 2
 # A dataset of at most so many bytes is decoded once and kept: all of CREMA-D at 128 px would be 23 GB, LRW 700 GB.
@@ -167,12 +168,11 @@ def _read_info(path: Path) -> dict[str, Any]:
 def _read_pictures(path: Path, frames: int, size: int, indices: Sequence[int], scaler: VideoReformatter) -> np.ndarray:
     """Pictures (n, size, size, 3) uint8 of a prepared clip that has that many frames."""
     pictures: dict[int, np.ndarray] = {}
-    # Any other format or a nested address is nothing that dheads prepare wrote.
-    reading = {"format": "mp4", "options": {"protocol_whitelist": "none"}, "metadata_errors": "replace"}
     try:
-        with path.open("rb") as file, av.open(file, **reading) as container:
+        # `dheads prepare` writes no other format.
+        with path.open("rb") as file, open_container(file, "mp4") as container:
             stream = next((stream for stream in container.streams.video if stream.codec_context), None)
-            if stream is None:
+            if stream is None or stream.time_base is None:
                 raise _damaged(path, "holds no video")
             stream.codec_context.thread_count = 1  # batches are made by threads of their own
             if stream.frames != frames:

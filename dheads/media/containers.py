@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar, overload
+from typing import Any, BinaryIO, TypeVar, overload
 
 import av
 import numpy as np
@@ -26,6 +26,8 @@ _TOLERANCE_SECONDS = 0.05  # gaps up to this within a stream are rounding, not s
 
 _Item = TypeVar("_Item")
 _MediaStream = TypeVar("_MediaStream", av.VideoStream, av.AudioStream)
+# PyAV 19 accepts tags that are not UTF-8; earlier versions do if asked to.
+_ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +54,20 @@ def opened(source: Path | BinaryIO, name: str, kind: str = "video or sound") -> 
             if is_endless(source) if isinstance(source, Path) else not source.seekable():
                 raise DheadsError(f"{name} is a pipe or a device; give a {kind} file")
             file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else _View(source, name)
-            # No protocols: a playlist must not make us open or download other files.
-            options = {"protocol_whitelist": "none"}
-            container = stack.enter_context(av.open(file, "r", options=options, metadata_errors="replace"))
+            container = stack.enter_context(open_container(file))
         except av.FFmpegError as error:
             raise DheadsError(f"{name} is not a {kind} file: {error.strerror}") from error
         except OSError as error:
             raise DheadsError(f"cannot read {name}: {error.strerror or error}") from error
         yield container
+
+
+def open_container(file: BinaryIO | io.RawIOBase, format: str | None = None) -> av.container.InputContainer:
+    """A container to read, with tags in any encoding: of any format, or of that one only. Raises av.FFmpegError.
+
+    It may use no protocols: a playlist must not make us open or download other files.
+    """
+    return av.open(file, "r", format=format, options={"protocol_whitelist": "none"}, **_ANY_TAGS)
 
 
 class _View(io.RawIOBase):

@@ -97,6 +97,16 @@ def test_frames_are_those_of_the_video(dataset: Dataset, large: Dataset) -> None
         assert np.array_equal(large.frames(clip), shown)
 
 
+def test_tags_in_another_encoding_do_no_harm(copy: Path) -> None:
+    path = copy / "clips" / f"{DAMAGED}.mp4"
+    tagged = path.read_bytes()
+    assert tagged.count(b"Prepared clip") == 1
+    path.write_bytes(tagged.replace(b"Prepared clip", b"Pr\xe9par\xe9e clip"))
+    dataset = Dataset(copy)
+    clip = named(dataset, DAMAGED)
+    assert np.array_equal(dataset.frames(clip), np.stack(list(read_frames(path))))
+
+
 def test_any_pictures_in_any_order_are_those_of_the_whole_clip(dataset: Dataset, large: Dataset) -> None:
     rng = np.random.default_rng(0)
     for clip in dataset.clips:

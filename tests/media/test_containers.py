@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from dheads.media import containers
@@ -58,3 +59,29 @@ def test_two_containers_read_one_stream_in_turns(examples: Path) -> None:
     assert ours == theirs
     assert b"".join(ours) in data
     assert len(b"".join(ours)) > 100_000
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mp3"])
+def test_tags_that_are_not_utf_8_hide_nothing_else(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    with av.open(str(path), "w") as container:
+        container.metadata.update({"title": "Muller", "artist": "Ann"})
+        stream = container.add_stream("libmp3lame" if kind == "mp3" else "aac", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format="fltp", layout="mono")
+        frame.rate = 48_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    tag = (b"\x03" if kind == "mp3" else b"") + b"Muller"  # ID3 says the encoding in the byte before
+    assert content.count(tag) == 1
+    path.write_bytes(content.replace(tag, tag.replace(b"u", b"\xfc")))
+    with containers.opened(path, "a file") as container:
+        assert container.metadata["artist"] == "Ann"
+        assert sum(frame.samples for frame in containers.decoded(container, container.streams.audio[0])) >= 4800
+
+
+def test_a_container_of_another_format_is_refused_where_one_is_named(examples: Path) -> None:
+    with (examples / "speech.wav").open("rb") as file, containers.open_container(file, "wav") as container:
+        assert container.format.name == "wav"
+    with (examples / "speech.wav").open("rb") as file, pytest.raises(av.FFmpegError):
+        containers.open_container(file, "mp4")
