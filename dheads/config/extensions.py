@@ -52,7 +52,7 @@ class MotionConfig:
 
 @dataclass(frozen=True)
 class CodeConfig:
-    """A code: numbers per frame that describe a part of the face, given to the network beside the audio window.
+    """A code: numbers per frame that describe a part of the face, given to the network with the audio window.
 
     The key of its table is the name of a code in `dheads.extensions.codes`; a code without a table is off.
     """

@@ -1,4 +1,4 @@
-"""Codes: numbers per frame that describe a part of the face, given to the network beside the audio window.
+"""Codes: numbers per frame that describe a part of the face, given to the network with the audio window.
 
 A code is one class in a module of its own, and its line in CODES. The class says how the code is measured, what the
 network keeps to normalise and predict it, and how it continues while a video is generated.

@@ -1,0 +1,53 @@
+"""`dheads.load`: what a notebook gives and gets."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dheads
+from dheads.errors import DheadsError
+from dheads.media.photos import load_photo
+from dheads.media.sound import load_waveform, wav_file
+from dheads.sampling.talker import Talker
+
+
+@pytest.fixture(scope="module")
+def talker() -> Talker:
+    return dheads.load("small", device="cpu", progress=False)
+
+
+def test_arrays_give_the_frames_of_files(talker: Talker, examples: Path, tmp_path: Path) -> None:
+    waveform = load_waveform(examples / "speech.wav")[8_000:14_400]
+    (tmp_path / "speech.wav").write_bytes(wav_file(waveform).getvalue())
+    of_files = list(talker.frames(str(examples / "face.jpg"), str(tmp_path / "speech.wav"), seed=3))
+    of_arrays = list(talker.frames(load_photo(examples / "face.jpg", []), waveform, seed=3))
+    assert len(of_files) == 10
+    assert of_files[0].shape == (128, 128, 3)
+    assert np.array_equal(of_files, of_arrays)
+
+
+def test_a_video_is_written_from_arrays(talker: Talker, examples: Path, tmp_path: Path) -> None:
+    picture = load_photo(examples / "face.jpg", [])
+    result = talker.sample(picture, torch.zeros(3_200), str(tmp_path / "out.mp4"), size=64)
+    assert (result.path, result.frames, result.seconds) == (tmp_path / "out.mp4", 5, 0.2)
+    assert result.path.stat().st_size > 1_000
+
+
+@pytest.mark.parametrize("picture", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8)])
+def test_an_array_that_is_no_picture_is_refused(talker: Talker, picture: np.ndarray) -> None:
+    with pytest.raises(DheadsError, match=r"is an array of shape .*; give \(H, W, 3\) uint8 RGB"):
+        next(talker.frames(picture, torch.zeros(3_200)))
+
+
+def test_both_ways_take_the_same_options() -> None:
+    sample, frames = (inspect.signature(way).parameters for way in (Talker.sample, Talker.frames))
+    assert set(sample) - set(frames) == {"output", "audio_codec"}
+    assert not set(frames) - set(sample)
+    assert all(
+        parameter.annotation is not inspect.Parameter.empty for name, parameter in sample.items() if name != "self"
+    )
