@@ -20,7 +20,7 @@ def clip_shares(clips: list[Clip], still_share: float, speaker_cap: float, sourc
     by_speaker = np.sqrt(counts)
     if by_speaker.sum() > 0:
         by_speaker = _capped(by_speaker / by_speaker.sum(), speaker_cap)
-    shares = (by_speaker / np.maximum(1, counts))[index] * ~still
+    shares: np.ndarray = (by_speaker / np.maximum(1, counts))[index] * ~still
     if shares.any():
         _, source = np.unique([clip.source.partition("/")[0] for clip in clips], return_inverse=True)
         by_source = np.bincount(source, shares)

@@ -94,9 +94,8 @@ def test_other_parts_than_the_mouth_hardly_move(raw: Path, name: str) -> None:
     corners = [36, 39, 42, 45]
     far = np.linalg.norm(moved[:, corners] - face.landmarks[corners], axis=-1) / eye_distance(face.landmarks)
     assert far.max() < 0.3
-    corner = decoded(raw / "animated" / f"{name}.mp4")[FRAMES // 2, :24, :24].astype(
-        float
-    )  # moves little, with the whole picture
+    # A corner of the picture, which moves a little with the whole.
+    corner = decoded(raw / "animated" / f"{name}.mp4")[FRAMES // 2, :24, :24].astype(float)
     assert np.abs(corner.mean(axis=(0, 1)) - photo[:24, :24].mean(axis=(0, 1))).max() < 12
 
 

@@ -139,11 +139,11 @@ def test_voices_that_are_not_packed_are_encoded_from_the_unpacked_sound(sent: Se
 def test_it_can_be_trained_on(sent: Sent) -> None:
     config = preset("tiny")
     sent.unpacked.check(config)
-    draws = Batches(sent.unpacked, sent.unpacked.split("train"), config)
-    batch = draws.batch(0, 0)
+    batches = Batches(sent.unpacked, sent.unpacked.split("train"), config)
+    batch = batches.batch(0, 0)
     assert batch.target.shape == (4, 3, 32, 32)
-    assert batch.audio_window.isfinite().all()
-    assert not draws.broken
+    assert batch.cues.audio_window.isfinite().all()
+    assert not batches.broken
 
 
 @pytest.mark.parametrize("voices", ["own", "all"])
