@@ -259,7 +259,7 @@ class Clock:
 
 @contextmanager
 def timed(device: torch.device, benchmark: bool) -> Iterator[Clock]:
-    """Measures the time of a block until the device has finished its work. benchmark: whether cuDNN tries its algorithms."""
+    """Measures the time of a block until the device has finished. benchmark: whether cuDNN tries its algorithms."""
     torch.backends.cudnn.benchmark = benchmark
     clock = Clock()
     synchronize(device)
