@@ -609,7 +609,7 @@ def main(
     """Send hostile photos and sounds through `dheads sample`."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    import dheads.sample  # loaded once, before the processes part  # noqa: F401
+    import dheads.sampling.lists  # noqa: F401  (loaded once, before the processes are forked)
 
     counts: Counter[tuple[str, str]] = Counter()
     found = []

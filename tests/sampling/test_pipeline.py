@@ -42,15 +42,15 @@ def walk(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Walk:
     root = tmp_path_factory.mktemp("walk")
     real = prepared.raw / "grid" / "other.mp4"
     Image.fromarray(decoded(real)[0]).save(root / "face.png")
-    changes = [f"training.{key}={value}" for key, value in (("checkpoint_every", STEPS), ("sample_every", STEPS))]
+    changes = [f"run.{key}={value}" for key, value in (("checkpoint_every", STEPS), ("sample_every", STEPS))]
     sets = [part for change in changes for part in ("--set", change)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lips, "_RIDGES", (1.0,))  # one penalty and one fold in place of several: quicker
+        patch.setattr(lips, "_RIDGES", (1.0,))  # one penalty and one fold instead of several, which is faster
         patch.setattr(lips, "_FOLDS", 1)
         train = dheads(
             "train", "--data", prepared.data, "--out", root / "run", "--preset", "tiny", "--device", "cpu", *sets
         )
-    weights = train.stdout.removesuffix("\n")  # what the shell's $(dheads train ...) would hand on
+    weights = train.stdout.removesuffix("\n")  # as the shell's $(dheads train ...) passes it on
     size = ("--steps", 4, "--solver", "dpm++2m", "--size", 224, "--device", "cpu", "--json")
     sample = dheads("sample", root / "face.png", real, "-o", root / "video.mp4", "--weights", weights, *size)
     options = ("--reference", real, "--out", root / "report", "--size", 32, "--json", "--quiet")
@@ -118,7 +118,7 @@ def test_eval_measures_it(walk: Walk) -> None:
     assert "data:video/mp4;base64," in (walk.root / "report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_training_told_of_its_progress(walk: Walk) -> None:
+def test_training_logs_its_progress(walk: Walk) -> None:
     rows = [json.loads(line) for line in (walk.root / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == [10, 20, 30, 40]
     assert rows[-1]["val_simple"] < 0.75 * rows[0]["val_simple"]
