@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import json
 import math
 import re
 import tomllib
 from collections.abc import Iterator
 from importlib import resources
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from dheads.config import PRESETS, CodeConfig, Config, from_dict, override, preset, to_dict, to_toml
+from dheads.config import (
+    PRESETS,
+    CodeConfig,
+    Config,
+    extensions,
+    from_dict,
+    override,
+    preset,
+    sections,
+    to_dict,
+    to_toml,
+)
 from dheads.config.old_keys import RENAMED
 from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
@@ -434,3 +448,18 @@ def test_of_old_and_present_keys_the_later_change_counts() -> None:
     off, on = {"extensions": {"codes": {"lips": None}}}, {"conditioning": {"lip_dims": 3}}
     assert override(preset("tiny"), off, on).extensions.codes["lips"] == CodeConfig()
     assert override(preset("tiny"), on, off, {"training": {"lip_noise": 0.5}}).extensions.codes.keys() == {"eyes"}
+
+
+@pytest.mark.parametrize("module", [sections, extensions], ids=["sections", "extensions"])
+def test_every_field_has_a_docstring(module: ModuleType) -> None:
+    for one in ast.parse(inspect.getsource(module)).body:
+        if isinstance(one, ast.ClassDef):
+            assert ast.get_docstring(one)
+            pairs = zip(one.body, one.body[1:], strict=False)
+            bare = [f.target.id for f, then in pairs if isinstance(f, ast.AnnAssign) and not is_text(then)]
+            tables = {"patches", "copying", "motion", "codes", "noise", "sound", "rollouts"}  # their classes have one
+            assert set(bare) <= tables, one.name
+
+
+def is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
