@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchaudio.functional as AF
-from test_audio import lag, speechlike, write_sound, write_wav
+from test_sound import lag, speechlike, write_sound, write_wav
 
 from dheads.errors import DheadsError
 from dheads.evaluation.measures import correlation
