@@ -154,7 +154,8 @@ def decoded(
 ) -> Iterator[av.VideoFrame] | Iterator[av.AudioFrame]:
     """The frames of a stream; damaged packets are skipped."""
     for packet in packets(container, stream):
-        with suppress(av.FFmpegError):
+        # ValueError: PyAV 19, when the decoder could not be opened for an earlier packet.
+        with suppress(av.FFmpegError, ValueError):
             yield from packet.decode()
 
 

@@ -176,7 +176,7 @@ def test_a_signal_leaves_nothing_of_any_command(tmp_path: Path, number: int) -> 
         ["sample", "face.jpg", "--jobs", "jobs.csv"],
         ["sample", "--jobs", "jobs.csv", "-o", "out.mp4"],
         ["sample", "--jobs", "jobs.csv", "--shard", "3/2"],
-        ["train", "--data", "data", "--out", "run", "--set", "training.steps"],
+        ["train", "--data", "data", "--out", "run", "--set", "optimisation.steps"],
         ["train"],
         ["prepare", "raw", "--out", "data", "--shard", "0/2"],
         ["prepare", "raw", "--out", "data", "--shard", "3/2"],
@@ -280,7 +280,14 @@ def training(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 def test_train_lays_file_over_preset_and_flags_over_both(training: StandIn, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[training]\nsteps = 7\nbatch_size = 2\n[model]\nchannel_mult = [1, 2, 2]\n", encoding="utf-8")
-    changes = ["--set", "training.steps=9", "--set", "diffusion.prediction=eps", "--set", "model.copy_gates=false"]
+    changes = [
+        "--set",
+        "optimisation.steps=9",
+        "--set",
+        "diffusion.prediction=eps",
+        "--set",
+        "extensions.copying.gates=false",
+    ]
     done = run("train", "--data", "data", "--out", "run", "--preset", "tiny", "--config", recipe, *changes)
     assert (done.exit_code, done.stdout) == (0, "run/weights.safetensors\n")
     config = training.calls[0][0][0]
@@ -448,8 +455,8 @@ def test_votes_of_a_turing_test_are_counted(tmp_path: Path) -> None:
         (["--config", "absent.toml"], "cannot read absent.toml"),
         (["--config", "bad.toml"], "bad.toml is not a TOML file"),
         (["--config", "binary.toml"], "binary.toml is not a TOML file"),
-        (["--set", "training.step=3"], "did you mean step"),
-        (["--set", "training.steps=many"], "must be int"),
+        (["--set", "optimisation.step=3"], "did you mean step"),
+        (["--set", "optimisation.steps=many"], "must be int"),
     ],
 )
 def test_bad_configuration(args: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,7 +275,9 @@ def test_the_stream_that_is_heard_is_the_videos_sound(
     if truth.any():
         late = lag(truth, heard)
         assert 0 <= late <= 1024, "Matroska keeps AAC's priming"
-        assert np.corrcoef(heard[late:][: len(truth)], truth)[0, 1] > 0.97
+        heard = heard[late:][: len(truth)]
+        assert len(truth) - len(heard) < RATE / 1000, "Matroska may cut the last packet, to a millisecond"
+        assert np.corrcoef(heard, truth[: len(heard)])[0, 1] > 0.97
     else:
         assert not heard.any()
 
