@@ -280,7 +280,8 @@ def training(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 def test_train_lays_file_over_preset_and_flags_over_both(training: StandIn, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[training]\nsteps = 7\nbatch_size = 2\n[model]\nchannel_mult = [1, 2, 2]\n", encoding="utf-8")
-    changes = [
+    changes = ["--set", "optimisation.steps=9", "--set", "diffusion.prediction=eps"]
+    changes += ["--set", "extensions.copying.gates=false"]
         "--set",
         "optimisation.steps=9",
         "--set",
