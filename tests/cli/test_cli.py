@@ -282,13 +282,6 @@ def test_train_lays_file_over_preset_and_flags_over_both(training: StandIn, tmp_
     recipe.write_text("[training]\nsteps = 7\nbatch_size = 2\n[model]\nchannel_mult = [1, 2, 2]\n", encoding="utf-8")
     changes = ["--set", "optimisation.steps=9", "--set", "diffusion.prediction=eps"]
     changes += ["--set", "extensions.copying.gates=false"]
-        "--set",
-        "optimisation.steps=9",
-        "--set",
-        "diffusion.prediction=eps",
-        "--set",
-        "extensions.copying.gates=false",
-    ]
     done = run("train", "--data", "data", "--out", "run", "--preset", "tiny", "--config", recipe, *changes)
     assert (done.exit_code, done.stdout) == (0, "run/weights.safetensors\n")
     config = training.calls[0][0][0]
