@@ -37,7 +37,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from sample_speed import Plain, basic_sampling, long_recording, peak_memory, random_network, turn, video
+from sample_speed import basic_sampling, long_recording, peak_memory, random_network, reference_speed, turn, video
 from train_speed import machine, measure, peak_flops_per_second, random_dataset
 
 from dheads.config import SAMPLE_RATE, Config, override, preset
@@ -231,9 +231,8 @@ def engine_row(
 def plain_rows(place: Place, name: str, unet: ExtendedUNet) -> Iterator[Row]:
     """At as many steps as ours, and in the 100 that the released code takes."""
     for steps, frames in ((2, 2), (3, 1)) if place.dry else ((8, 8), (100, 3)):
-        way = Plain(unet, basic_sampling(unet.config, steps, "ddpm"))
-        turn(way, 1)
-        speed, _ = turn(way, frames)
+        reference_speed(unet, steps, 1)
+        speed = reference_speed(unet, steps, frames)
         yield {"network": name, "way": "plain", "steps": steps, "videos": 1, "frames_per_second": speed}
 
 

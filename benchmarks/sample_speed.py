@@ -31,11 +31,14 @@ from torch import Tensor
 from tqdm import tqdm
 from train_speed import machine, peak_flops_per_second
 
+from dheads.conditioning import Cues
 from dheads.config import FPS, Config, NoiseConfig, SamplingConfig, override, preset
-from dheads.denoiser import Denoiser
-from dheads.diffusion import Denoise, Denoised
+from dheads.denoiser import Denoiser, training_schedule
+from dheads.diffusion import Denoise, Denoised, respaced
 from dheads.extensions.motion import MotionCondition
 from dheads.extensions.network import ExtendedUNet
+from dheads.media.pixels import to_unit
+from dheads.reference import audio_cues, reference_frames
 from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.talker import adjusted
@@ -103,18 +106,14 @@ def main(
 
 
 def against_the_plain_way(engine: Engine, frames: int, rounds: int) -> dict[str, float]:
-    released = basic_sampling(engine.config, 100, "ddpm")
-    ways = {
-        "ours": (engine, frames),
-        "plain": (Plain(engine.unet, engine.config), frames),
-        "released": (Plain(engine.unet, released), max(1, frames // 10)),
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    ways = {"ours": engine, "plain": Plain(engine.unet, engine.config)}
+    speeds: dict[str, list[float]] = {name: [] for name in (*ways, "released")}
     pictures: dict[str, np.ndarray] = {}
     for _ in tqdm(range(rounds), desc="rounds", disable=not sys.stderr.isatty()):
         for name, way in ways.items():
-            speed, pictures[name] = turn(*way)
+            speed, pictures[name] = turn(way, frames)
             speeds[name].append(speed)
+        speeds["released"].append(reference_speed(engine.unet, 100, max(1, frames // 10)))
     ours, plain, ancestral = (statistics.median(values) for values in speeds.values())
     difference = np.abs(pictures["ours"].astype(int) - pictures["plain"])
     return {
@@ -175,6 +174,26 @@ def turn(engine: Engine, frames: int, clips: int = 1) -> tuple[float, np.ndarray
     start = time.perf_counter()
     made = np.stack([frame for _, frame, _ in in_lockstep(engine, videos, clips)])
     return len(made) / (time.perf_counter() - start), made
+
+
+def reference_speed(unet: ExtendedUNet, steps: int, frames: int) -> float:
+    """Frames a second of the paper's loop: ancestral, float32, everything computed again at every step."""
+    spec, device = video(unet, frames), next(unet.parameters()).device
+    assert isinstance(spec.speech, Tensor)
+    tables = unet.config.extensions.codes
+    codes = {code.name: torch.zeros(1, 2 * tables[code.name].context + 1, code.dims) for code in unet.codes}
+    heard = audio_cues(spec.speech, unet.config.conditioning.audio_context)
+    cues = [Cues(one.audio_window, codes).to(device) for one in heard]
+    identity = to_unit(spec.photo)[None].to(device)
+    schedule = respaced(training_schedule(unet.config.diffusion), steps)
+    start = time.perf_counter()
+    made = [frame.cpu() for frame in reference_frames(unet, identity, cues, schedule, random_pictures(identity))]
+    return len(made) / (time.perf_counter() - start)
+
+
+def random_pictures(like: Tensor) -> Iterator[Tensor]:
+    while True:
+        yield torch.randn_like(like)
 
 
 def basic_sampling(config: Config, steps: int, solver: str) -> Config:
