@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dheads.sampling.talker import load
+    from dheads.sampling.talker import Talker
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"  # pyproject.toml reads it from here
@@ -19,10 +19,12 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 
 
-def __getattr__(name: str) -> object:
-    """`load` comes with PyTorch, which takes seconds to import: it is imported when it is first asked for."""
-    if name == "load":
-        from dheads.sampling.talker import load
+def load(weights: str = "small", device: str = "auto", progress: bool = True) -> Talker:
+    """Weights of a known name or a checkpoint file, ready to make videos: `dheads.load().sample(face, audio, output)`.
 
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. progress: bars on stderr.
+    Raises DheadsError for weights that cannot be used, and for a device that is not there.
+    """
+    from dheads.sampling import talker  # takes seconds: PyTorch
+
+    return talker.load(weights, device, progress)

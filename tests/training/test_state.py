@@ -312,7 +312,7 @@ def with_old_keys(config: Config) -> dict[str, Any]:
     "changes", [{}, {"extensions": {"codes": {"lips": None}, "copying": {"gates": False}, "snr_clip": None}}]
 )
 def test_a_state_with_old_keys_resumes(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """The next steps are those of a state with the new keys."""
+    """And goes on as one with the new keys does."""
     config = override(TINY, changes)
     state, other = fresh(config, parts=2), fresh(config, parts=2)
     take(state)
