@@ -33,7 +33,8 @@ from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.devices import resolve_device
-from dheads.training.augment import augment
+from dheads.training.augment import altered
+from dheads.training.geometry import Geometry
 from dheads.training.state import update_ema
 from dheads.weights.checkpoints import build_model, load, save_checkpoint
 
@@ -93,7 +94,10 @@ def videos(dataset: Dataset, group: int) -> Iterator[VideoSpec]:
     while True:
         shown = [clips[k] for k in rng.integers(len(clips), size=group)]
         pictures = np.stack([dataset.pictures(clip, [int(rng.integers(clip.frames))]) for clip in shown])
-        frames, _ = augment(to_unit(pictures), torch.zeros(group, 1, 4), generator)  # (group, 1, 3, H, W)
+        framed = Geometry.random(group, dataset.size, generator).pictures(
+            to_unit(pictures)[:, :]
+        )  # (group, 1, 3, H, W)
+        frames = altered(framed, generator)
         for photo in to_uint8(frames[:, 0]).numpy():
             speech = dataset.labels(speaking[rng.integers(len(speaking))])["speech"]
             count = int(rng.integers(FRAMES[0], FRAMES[1] + 1))

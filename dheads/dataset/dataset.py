@@ -25,12 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from dheads.config import FPS, Config
+from dheads.config import FPS, AlignmentConfig, Config
 from dheads.dataset.manifest import Clip, clip_path, read_clips
 from dheads.errors import DheadsError
 from dheads.extensions.codes import CODES, Code
 from dheads.extensions.lips import MEASURES, LipClip
 from dheads.faces.alignment import region_box
+from dheads.faces.head_pose import head_pose
 from dheads.media.colours import SCALER
 from dheads.media.containers import open_container
 
@@ -58,6 +59,7 @@ class Dataset:
         self.info = _read_info(self.root / "dataset.toml")
         self.clips = read_clips(self.root)
         self.size: int = self.info["size"]  # px, of a side of the pictures
+        self.alignment = AlignmentConfig(**self.info["alignment"])
         self._keep = self.bytes_of(self.clips) <= _KEPT_BYTES
         self._frames: dict[str, np.ndarray] = {}
         self._labels: dict[str, dict[str, Tensor]] = {}
@@ -81,14 +83,17 @@ class Dataset:
         return sum(clip.frames for clip in clips) * (3 * self.size**2 + _LABEL_BYTES)
 
     def labels(self, clip: Clip) -> dict[str, Tensor]:
-        """speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3), eyes (F,), speech_at_tempos
-        (V, F, D), and each code (F, C) and its box (F, 4) px as `code_label` and `box_label` name them, float32.
+        """speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3), eyes (F,), pose (F, 6),
+        speech_at_tempos (V, F, D), and each code (F, C) and its box (F, 4) px as `code_label` and `box_label` name
+        them, float32.
 
         Raises DheadsError for a file that is missing, damaged or of another shape.
         """
         labels = self._labels.get(clip.clip)
         if labels is None:
-            labels = _read_labels(clip_path(self.root, clip.clip, "safetensors"), clip.frames, self.size)
+            labels = _read_labels(
+                clip_path(self.root, clip.clip, "safetensors"), clip.frames, self.size, self.alignment
+            )
             if self._keep:
                 self._labels[clip.clip] = labels
         return labels
@@ -194,7 +199,7 @@ def _read_pictures(path: Path, frames: int, size: int, indices: Sequence[int], s
     return np.stack([pictures[index] for index in indices])
 
 
-def _read_labels(path: Path, frames: int, size: int) -> dict[str, Tensor]:
+def _read_labels(path: Path, frames: int, size: int, alignment: AlignmentConfig) -> dict[str, Tensor]:
     try:
         # Not load_file: it maps the file, and a mapped file that is cut or unmounted kills the process.
         stored = load(path.read_bytes())
@@ -214,6 +219,7 @@ def _read_labels(path: Path, frames: int, size: int) -> dict[str, Tensor]:
     if not ((low >= 0) & (low < high) & (high <= size)).all():
         raise _damaged(path, "mouth_box lies outside the picture")
     landmarks = labels["landmarks"].numpy()
+    labels["pose"] = torch.from_numpy(head_pose(landmarks, alignment, size))
     codes = {code_label(code): code.measured(labels) for code in CODES.values()}
     regions = {box_label(code): region_box(landmarks, code.points, size) for code in CODES.values()}
     boxes = {name: torch.from_numpy(box).float() for name, box in regions.items()}

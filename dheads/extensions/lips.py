@@ -170,6 +170,7 @@ class LipCode:
     """See the module's docstring."""
 
     name, embedding, dims = "lips", "lip_embed", len(MEASURES)
+    usual: Sequence[float] = (1.0,) * dims
     is_heard, begins_at_zero = True, False
     points = range(48, 68)  # landmarks of the mouth
 

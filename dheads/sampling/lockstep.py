@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dheads.conditioning import Cues, window
+from dheads.conditioning import Cues, MotionBuffer, window
 from dheads.errors import DheadsError
 from dheads.extensions.lips import LipTrack
-from dheads.extensions.motion import AnchoredBuffer
+from dheads.extensions.motion import as_motion_frame, rested
 from dheads.extensions.pauses import CONTEXT, hushed, pause_degree
 from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
@@ -79,8 +79,8 @@ class _Slot:
         self._identity = to_unit(video.photo)[None].to(device)  # (1, 3, H, W)
         self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
         self._rest = 0.0  # how far the current frame is in a pause
-        motion_frames = config.conditioning.motion_frames
-        self._buffer = AnchoredBuffer(self._identity, motion_frames, config.extensions.motion.anchor)
+        self._cues: Cues  # of the current frame
+        self._buffer = MotionBuffer(self._identity, config.conditioning.motion_frames)
 
     @property
     def is_new(self) -> bool:
@@ -100,10 +100,11 @@ class _Slot:
             speech = hushed(speech, self._rest)
         noisy = self._engine.extensions.motion.noise > 0
         audio_window = window(speech, at, self._engine.config.conditioning.audio_context)
+        self._cues = Cues(audio_window, self._codes(speech, at)).map(lambda value: self._sent(value[None]))
         return Inputs(
             self._identity,
             motion_frames,
-            Cues(audio_window, self._codes(speech, at)).map(lambda value: self._sent(value[None])),
+            self._cues,
             self._random(motion_frames.shape) if noisy else None,
             self._noise(),
         )
@@ -132,7 +133,8 @@ class _Slot:
 
     def push(self, x_0: Tensor) -> None:
         """Take in the finished frame (1, 3, H, W)."""
-        self._buffer.push(x_0, self._rest)
+        frame = as_motion_frame(self._engine.config, x_0, self._identity, self._cues)
+        self._buffer.push(rested(frame, self._buffer.stacked(), self._rest))
         self._frame += 1
 
     def _random(self, shape: tuple[int, ...]) -> Tensor:

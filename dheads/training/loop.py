@@ -144,8 +144,7 @@ def _initialise(unet: ExtendedUNet, dataset: Dataset, init: str | None) -> None:
     if init is not None:
         start, start_config, _ = load_model(init)
         check_start(unet.config, start_config, init)
-        own = unet.state_dict()
-        unet.load_state_dict(own | {name: value for name, value in start.state_dict().items() if name in own})
+        unet.start_from(start.state_dict())
     elif unet.lip_predictor is not None:
         clips = dataset.lip_clips("train")
         if not clips:
