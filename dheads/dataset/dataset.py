@@ -30,7 +30,7 @@ from dheads.dataset.manifest import Clip, clip_path, read_clips
 from dheads.errors import DheadsError
 from dheads.extensions.codes import CODES, Code
 from dheads.extensions.lips import MEASURES, LipClip
-from dheads.faces.alignment import region_box
+from dheads.faces.alignment import align_transforms, framed, region_box
 from dheads.faces.head_pose import head_pose
 from dheads.media.colours import SCALER
 from dheads.media.containers import open_container
@@ -112,6 +112,14 @@ class Dataset:
         if self._keep:
             return self.frames(clip)[list(indices)]
         return self.read(clip, indices)
+
+    def photo(self, clip: Clip) -> np.ndarray:
+        """The first picture of a clip, (H, W, 3) uint8, framed as a photo is: its own face where the mean face is.
+
+        Within a clip frames may have one transform, so that heads move (alignment.smooth_frames).
+        """
+        picture, landmarks = self.pictures(clip, [0])[0], self.labels(clip)["landmarks"][:1].numpy()
+        return framed(picture, align_transforms(landmarks, self.alignment, self.size)[0], self.size)
 
     def lip_clips(self, split: str) -> list[LipClip]:
         """Clips of a split that move, at every tempo, for LipPredictor.fit: at most 2,000, evenly spread over the list.

@@ -72,7 +72,9 @@ def remake(
     def videos() -> Iterator[VideoSpec]:
         for clip in todo:
             try:
-                video = VideoSpec(dataset.pictures(clip, [0])[0], speech(clip), seed)
+                moves = engine.config.extensions.warp.flow
+                photo = dataset.photo(clip) if moves else dataset.pictures(clip, [0])[0]
+                video = VideoSpec(photo, speech(clip), seed)
             except DheadsError as error:
                 failed.append((clip.clip, str(error)))
                 continue

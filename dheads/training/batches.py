@@ -53,7 +53,7 @@ class Batch:
     mouth_box: Tensor  # (B, 4) half-open px, in the target
     code_boxes: dict[str, Tensor]  # (B, 4) by code, like mouth_box
     clips: list[str]  # names, by example
-    points: Tensor | None  # (B, 2, 68, 2) from -1 to 1: landmarks of target and identity, where the photo is moved
+    points: Tensor | None = None  # (B, 2, 68, 2) from -1 to 1, where the photo is moved: target's, identity's landmarks
     lead: Lead | None = None  # None: no example has generated motion frames
 
 
@@ -329,7 +329,7 @@ class Batches:
         try:
             facts = self._source.facts(other)
             usable = self._usable(facts)
-            frame = usable[rng.integers(len(usable))]
+            frame = usable[int(rng.integers(len(usable)))]
             return self._source.pictures(other, [frame])[0], facts.pose[frame], facts.landmarks[frame]
         except DheadsError as error:
             self._note_failure(other, error)
