@@ -32,7 +32,7 @@ def test_the_student_generates_frames_as_the_engine_does(distill: ModuleType) ->
     torch.manual_seed(0)
     unet, given = lively(TINY), inputs(TINY, 2)
     pair = distill.Pair(unet, 6, 100, 1e-3, 0.9)
-    own, path = pair.student_frame(given, 3)
+    own, path = pair.student_frame(pair.condition(given), given.noise, 3)
     expected = Engine(unet, override(TINY, {"sampling": {"steps": 3}}), torch.float32).generate(given)
     assert len(path) == 2
     torch.testing.assert_close(own, expected, atol=0.02 if pair.dtype == torch.bfloat16 else 1e-5, rtol=0)
