@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from dheads.config import FPS, AlignmentConfig, Config
 from dheads.dataset.manifest import Clip, clip_path, read_clips
 from dheads.errors import DheadsError
 from dheads.extensions.codes import CODES, Code
+from dheads.extensions.head_motion import MotionClip
 from dheads.extensions.lips import MEASURES, LipClip
 from dheads.faces.alignment import align_transforms, framed, region_box
 from dheads.faces.head_pose import head_pose
@@ -122,22 +123,32 @@ class Dataset:
         return framed(picture, align_transforms(landmarks, self.alignment, self.size)[0], self.size)
 
     def lip_clips(self, split: str) -> list[LipClip]:
-        """Clips of a split that move, at every tempo, for LipPredictor.fit: at most 2,000, evenly spread over the list.
+        """Clips of a split that move, at every tempo, for LipPredictor.fit."""
+        found = []
+        for clip, labels in self._fitted_to(split):
+            measures = labels[code_label(CODES["lips"])]
+            for speech in (labels["speech"], *labels["speech_at_tempos"]):
+                found.append(LipClip(clip.speaker, speech, measures))
+        return found
+
+    def motion_clips(self, split: str) -> list[MotionClip]:
+        """Clips of a split that move, for HeadMotion.fit."""
+        label = code_label(CODES["pose"])
+        return [MotionClip(clip.speaker, labels[label], labels["speech"]) for clip, labels in self._fitted_to(split)]
+
+    def _fitted_to(self, split: str) -> Iterator[tuple[Clip, dict[str, Tensor]]]:
+        """Clips of a split that move and their labels: at most 2,000, evenly spread over the list.
 
         Those that cannot be read are left out, with a warning.
         """
         moving = [clip for clip in self.split(split) if clip.moves]
-        found = []
         for index in np.linspace(0, len(moving) - 1, min(len(moving), _MAX_FITTED)).round().astype(int):
             try:
                 labels = self.labels(moving[index])
             except DheadsError as error:
-                log.warning("%s; left out of the lip code's fit", error)
+                log.warning("%s; codes are fitted without it", error)
                 continue
-            measures = labels[code_label(CODES["lips"])]
-            for speech in (labels["speech"], *labels["speech_at_tempos"]):
-                found.append(LipClip(moving[index].speaker, speech, measures))
-        return found
+            yield moving[index], labels
 
     def read(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
         """As `pictures`, from the disk, and nothing is kept."""

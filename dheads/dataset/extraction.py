@@ -23,7 +23,7 @@ from dheads.faces.alignment import (
     mouth_opening,
     mouth_width,
 )
-from dheads.faces.eyelids import eye_openness
+from dheads.faces.eyelids import eye_openness, without_gaps
 from dheads.faces.landmarks import find_face, load_backend
 from dheads.media.photos import PHOTOS, load_photo
 from dheads.media.reading import read_frames
@@ -151,18 +151,12 @@ def make_labels(speech: torch.Tensor, landmarks: np.ndarray, eyes: np.ndarray, s
         "landmarks": torch.from_numpy(landmarks.astype(np.float32)),
         "mouth_box": torch.from_numpy(mouth_box(landmarks, size)).int(),
         "lips": torch.from_numpy(_lip_measures(landmarks)),
-        "eyes": torch.from_numpy(_without_gaps(eyes)),
+        "eyes": torch.from_numpy(without_gaps(eyes)),
     }
     for name, label in labels.items():
         if not label.isfinite().all():
             raise DheadsError(f"not all numbers of its {name} are finite")
     return labels
-
-
-def _without_gaps(openness: np.ndarray) -> np.ndarray:
-    """(F,) float32: NaN, where the eyes are too small to measure, becomes the median of the clip."""
-    seen = openness[np.isfinite(openness)]
-    return np.where(np.isfinite(openness), openness, np.median(seen) if len(seen) else 1.0).astype(np.float32)
 
 
 def _lip_measures(landmarks: np.ndarray) -> np.ndarray:

@@ -18,8 +18,10 @@ from dheads.diffusion import Schedule
 from dheads.extensions.codes import Code, codes_of
 from dheads.extensions.copying import blend_copies, mouth_mask
 from dheads.extensions.detail import Detail, keep_seen
+from dheads.extensions.head_motion import HeadMotion
 from dheads.extensions.lips import LipCode, LipPredictor
 from dheads.extensions.motion import MotionCondition
+from dheads.extensions.pose import PoseCode
 from dheads.extensions.warp import blended, flowing, sampled, shares
 from dheads.model import Layer, Output, ResBlock, UNet, mlp, timestep_embedding, zero_init
 
@@ -78,6 +80,12 @@ class ExtendedUNet(UNet):
         """What predicts the lip code from speech, where the network is given one."""
         found = self._modules.get(LipCode.name)
         return found if isinstance(found, LipPredictor) else None
+
+    @property
+    def head_motion(self) -> HeadMotion | None:
+        """What moves the head by chance, where the network is given its pose."""
+        found = self._modules.get(PoseCode.name)
+        return found if isinstance(found, HeadMotion) else None
 
     def fitted(self, code: Code) -> nn.Module | None:
         """What was fitted to data for that code, if anything."""

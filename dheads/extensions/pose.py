@@ -2,7 +2,7 @@
 
 Six numbers a frame, as faces/head_pose.py defines them: the logarithm of a scale, a roll in radians, a shift, a yaw and
 a pitch. The first four are a similarity in coordinates from -1 to 1 across the crop. A network that is given them knows
-where to move the photo's pixels (warp.py), and in sampling the head moves by chance, by a video, or not at all.
+where to move the photo's pixels (warp.py), and in sampling the head moves by chance (head_motion.py).
 Why: with every frame aligned to the mean face, heads cannot move. Off: no table extensions.codes.pose.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dheads.config import Config
+from dheads.extensions.head_motion import HeadMotion, HeadTrack
 
 _USUAL = (0.04, 0.05, 0.05, 0.05, 0.08, 0.05)  # about the standard deviations in clips of people who speak
 
@@ -75,15 +76,6 @@ def _joined(factor: Tensor, shift: Tensor, turned: Tensor) -> Tensor:
     return torch.cat([torch.stack(parts, -1), turned], -1)
 
 
-class Still:
-    """The pose of a head that does not move."""
-
-    reach = 0
-
-    def window(self, frame: int, speech: Tensor, at: int, context: int) -> Tensor:
-        return torch.zeros(2 * context + 1, PoseCode.dims)
-
-
 class PoseCode:
     """See the module's docstring."""
 
@@ -98,11 +90,12 @@ class PoseCode:
     def events(self, code: Tensor) -> list[int]:
         return []
 
-    def fitted(self, config: Config) -> nn.Module | None:
-        return None
+    def fitted(self, config: Config) -> HeadMotion:
+        return HeadMotion(config.conditioning.speech_dim)
 
     def normalised(self, code: Tensor, fitted: nn.Module | None) -> Tensor:
         return code
 
-    def track(self, fitted: nn.Module | None, seed: int, event_rate: float) -> Still:
-        return Still()
+    def track(self, fitted: nn.Module | None, seed: int, event_rate: float) -> HeadTrack:
+        assert isinstance(fitted, HeadMotion)
+        return fitted.track(seed)

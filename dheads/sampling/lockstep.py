@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dheads.conditioning import Cues, MotionBuffer, window
 from dheads.errors import DheadsError
+from dheads.extensions.codes import Track
 from dheads.extensions.lips import LipTrack
 from dheads.extensions.motion import as_motion_frame, rested
 from dheads.extensions.pauses import CONTEXT, hushed, pause_degree
@@ -29,6 +30,7 @@ class VideoSpec:
     speech: Tensor | Iterable[Tensor]  # (F, D) one embedding a frame, or chunks (f, D) of them
     seed: int = 0
     codes: Mapping[str, Tensor] = field(default_factory=dict)  # (F, C) normalised, instead of those predicted
+    tracks: Mapping[str, Track] = field(default_factory=dict)  # instead of the codes' own
 
 
 def in_lockstep(
@@ -67,7 +69,9 @@ class _Slot:
         self.index, self._engine, self._frame, self._given = index, engine, 0, video.codes
         codes = config.extensions.codes
         self._tracks = {
-            code.name: code.track(unet.fitted(code), video.seed, codes[code.name].event_rate) for code in unet.codes
+            code.name: video.tracks.get(code.name)
+            or code.track(unet.fitted(code), video.seed, codes[code.name].event_rate)
+            for code in unet.codes
         }
         reach = max([0, *(codes[name].context + track.reach for name, track in self._tracks.items() if track.reach)])
         if isinstance(lips := self._tracks.get("lips"), LipTrack):
@@ -96,11 +100,10 @@ class _Slot:
         motion_frames = self._buffer.stacked()
         speech, at = self._speech.around(self._frame)
         self._rest = self._pause(speech, at)
-        if self._rest:
-            speech = hushed(speech, self._rest)
+        calm = hushed(speech, self._rest) if self._rest else speech
         noisy = self._engine.extensions.motion.noise > 0
-        audio_window = window(speech, at, self._engine.config.conditioning.audio_context)
-        self._cues = Cues(audio_window, self._codes(speech, at)).map(lambda value: self._sent(value[None]))
+        audio_window = window(calm, at, self._engine.config.conditioning.audio_context)
+        self._cues = Cues(audio_window, self._codes(speech, calm, at)).map(lambda value: self._sent(value[None]))
         return Inputs(
             self._identity,
             motion_frames,
@@ -115,14 +118,17 @@ class _Slot:
             return 0.0
         return pause_degree(self._lips.codes(speech)[max(0, at - CONTEXT) : at + CONTEXT + 1])
 
-    def _codes(self, speech: Tensor, at: int) -> dict[str, Tensor]:
-        """The window (2 context + 1, C) of each code: as given, or by its track."""
+    def _codes(self, speech: Tensor, calm: Tensor, at: int) -> dict[str, Tensor]:
+        """The window (2 context + 1, C) of each code: as given, or by its track. calm: the speech as the mouth hears
+        it, at rest in pauses."""
         tables = self._engine.config.extensions.codes
         return {
-            name: window(self._given[name], self._frame, tables[name].context)
-            if name in self._given
-            else track.window(self._frame, speech, at, tables[name].context)
-            for name, track in self._tracks.items()
+            code.name: window(self._given[code.name], self._frame, tables[code.name].context)
+            if code.name in self._given
+            else self._tracks[code.name].window(
+                self._frame, calm if code.is_heard else speech, at, tables[code.name].context
+            )
+            for code in self._engine.unet.codes
         }
 
     def _noise(self) -> Tensor:
