@@ -36,6 +36,7 @@ from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
+from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.portrait import find_portrait
@@ -78,10 +79,7 @@ def main(
     lips = talker.unet.lip_predictor
     predicted = lips.predict(loop)[:, 0].cpu().numpy() if lips else np.zeros(len(loop))
     faces = [crop(talker, photo) for photo in photos]
-    made: list[list[np.ndarray]] = [[] for _ in photos]
-    specs = (VideoSpec(face, embeddings, seed) for face in faces)
-    for index, frame, _ in tqdm(in_lockstep(engine, specs, len(photos)), total=count * len(photos), unit="frame"):
-        made[index].append(frame)
+    made = animate(engine, [VideoSpec(face, embeddings, seed) for face in faces])
     out.mkdir(parents=True, exist_ok=True)
     report = []
     for photo, face, frames in zip(photos, faces, made, strict=True):
@@ -106,6 +104,15 @@ def heard(talker: Talker, speech: Path) -> torch.Tensor:
     once = torch.cat([said, torch.zeros(round(PAUSE_SECONDS * SAMPLE_RATE))])
     frames = len(once) * FPS // SAMPLE_RATE
     return torch.cat(list(talker.hear([once.repeat(3)])))[frames : 2 * frames]
+
+
+def animate(engine: Engine, videos: list[VideoSpec]) -> list[list[np.ndarray]]:
+    """The frames of each video, (H, W, 3) uint8; their speech is (F, D) each."""
+    made: list[list[np.ndarray]] = [[] for _ in videos]
+    total = sum(len(video.speech) for video in videos)
+    for index, frame, _ in tqdm(in_lockstep(engine, videos, len(videos)), total=total, unit="frame"):
+        made[index].append(frame)
+    return made
 
 
 def crop(talker: Talker, photo: Path) -> np.ndarray:
