@@ -123,7 +123,7 @@ def widening(clip: Clip) -> Degraded:
 
 
 def head_frozen(clip: Clip) -> Degraded:
-    """Each frame is moved, turned and scaled so that the head is where it is in the first one; it turns aside as before."""
+    """Each frame is moved, turned and scaled until the head is where it is in the first one; it still looks aside."""
     steady = smoothed(clip.landmarks.astype(np.float64), STEADY_FRAMES)[:, STABLE]
     return _moved(clip.frames, fit_similarity(steady, steady[0])), clip.sound
 
