@@ -5,7 +5,8 @@
 Speech and a pause of digital silence are repeated until the last of the times. Every repetition hears the same, so what
 differs is what the network made of its own frames. Told for the first and for those that end at the given times:
 sharpness of the mouth, colour and shape of the face against the photo's, how well the mouth follows the lip code that
-is predicted from the sound, how far the head moves, and how much the mouth moves in the pause against in speech.
+is predicted from the sound, how far the head moves, how much mouth and head move in the pause against in speech, and
+with --identity-net the similarity to the photo by MobileFaceNet.
 The videos are written to --out.
 """
 
@@ -19,18 +20,21 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from networks import IdentityNet
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.evaluation.footage import track_face
 from dheads.evaluation.measures import (
     blinks_per_second,
+    clip_poses,
     correlation,
     face_colour,
     face_shapes,
     shape_distance,
     sharpness,
 )
+from dheads.evaluation.recognition import similarity
 from dheads.faces.alignment import STABLE, eye_distance, framed, mouth_opening
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import load_backend
@@ -56,6 +60,8 @@ class Stretch:
     following: float  # correlation of the mouth's opening with the lip code that is predicted from the sound
     head: float  # standard deviation of the head's position, eye distances
     still_mouth: float  # motion of the mouth in the pause, as a share of that in speech
+    still_head: float  # the same of the head: geometric mean of the six pose numbers
+    similarity: float  # to the photo; NaN without a network
 
 
 def main(
@@ -65,6 +71,7 @@ def main(
     weights: str = "small",
     at: Annotated[list[int] | None, typer.Option(help="Seconds.", show_default="60")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the weights' own by default.")] = None,
+    identity_net: Annotated[Path | None, typer.Option(help="MobileFaceNet, an ONNX file.")] = None,
     still: Annotated[bool, typer.Option("--still", help="As `dheads sample --still`.")] = False,
     seed: int = 0,
     device: str = "auto",
@@ -81,10 +88,11 @@ def main(
     faces = [crop(talker, photo) for photo in photos]
     made = animate(engine, [VideoSpec(face, embeddings, seed) for face in faces])
     out.mkdir(parents=True, exist_ok=True)
+    net = IdentityNet(identity_net) if identity_net else None
     report = []
     for photo, face, frames in zip(photos, faces, made, strict=True):
         write_video(out / f"{photo.stem}.mp4", frames, None)
-        stretches = {int(t): measure(face, frames, round(t * FPS), predicted) for t in (len(loop) / FPS, *times)}
+        stretches = {int(t): measure(face, frames, round(t * FPS), predicted, net) for t in (len(loop) / FPS, *times)}
         footage = track_face(photo.name, lambda frames=frames: frames, load_backend("mesh"))
         rate = blinks_per_second(eye_openness(frames, footage.landmarks))
         report.append({"photo": photo.name, "blinks_per_second": rate} | {t: asdict(s) for t, s in stretches.items()})
@@ -120,7 +128,9 @@ def crop(talker: Talker, photo: Path) -> np.ndarray:
     return framed(portrait.picture, portrait.matrix, talker.config.network.image_size)
 
 
-def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np.ndarray) -> Stretch:
+def measure(
+    photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np.ndarray, net: IdentityNet | None
+) -> Stretch:
     """One repetition, which ends before frame `end`, beside the photo (S, S, 3)."""
     shown = [photo, *frames[end - len(predicted) : end]]
     landmarks = track_face("the video", lambda: shown, load_backend("mesh")).landmarks
@@ -131,6 +141,8 @@ def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np
     pause = np.zeros(len(moves), bool)
     begin = round(SPEECH_SECONDS * FPS)
     pause[begin + SETTLING : -SETTLING] = True
+    turns = np.abs(np.diff(clip_poses(landmarks[1:]), axis=0))  # (F - 1, 6)
+    turning = np.nanmean(turns[pause], axis=0) / np.nanmean(turns[:begin], axis=0)
     places = landmarks[1:, STABLE].mean(axis=1) / eye_distance(landmarks[1:])[:, None]
     return Stretch(
         float(np.nanmean([sharpness(*pair) for pair in zip(shown[1:], landmarks[1:], strict=True)])),
@@ -139,6 +151,8 @@ def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np
         correlation(opening[:begin], predicted[:begin]),
         float(np.nanstd(places, axis=0).mean()),
         float(np.nanmean(moves[pause]) / np.nanmean(moves[:begin])),
+        float(np.prod(turning) ** (1 / len(turning))),
+        float(np.nanmean(similarity(net, shown[1:], landmarks[1:], photo, landmarks[0]))) if net else float("nan"),
     )
 
 

@@ -137,11 +137,19 @@ def evaluate_weights(
         VideoPair(name, out / "generated" / f"{name}.mp4", clip_path(data, name, "mp4"), sources.get(name))
         for name in names
     ]
-    report = scorer.score(pairs, failed, {"weights": weights, "split": split, **settings})
-    if not sources and config.alignment.smooth_frames < _STEADY_FRAMES:
-        report.warnings.append(
-            f"the real clips follow the head (alignment.smooth_frames = {config.alignment.smooth_frames:g}), so in "
-            "them it hardly moves; give the raw folder (--reference) to compare its motion with what a viewer sees"
-        )
+    origin: Facts = {"weights": weights, "split": split} | ({} if raw is None else {"raw": str(raw)})
+    report = scorer.score(pairs, failed, origin | settings)
+    if raw is None:
+        report.warnings.extend(_still_heads(config.alignment.smooth_frames))
     write_report(report, out)
     return report
+
+
+def _still_heads(smooth_frames: float) -> list[str]:
+    """A warning if real clips are aligned so that their heads hardly move."""
+    if smooth_frames >= _STEADY_FRAMES:
+        return []
+    return [
+        f"the real clips follow the head (alignment.smooth_frames = {smooth_frames:g}), so in them it hardly moves; "
+        "give the raw folder (--reference) to compare its motion with what a viewer sees"
+    ]

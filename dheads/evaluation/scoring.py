@@ -49,8 +49,9 @@ class Scorer:
         self._instruments, self._unavailable = load_instruments(only, self._device, lip_reader, transcripts, progress)
 
     def add(self, instrument: Instrument) -> None:
-        """Take the measures of that instrument too."""
-        self._instruments.append(instrument)
+        """Take the measures of that instrument too, unless others were asked for."""
+        if self._only is None or set(instrument.measures) & set(self._only):
+            self._instruments.append(instrument)
 
     def go_without(self, measures: Collection[str], reason: str) -> None:
         """Raises DheadsError if one of the measures was asked for by name."""
