@@ -93,14 +93,13 @@ def main(
     for photo, face, frames in zip(photos, faces, made, strict=True):
         write_video(out / f"{photo.stem}.mp4", frames, None)
         stretches = {int(t): measure(face, frames, round(t * FPS), predicted, net) for t in (len(loop) / FPS, *times)}
+        figures = {t: {name: x for name, x in asdict(s).items() if np.isfinite(x)} for t, s in stretches.items()}
         footage = track_face(photo.name, lambda frames=frames: frames, load_backend("mesh"))
         rate = blinks_per_second(eye_openness(frames, footage.landmarks))
-        report.append({"photo": photo.name, "blinks_per_second": rate} | {t: asdict(s) for t, s in stretches.items()})
+        report.append({"photo": photo.name, "blinks_per_second": rate} | figures)
         print(f"{photo.name}: {rate:.2f} blinks/s")
-        for seconds, stretch in stretches.items():
-            print(
-                f"  to {seconds:>4} s  " + "  ".join(f"{name} {value:.3f}" for name, value in asdict(stretch).items())
-            )
+        for seconds, values in figures.items():
+            print(f"  to {seconds:>4} s  " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 

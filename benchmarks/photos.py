@@ -40,7 +40,7 @@ from yardstick import SHEET_COLUMNS, envelope
 from dheads.config import SAMPLE_RATE
 from dheads.errors import DheadsError
 from dheads.evaluation.comparison import head_motion
-from dheads.evaluation.footage import track_face
+from dheads.evaluation.footage import Footage, aligned, track_face
 from dheads.evaluation.measures import (
     blinks_per_second,
     colour_drift,
@@ -169,11 +169,10 @@ def measure(
     video = track_face("the video", lambda: shown, load_backend("mesh"))
     points = video.landmarks[1:]
     shapes = face_shapes(video.landmarks)
-    colours = np.stack([face_colour(frame, np.nanmean(points, axis=0)) for frame in frames])
-    sharp = np.array([sharpness(*pair) for pair in zip(shown, video.landmarks, strict=True)])
+    sharp, colours = sharpness_and_colours(video)
     values = {
         "flicker": flicker(np.stack(frames), points),
-        "colour_drift": colour_drift(colours),
+        "colour_drift": colour_drift(colours[1:][video.seen[1:]]),
         "sharpness": np.nanmean(sharp[1:]) / sharp[0],
         "shape": np.nanmean(shape_distance(shapes[1:], shapes[0])),
         **lid_values(frames, points, eyes),
@@ -184,6 +183,17 @@ def measure(
     if net is not None:
         values["similarity"] = np.nanmean(similarity(net, frames, points, photo, video.landmarks[0]))
     return {name: float(value) for name, value in values.items() if np.isfinite(value)}
+
+
+def sharpness_and_colours(video: Footage) -> tuple[np.ndarray, np.ndarray]:
+    """The sharpness (F,) of the mouth and the mean colour (F, 3) of the face, in aligned crops; NaN without a face."""
+    points, crops = aligned(video, video.eye_distance)
+    face = np.nanmean(points, axis=0)
+    sharp, colours = np.full(len(points), np.nan), np.full((len(points), 3), np.nan)
+    for index, crop in enumerate(crops):
+        if crop is not None:
+            sharp[index], colours[index] = sharpness(crop, points[index]), face_colour(crop, face)
+    return sharp, colours
 
 
 def mouth_values(opening: np.ndarray, heard: np.ndarray) -> dict[str, float]:
