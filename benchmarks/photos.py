@@ -190,9 +190,9 @@ def sharpness_and_colours(video: Footage) -> tuple[np.ndarray, np.ndarray]:
     points, crops = aligned(video, video.eye_distance)
     face = np.nanmean(points, axis=0)
     sharp, colours = np.full(len(points), np.nan), np.full((len(points), 3), np.nan)
-    for index, crop in enumerate(crops):
-        if crop is not None:
-            sharp[index], colours[index] = sharpness(crop, points[index]), face_colour(crop, face)
+    for index, picture in enumerate(crops):
+        if picture is not None:
+            sharp[index], colours[index] = sharpness(picture, points[index]), face_colour(picture, face)
     return sharp, colours
 
 
