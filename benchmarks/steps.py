@@ -84,7 +84,7 @@ def read_rows(path: Path) -> list[dict]:
 def figures(unet: ExtendedUNet, config: Config, takes: list[Take]) -> dict[str, float]:
     """The means over all people of the measures of `dheads eval`."""
     videos: list[list[np.ndarray]] = [[] for _ in takes]
-    specs = [VideoSpec(take.truth[0], take.speech) for take in takes]
+    specs = [VideoSpec(take.photo, take.speech) for take in takes]
     total = sum(len(take.speech) for take in takes)
     made = in_lockstep(Engine(unet, config), specs, len(specs))
     for index, frame, _ in tqdm(made, total=total, unit="frame", leave=False):

@@ -93,10 +93,11 @@ class Take:
     """A held-out clip, or its first frames."""
 
     clip: Clip
+    photo: np.ndarray  # (H, W, 3) uint8
     truth: np.ndarray  # (F, H, W, 3) uint8
     speech: Tensor  # (F, D)
     lips: Tensor  # (F, 3) centred measures
-    poses: Tensor | None  # (F, 6) relative to the first frame's, for weights that are given poses
+    poses: Tensor | None  # (F, 6) relative to the photo's, for weights that are given poses
     sound: Path
     raw: Path | None  # the video that it was prepared from
 
@@ -191,14 +192,16 @@ def read_takes(
     clips = chosen_clips(dataset, split, limit)
     sources = raw_videos(clips, raw)
     for clip in clips:
-        label = dataset.labels(clip)
+        label, truth = dataset.labels(clip), dataset.frames(clip)[:frames]
+        moves = "pose" in config.extensions.codes
         takes.append(
             Take(
                 clip,
-                dataset.frames(clip)[:frames],
+                dataset.photo(clip) if moves else truth[0],
+                truth,
                 label["speech"][:frames],
                 centred(label["lips"])[:frames],
-                true_poses(label["pose"][:frames]) if "pose" in config.extensions.codes else None,
+                true_poses(label["pose"][:frames]) if moves else None,
                 clip_path(dataset.root, clip.clip, "mp4"),
                 sources.get(clip.clip),
             )
@@ -207,10 +210,10 @@ def read_takes(
 
 
 def true_poses(poses: Tensor) -> Tensor:
-    """Poses (F, 6) relative to the first frame's, which is the photo."""
-    from dheads.extensions.pose import relative
+    """Poses (F, 6) in the crops of a clip -> relative to its first frame's, in the crop that shows it as a photo."""
+    from dheads.extensions.pose import reframed, relative
 
-    return relative(poses, poses[:1])
+    return reframed(relative(poses, poses[:1]), poses[:1], torch.tensor(False))
 
 
 def read_truth(take: Take, networks: list[IdentityNet | HeadPoseNet], backend: LandmarkBackend) -> Truth:
@@ -240,7 +243,7 @@ def repeated(speech: Tensor, count: int) -> Tensor:
 
 def speak(talker: Talker, take: Take, other: Tensor | None) -> dict[str, np.ndarray]:
     """The clip generated with its own sound, another's, with its true lip code, and with its true poses."""
-    name, photo, lips = take.clip.clip, take.truth[0], talker.engine.unet.lip_predictor
+    name, photo, lips = take.clip.clip, take.photo, talker.engine.unet.lip_predictor
     variants = {"own": talker.say(name, photo, take.speech)}
     if other is not None:
         variants["control"] = talker.say(f"{name}, control", photo, other)
@@ -308,7 +311,7 @@ def measure_drift(
     rows: list[dict[str, float | str]] = []
     for take in takes[-DRIFT_PEOPLE:] if len(speech) else []:
         name = take.clip.clip
-        video = talker.say(f"{name}, drift", take.truth[0], speech)
+        video = talker.say(f"{name}, drift", take.photo, speech)
         if out:
             write_video(ready(out / "drift" / f"{name}.mp4"), iter(video), None)
         rows.append({"clip": name, **measure(video, None, backend)})
