@@ -59,7 +59,7 @@ from dheads.faces.alignment import mouth_box, mouth_opening
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import load_backend
 from dheads.media.photos import PHOTOS
-from dheads.media.sound import load_waveform
+from dheads.media.sound import load_waveform, wav_file
 from dheads.media.writing import write_video
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec
@@ -110,7 +110,7 @@ def main(
     rows = {}
     out.mkdir(parents=True, exist_ok=True)
     for index, ((name, face), frames) in enumerate(zip(faces.items(), made, strict=True)):
-        write_video(out / f"{name}.mp4", frames, speech)
+        write_video(out / f"{name}.mp4", frames, wav_file(waveform))
         rows[name] = measure(face, frames, heard(talker, embeddings), eye_code(talker, seed + index, embeddings), net)
     means = mean_values(rows.values())
     print(table({**rows, "mean": means}))
