@@ -107,11 +107,15 @@ def main(
     faces = read_faces(talker, photos)
     made = animate(engine, [VideoSpec(face, embeddings, seed + i) for i, face in enumerate(faces.values())])
     net = IdentityNet(identity_net) if identity_net else None
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
+    told = heard(talker, embeddings)
     out.mkdir(parents=True, exist_ok=True)
     for index, ((name, face), frames) in enumerate(zip(faces.items(), made, strict=True)):
         write_video(out / f"{name}.mp4", frames, wav_file(waveform))
-        rows[name] = measure(face, frames, heard(talker, embeddings), eye_code(talker, seed + index, embeddings), net)
+        try:
+            rows[name] = measure(face, frames, told, eye_code(talker, seed + index, embeddings), net)
+        except DheadsError as error:  # no face is found
+            print(f"{name} is not in the means: {error}")
     means = mean_values(rows.values())
     print(table({**rows, "mean": means}))
     report = {"weights": weights, "speech": str(speech), "seed": seed, "mean": means, "photos": rows}
