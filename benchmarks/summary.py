@@ -40,7 +40,7 @@ LINES = [
     Line("mouth: range", "mouth_range_ratio"),
     Line("mouth: slope", "mouth_slope"),
     Line("mouth: sharpness", "mouth_sharpness"),
-    Line("identity by MobileFaceNet", "net_identity", is_share=True),
+    Line("identity by MobileFaceNet", "net_identity", higher=True, is_share=True),
     Line("SSIM", "ssim", higher=True),
 ]
 
