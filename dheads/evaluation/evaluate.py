@@ -137,8 +137,10 @@ def evaluate_weights(
         VideoPair(name, out / "generated" / f"{name}.mp4", clip_path(data, name, "mp4"), sources.get(name))
         for name in names
     ]
-    origin: Facts = {"weights": weights, "split": split} | ({} if raw is None else {"raw": str(raw)})
-    report = scorer.score(pairs, failed, origin | settings)
+    facts: Facts = {"weights": weights, "split": split, **settings}
+    if raw is not None:
+        facts["raw"] = str(raw)
+    report = scorer.score(pairs, failed, facts)
     if raw is None:
         report.warnings.extend(_still_heads(config.alignment.smooth_frames))
     write_report(report, out)
