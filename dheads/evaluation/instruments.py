@@ -18,11 +18,13 @@ from dheads.errors import DheadsError
 from dheads.evaluation.features import CLIP_FRAMES, I3D_DIM, INCEPTION_DIM, load_i3d, load_inception
 from dheads.evaluation.frechet import Gaussian, frechet_distance, too_few
 from dheads.evaluation.lipreading import LipReader, load_lip_reader
+from dheads.evaluation.measures import slope
 from dheads.evaluation.pairs import FootagePair
 from dheads.evaluation.recognition import Recogniser, load_recogniser, similarity
 from dheads.evaluation.syncnet import SyncNet, load_syncnet, sync
 from dheads.evaluation.syncnet_crops import face_crops
 from dheads.evaluation.transcripts import read_words, spoken_words, word_error_rate
+from dheads.faces.alignment import mouth_opening
 from dheads.media.sound import load_waveform
 from dheads.weights.fetching import cached
 from dheads.weights.listing import home, known
@@ -142,6 +144,23 @@ class WordMeter(Instrument):
         if not self._spoken:
             return {}, []
         return {name: word_error_rate(self._spoken, words) for name, words in self._read.items()}, []
+
+
+class OpeningMeter(Instrument):
+    """How far the mouth opens of what is heard."""
+
+    measures = ("mouth_slope",)
+
+    def __init__(self, heard: Callable[[str], np.ndarray]) -> None:
+        """heard: returns the opening (F,), in eye distances, that the sound of a clip foretells."""
+        self._heard = heard
+
+    def measure(self, pair: FootagePair) -> dict[str, float]:
+        heard = self._heard(pair.files.clip)
+        slopes = {
+            f"{prefix}mouth_slope": slope(mouth_opening(video.landmarks), heard) for prefix, video, _ in pair.sides()
+        }
+        return {name: value for name, value in slopes.items() if np.isfinite(value)}
 
 
 # ---- Loading those that are available ----
