@@ -30,7 +30,6 @@ from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
 from dheads.evaluation.comparison import compare
 from dheads.evaluation.footage import Footage, track_face
-from dheads.evaluation.measures import correlation
 from dheads.evaluation.remake import chosen_clips
 from dheads.evaluation.scoring import mean_values
 from dheads.extensions.lips import LipPredictor, centred
@@ -41,6 +40,7 @@ from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.talker import adjusted, generate
 from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.sync import correlation
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import load_model
 

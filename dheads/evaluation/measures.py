@@ -22,26 +22,6 @@ _RIGID = np.setdiff1d(np.arange(68), [*MOUTH, *_JAW])
 # ---- Signals (F,) ----
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's r of two signals over their common frames; 0 if one of them is constant."""
-    count = min(len(a), len(b))
-    both = np.isfinite(a[:count]) & np.isfinite(b[:count])
-    if both.sum() < 2:
-        return float("nan")
-    a, b = a[:count][both] - a[:count][both].mean(), b[:count][both] - b[:count][both].mean()
-    norm = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / norm) if norm > 1e-9 else 0.0
-
-
-def best_offset(a: np.ndarray, b: np.ndarray, reach: int = 5) -> int:
-    """The number of frames, at most `reach` either way, by which signal `a` is late: the shift of best correlation.
-
-    Of equally good shifts, the smallest.
-    """
-    shifts = sorted(range(-reach, reach + 1), key=abs)
-    return max(shifts, key=lambda k: np.nan_to_num(correlation(a[max(k, 0) :], b[max(-k, 0) :]), nan=-1.0))
-
-
 def spread(signal: np.ndarray) -> float:
     """The 95th minus the 5th percentile of a signal."""
     low, high = np.nanpercentile(signal, [5, 95])
