@@ -104,7 +104,7 @@ class Detector:
             return islice(pictures, len(landmarks))
 
         aligned = np.stack([apply_transform(matrix, row) for matrix, row in zip(matrices, landmarks, strict=True)])
-        waveform, speech, sync = self._in_step(waveform, aligned)
+        waveform, speech, sync = self.in_step(waveform, aligned)
         labels = make_labels(speech, aligned, eye_openness(images(), landmarks), size)
         count, tempos = len(landmarks), self.config.preparation.speech_tempos
         if tempos and not is_photo:
@@ -117,7 +117,7 @@ class Detector:
             sync=sync,
         )
 
-    def _in_step(self, waveform: torch.Tensor, landmarks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, Sync | None]:
+    def in_step(self, waveform: torch.Tensor, landmarks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, Sync | None]:
         """The sound of F frames, shifted so that it is in step with the lips; its embeddings; and how far off it was.
 
         waveform: (N,), all of the file's sound. Raises DheadsError for lips that do not go with the sound.

@@ -9,7 +9,7 @@ from dheads.evaluation.catalogue import CATALOGUE, PAPER
 NAMES = """
 fid fvd av_offset av_confidence av_distance blinks_per_second blink_seconds ofm_paper fmse_paper ofm fmse ssim psnr
 mouth_sharpness lmd mouth_correlation mouth_offset_frames mouth_range_ratio identity_similarity identity_shape
-landmark_drift colour_drift wer
+landmark_drift colour_drift wer sync_offset_ms sync_correlation
 """
 
 
