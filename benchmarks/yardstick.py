@@ -36,7 +36,7 @@ from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
 from dheads.evaluation.comparison import compare
 from dheads.evaluation.footage import Footage, Recording, shortened, track_face
-from dheads.evaluation.measures import correlation, slope
+from dheads.evaluation.measures import slope
 from dheads.evaluation.remake import chosen_clips, raw_videos
 from dheads.evaluation.scoring import mean_values
 from dheads.extensions.lips import LipPredictor, centred
@@ -48,6 +48,7 @@ from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.talker import adjusted, generate
 from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.sync import correlation
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import load_model
 

@@ -119,6 +119,23 @@ _MEASURES = [
         "",
     ),
     Measure(
+        "sync_offset_ms",
+        "Sync: offset",
+        "By how much the picture is late: the shift of best correlation of the mouth's opening that is seen with the "
+        "one that the packaged lip code hears",
+        "dheads",
+        "truth",
+        "ms",
+    ),
+    Measure(
+        "sync_correlation",
+        "Sync: correlation",
+        "Pearson's r, at that shift, of the mouth's opening that is seen with the one that the packaged lip code hears",
+        "dheads",
+        "truth",
+        "",
+    ),
+    Measure(
         "wer",
         "Word error rate",
         "Words that a lip reader gets wrong, misses or adds, divided by the words spoken; of the whole set. It depends "
@@ -180,7 +197,7 @@ _MEASURES = [
         "mouth_offset_frames",
         "Mouth: offset",
         "Frames, up to 5 either way, by which the mouth's opening is late: the shift of best correlation with that of "
-        "the real clip",
+        "the real clip, refined by a parabola",
         "dheads",
         "truth",
         "frames",

@@ -10,14 +10,12 @@ from dheads.config import FPS
 from dheads.evaluation.flow import smoothness
 from dheads.evaluation.footage import Footage, aligned, crop_side
 from dheads.evaluation.measures import (
-    best_offset,
     blink_seconds,
     blinks_per_second,
     by_second,
     clip_poses,
     colour_change,
     colour_drift,
-    correlation,
     face_colour,
     face_shapes,
     landmark_drift,
@@ -33,6 +31,9 @@ from dheads.evaluation.measures import (
 from dheads.faces.alignment import mouth_opening
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.head_pose import POSE
+from dheads.speech.sync import correlation, lag
+
+_REACH = 5  # frames, of the mouth's offset
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def compare(generated: Footage, reference: Footage, moving: np.ndarray | None = 
     values = {
         "frames": len(generated.landmarks),
         "mouth_correlation": correlation(opening, true_opening),
-        "mouth_offset_frames": best_offset(opening, true_opening),
+        "mouth_offset_frames": lag(opening, true_opening, _REACH).frames,
         "mouth_range_ratio": spread(opening) / (spread(true_opening) or np.nan),
         "mouth_sharpness": _ratio(_mean(ours.sharpness), _mean(real.sharpness)),
         "ssim": _mean(likeness[:, 0]),

@@ -31,17 +31,6 @@ _RIGID = np.setdiff1d(np.arange(68), [*MOUTH, *_JAW])
 # ---- Signals (F,) ----
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's r of two signals over their common frames; 0 if one of them is constant."""
-    count = min(len(a), len(b))
-    both = np.isfinite(a[:count]) & np.isfinite(b[:count])
-    if both.sum() < 2:
-        return float("nan")
-    a, b = a[:count][both] - a[:count][both].mean(), b[:count][both] - b[:count][both].mean()
-    norm = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / norm) if norm > 1e-9 else 0.0
-
-
 def slope(a: np.ndarray, b: np.ndarray) -> float:
     """The slope of the least-squares line of signal `a` over signal `b`, over their common frames."""
     count = min(len(a), len(b))
@@ -51,15 +40,6 @@ def slope(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a[:count][both], b[:count][both] - b[:count][both].mean()
     # sum (a - mean a) (b - mean b) / sum (b - mean b)^2
     return float(a @ b / (b @ b)) if b @ b > 1e-12 else float("nan")
-
-
-def best_offset(a: np.ndarray, b: np.ndarray, reach: int = 5) -> int:
-    """The number of frames, at most `reach` either way, by which signal `a` is late: the shift of best correlation.
-
-    Of equally good shifts, the smallest.
-    """
-    shifts = sorted(range(-reach, reach + 1), key=abs)
-    return max(shifts, key=lambda k: np.nan_to_num(correlation(a[max(k, 0) :], b[max(-k, 0) :]), nan=-1.0))
 
 
 def spread(signal: np.ndarray) -> float:

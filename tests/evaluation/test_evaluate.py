@@ -185,7 +185,7 @@ def test_each_fault_is_caught(faults: dict[str, dict]) -> None:
     assert faults["colour drifts"]["mouth_correlation"] > 0.95
     assert faults["trembles"]["ofm"] > 3 * faults["trembles"]["true_ofm"]
     assert faults["grows wider"]["identity_shape"] > 1.2 * faults["grows wider"]["true_identity_shape"]
-    assert faults["picture 3 frames late"]["mouth_offset_frames"] == 3
+    assert faults["picture 3 frames late"]["mouth_offset_frames"] == pytest.approx(3, abs=0.2)
     assert faults["picture 3 frames late"]["mouth_correlation"] < 0.95
     frozen, wobbles = faults["head frozen"], faults["head wobbles"]
     for number in ("scale", "roll", "x", "y"):

@@ -7,12 +7,10 @@ import pytest
 
 from dheads.config import AlignmentConfig
 from dheads.evaluation.measures import (
-    best_offset,
     by_second,
     clip_poses,
     colour_change,
     colour_drift,
-    correlation,
     face_colour,
     face_shapes,
     landmark_drift,
@@ -32,18 +30,6 @@ RNG = np.random.default_rng(0)
 FACE = mean_face(AlignmentConfig(), 128)
 
 
-def test_correlation() -> None:
-    signal = RNG.standard_normal(50)
-    assert correlation(3 * signal + 2, signal) == pytest.approx(1)
-    assert correlation(-signal, signal[:40]) == pytest.approx(-1)  # over the common frames
-    assert correlation(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])) == pytest.approx(0.5)
-    lost = signal.copy()
-    lost[7] = np.nan
-    assert correlation(lost, signal) == pytest.approx(1)
-    assert correlation(np.full(50, 0.3), signal) == 0  # a frozen mouth does not follow
-    assert np.isnan(correlation(np.full(50, np.nan), signal))
-
-
 def test_slope() -> None:
     heard = RNG.standard_normal(50)
     assert slope(0.4 * heard + 2, heard) == pytest.approx(0.4)
@@ -53,16 +39,6 @@ def test_slope() -> None:
     assert slope(lost, heard[:40]) == pytest.approx(0.4)  # over the common frames
     assert slope(np.zeros(50), heard) == 0
     assert np.isnan(slope(heard, np.full(50, 0.3)))  # nothing is heard
-
-
-@pytest.mark.parametrize("late", [-5, -2, 0, 1, 4])
-def test_best_offset(late: int) -> None:
-    signal = np.convolve(RNG.standard_normal(80), np.ones(3), "same")
-    assert best_offset(signal[10 - late : 70 - late], signal[10:70]) == late
-
-
-def test_offset_of_a_still_mouth_is_none() -> None:
-    assert best_offset(np.zeros(60), RNG.standard_normal(60)) == 0
 
 
 def test_spread() -> None:
