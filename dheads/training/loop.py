@@ -130,10 +130,10 @@ def _initial_state(
     if world.is_main and not (run / "state.pt").exists():
         _initialise(unet, dataset, init)
     world.share(unet.to(device).state_dict().values())
-    if device.type != "cpu" or config.run.compile:
-        # Eager on a CPU, the gradient of a group norm in bfloat16 takes up to 40 times as long in this layout.
+    if device.type != "cpu":
+        # On a CPU, the gradient of a group norm in bfloat16 takes up to 40 times as long in this layout.
         unet = unet.to(memory_format=torch.channels_last)
-    else:
+    elif not config.run.compile:
         share_cores(unet)
     unet.train()
     state = TrainingState(unet, config, config.run.accumulate * world.size)
