@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from dheads.cli.configuration import read_changes
 from dheads.cli.licences import ask_consent
 from dheads.cli.options import AcceptLicense, ConfigFile, Device, Quiet, Settings
 from dheads.cli.printing import configure_log
-from dheads.config import Config
+from dheads.config import Config, RunConfig
 
 
 def _print_preset(name: str | None) -> None:
@@ -96,7 +97,8 @@ def _starting_point(preset: str | None, init: str | None, data: Path) -> Config:
     if init is not None:
         from dheads.weights.checkpoints import load
 
-        return load(init).config
+        # The section run suits the machine on which the weights were trained.
+        return replace(load(init).config, run=RunConfig())
     from dheads.dataset.dataset import Dataset
 
     return configurations.preset(str(Dataset(data).info.get("preset", "small")))

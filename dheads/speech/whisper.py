@@ -38,7 +38,7 @@ class WhisperEncoder(SpeechEncoder):
     name = "whisper-tiny.en"
     dim = 384
     window = 200  # mel columns (10 ms each) around a video frame
-    batch = 32  # windows encoded together
+    batch = 16  # windows encoded together: more fit the processor's cache less well
 
     embedding_mean: Tensor
     embedding_std: Tensor

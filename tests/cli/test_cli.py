@@ -24,6 +24,7 @@ from dheads.diffusion import SOLVERS
 from dheads.errors import DheadsError
 from dheads.evaluation.results import ClipReport, Report
 from dheads.sampling.jobs import Job
+from dheads.weights.checkpoints import load
 
 RUN = "from dheads.cli import app; app(prog_name='dheads')"
 
@@ -293,6 +294,15 @@ def test_train_lays_file_over_preset_and_flags_over_both(training: StandIn, tmp_
     # The configuration printed is the one trained, and a valid file for --config.
     assert configuration.to_toml(config) in done.stderr
     assert "6.9 M parameters" in done.stderr
+
+
+def test_train_starts_from_the_configuration_of_weights_but_not_from_how_their_run_went(training: StandIn) -> None:
+    done = run("train", "--data", "data", "--out", "run", "--init", "small")
+    assert done.exit_code == 0, done.stderr
+    config = training.calls[0][0][0]
+    assert config.run == configuration.RunConfig()
+    assert dataclasses.replace(config, run=load("small").config.run) == load("small").config
+    assert load("small").config.run != configuration.RunConfig()
 
 
 def test_the_runs_folder_is_named_after_the_data(training: StandIn) -> None:
