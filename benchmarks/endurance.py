@@ -28,7 +28,6 @@ from dheads.evaluation.footage import track_face
 from dheads.evaluation.measures import (
     blinks_per_second,
     clip_poses,
-    correlation,
     face_colour,
     face_shapes,
     shape_distance,
@@ -45,6 +44,7 @@ from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.portrait import find_portrait
 from dheads.sampling.talker import Talker, load
+from dheads.speech.sync import correlation
 
 SPEECH_SECONDS, PAUSE_SECONDS = 7.5, 2.5
 SETTLING = 10  # frames of the pause in which the mouth may still close, and before its end open again

@@ -44,7 +44,6 @@ from dheads.evaluation.footage import Footage, aligned, track_face
 from dheads.evaluation.measures import (
     blinks_per_second,
     colour_drift,
-    correlation,
     face_colour,
     face_shapes,
     shape_distance,
@@ -64,6 +63,7 @@ from dheads.media.writing import write_video
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec
 from dheads.sampling.talker import Talker, load
+from dheads.speech.sync import correlation
 
 COLUMNS = {
     "slope": "slope",
