@@ -24,13 +24,14 @@ from dheads.config import FPS, SAMPLE_RATE, AlignmentConfig
 from dheads.evaluation.catalogue import CATALOGUE
 from dheads.evaluation.evaluate import evaluate
 from dheads.evaluation.results import Report, figure
-from dheads.faces.alignment import align_transforms, mouth_box, unwarp, warp
+from dheads.faces.alignment import STABLE, align_transforms, fit_similarity, mouth_box, smoothed, unwarp, warp
 from dheads.faces.landmarks import load_backend
 from dheads.media.reading import read_frames
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_clip
 
 LATE = 5  # frames
+STEADY_FRAMES = 1.5  # over which landmarks are smoothed where the head is held: they tremble, and the head does not
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,32 @@ def widening(clip: Clip) -> Degraded:
     return np.stack(frames), clip.sound
 
 
+def head_frozen(clip: Clip) -> Degraded:
+    """Each frame is moved, turned and scaled until the head is where it is in the first one; it still looks aside."""
+    steady = smoothed(clip.landmarks.astype(np.float64), STEADY_FRAMES)[:, STABLE]
+    return _moved(clip.frames, fit_similarity(steady, steady[0])), clip.sound
+
+
+def head_wobbling(clip: Clip) -> Degraded:
+    """The picture sways by 3 % of its width about twice in three seconds, and turns by 3 degrees about three times."""
+    height, width = clip.frames.shape[1:3]
+    seconds = np.arange(len(clip.frames)) / FPS
+    sway, angle = 0.03 * width * np.sin(2 * np.pi * 0.7 * seconds), 3 * np.sin(2 * np.pi * 1.1 * seconds)
+    matrices = [cv2.getRotationMatrix2D((width / 2, height / 2), turn, 1) for turn in angle.tolist()]
+    return _moved(clip.frames, np.stack(matrices) + sway[:, None, None] * np.array([[0, 0, 1], [0, 0, 0]])), clip.sound
+
+
+def _moved(frames: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Frames (F, H, W, 3), each moved by its transform (2, 3)."""
+    size = frames.shape[2], frames.shape[1]
+    return np.stack(
+        [
+            cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+            for frame, matrix in zip(frames, matrices, strict=True)
+        ]
+    )
+
+
 DEGRADATIONS: dict[str, Callable[[Clip], Degraded]] = {
     "none": nothing,
     f"sound {LATE} frames late": late_sound,
@@ -132,6 +159,8 @@ DEGRADATIONS: dict[str, Callable[[Clip], Degraded]] = {
     "colour drifts": colour_drifting,
     "trembles": trembling,
     "grows wider": widening,
+    "head frozen": head_frozen,
+    "head wobbles": head_wobbling,
 }
 
 # ---- Measures ----

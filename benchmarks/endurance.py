@@ -5,7 +5,8 @@
 Speech and a pause of digital silence are repeated until the last of the times. Every repetition hears the same, so what
 differs is what the network made of its own frames. Told for the first and for those that end at the given times:
 sharpness of the mouth, colour and shape of the face against the photo's, how well the mouth follows the lip code that
-is predicted from the sound, how far the head moves, and how much the mouth moves in the pause against in speech.
+is predicted from the sound, how far the head moves, how much mouth and head move in the pause against in speech, and
+with --identity-net the similarity to the photo by MobileFaceNet.
 The videos are written to --out.
 """
 
@@ -19,23 +20,27 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from networks import IdentityNet
 from tqdm import tqdm
 
 from dheads.config import FPS, SAMPLE_RATE
 from dheads.evaluation.footage import track_face
 from dheads.evaluation.measures import (
     blinks_per_second,
+    clip_poses,
     correlation,
     face_colour,
     face_shapes,
     shape_distance,
     sharpness,
 )
+from dheads.evaluation.recognition import similarity
 from dheads.faces.alignment import STABLE, eye_distance, framed, mouth_opening
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
+from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.portrait import find_portrait
@@ -55,6 +60,8 @@ class Stretch:
     following: float  # correlation of the mouth's opening with the lip code that is predicted from the sound
     head: float  # standard deviation of the head's position, eye distances
     still_mouth: float  # motion of the mouth in the pause, as a share of that in speech
+    still_head: float  # the same of the head: geometric mean of the six pose numbers
+    similarity: float  # to the photo; NaN without a network
 
 
 def main(
@@ -64,6 +71,7 @@ def main(
     weights: str = "small",
     at: Annotated[list[int] | None, typer.Option(help="Seconds.", show_default="60")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the weights' own by default.")] = None,
+    identity_net: Annotated[Path | None, typer.Option(help="MobileFaceNet, an ONNX file.")] = None,
     still: Annotated[bool, typer.Option("--still", help="As `dheads sample --still`.")] = False,
     seed: int = 0,
     device: str = "auto",
@@ -78,23 +86,20 @@ def main(
     lips = talker.unet.lip_predictor
     predicted = lips.predict(loop)[:, 0].cpu().numpy() if lips else np.zeros(len(loop))
     faces = [crop(talker, photo) for photo in photos]
-    made: list[list[np.ndarray]] = [[] for _ in photos]
-    specs = (VideoSpec(face, embeddings, seed) for face in faces)
-    for index, frame, _ in tqdm(in_lockstep(engine, specs, len(photos)), total=count * len(photos), unit="frame"):
-        made[index].append(frame)
+    made = animate(engine, [VideoSpec(face, embeddings, seed) for face in faces])
     out.mkdir(parents=True, exist_ok=True)
+    net = IdentityNet(identity_net) if identity_net else None
     report = []
     for photo, face, frames in zip(photos, faces, made, strict=True):
         write_video(out / f"{photo.stem}.mp4", frames, None)
-        stretches = {int(t): measure(face, frames, round(t * FPS), predicted) for t in (len(loop) / FPS, *times)}
+        stretches = {int(t): measure(face, frames, round(t * FPS), predicted, net) for t in (len(loop) / FPS, *times)}
+        figures = {t: {name: x for name, x in asdict(s).items() if np.isfinite(x)} for t, s in stretches.items()}
         footage = track_face(photo.name, lambda frames=frames: frames, load_backend("mesh"))
         rate = blinks_per_second(eye_openness(frames, footage.landmarks))
-        report.append({"photo": photo.name, "blinks_per_second": rate} | {t: asdict(s) for t, s in stretches.items()})
+        report.append({"photo": photo.name, "blinks_per_second": rate} | figures)
         print(f"{photo.name}: {rate:.2f} blinks/s")
-        for seconds, stretch in stretches.items():
-            print(
-                f"  to {seconds:>4} s  " + "  ".join(f"{name} {value:.3f}" for name, value in asdict(stretch).items())
-            )
+        for seconds, values in figures.items():
+            print(f"  to {seconds:>4} s  " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()))
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
@@ -108,12 +113,23 @@ def heard(talker: Talker, speech: Path) -> torch.Tensor:
     return torch.cat(list(talker.hear([once.repeat(3)])))[frames : 2 * frames]
 
 
+def animate(engine: Engine, videos: list[VideoSpec]) -> list[list[np.ndarray]]:
+    """The frames of each video, (H, W, 3) uint8; their speech is (F, D) each."""
+    made: list[list[np.ndarray]] = [[] for _ in videos]
+    total = sum(len(video.speech) for video in videos)
+    for index, frame, _ in tqdm(in_lockstep(engine, videos, len(videos)), total=total, unit="frame"):
+        made[index].append(frame)
+    return made
+
+
 def crop(talker: Talker, photo: Path) -> np.ndarray:
     portrait = find_portrait(photo, talker.config, talker.backend)
     return framed(portrait.picture, portrait.matrix, talker.config.network.image_size)
 
 
-def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np.ndarray) -> Stretch:
+def measure(
+    photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np.ndarray, net: IdentityNet | None
+) -> Stretch:
     """One repetition, which ends before frame `end`, beside the photo (S, S, 3)."""
     shown = [photo, *frames[end - len(predicted) : end]]
     landmarks = track_face("the video", lambda: shown, load_backend("mesh")).landmarks
@@ -124,6 +140,8 @@ def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np
     pause = np.zeros(len(moves), bool)
     begin = round(SPEECH_SECONDS * FPS)
     pause[begin + SETTLING : -SETTLING] = True
+    turns = np.abs(np.diff(clip_poses(landmarks[1:]), axis=0))  # (F - 1, 6)
+    turning = np.nanmean(turns[pause], axis=0) / np.nanmean(turns[:begin], axis=0)
     places = landmarks[1:, STABLE].mean(axis=1) / eye_distance(landmarks[1:])[:, None]
     return Stretch(
         float(np.nanmean([sharpness(*pair) for pair in zip(shown[1:], landmarks[1:], strict=True)])),
@@ -132,6 +150,8 @@ def measure(photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np
         correlation(opening[:begin], predicted[:begin]),
         float(np.nanstd(places, axis=0).mean()),
         float(np.nanmean(moves[pause]) / np.nanmean(moves[:begin])),
+        float(np.prod(turning) ** (1 / len(turning))),
+        float(np.nanmean(similarity(net, shown[1:], landmarks[1:], photo, landmarks[0]))) if net else float("nan"),
     )
 
 

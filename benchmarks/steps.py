@@ -19,11 +19,10 @@ import numpy as np
 import torch
 import typer
 from tqdm import tqdm
-from yardstick import Take, measure, read_takes
+from yardstick import Take, measure, read_takes, read_truth
 
 from dheads.config import Config, override
 from dheads.dataset.dataset import Dataset
-from dheads.evaluation.footage import track_face
 from dheads.evaluation.scoring import mean_values
 from dheads.extensions.network import ExtendedUNet
 from dheads.faces.landmarks import load_backend
@@ -63,7 +62,7 @@ def main(
     unet, config, _ = load_model(weights, resolve_device(device))
     dataset = Dataset(data)
     dataset.check(config)
-    takes = read_takes(dataset, split, None, frames)
+    takes = read_takes(dataset, config, split, None, frames)
     swept = itertools.product(solver or SOLVERS, spacing or SPACINGS, warm or [0], guidance or [1.0], steps or STEPS)
     for kind, lie, start, guide, count in tqdm(list(swept), desc="sweep", unit="setting"):
         setting = {"solver": kind, "spacing": lie, "warm_steps": start, "guidance": guide, "steps": count}
@@ -85,14 +84,14 @@ def read_rows(path: Path) -> list[dict]:
 def figures(unet: ExtendedUNet, config: Config, takes: list[Take]) -> dict[str, float]:
     """The means over all people of the measures of `dheads eval`."""
     videos: list[list[np.ndarray]] = [[] for _ in takes]
-    specs = [VideoSpec(take.truth[0], take.speech) for take in takes]
+    specs = [VideoSpec(take.photo, take.speech) for take in takes]
     total = sum(len(take.speech) for take in takes)
     made = in_lockstep(Engine(unet, config), specs, len(specs))
     for index, frame, _ in tqdm(made, total=total, unit="frame", leave=False):
         videos[index].append(frame)
     backend = load_backend("mesh")
     rows = [
-        measure(np.stack(video), track_face(take.clip.clip, lambda take=take: take.truth, backend), backend)
+        measure(np.stack(video), read_truth(take, [], backend), backend)
         for take, video in zip(takes, videos, strict=True)
     ]
     means = mean_values(row for row in rows if row)

@@ -3,9 +3,13 @@
     python benchmarks/yardstick.py --weights run/weights.safetensors --data prepared --out figures
 
 Every moving clip of the split is generated from its first frame and its own sound, and compared with the truth; as a
-control with another clip's sound, and, for weights that are given a lip code, with the clip's true code in place of the
-predicted one. Then two people speak for 20 seconds, to see what drifts. The result is a table on the screen and, in
---out, report.json, contact.png and the videos. A quick look: --limit 3 --frames 50 --drift-seconds 0.
+control with another clip's sound; for weights that are given a lip code, with the clip's true code in place of the
+predicted one; and for those that are given poses, with the true ones. Then two people speak for 20 seconds, to see what
+drifts. The result is a table of the clips and a summary on the screen and, in --out, report.json, summary.md,
+contact.png and the videos. A quick look: --limit 3 --frames 50 --drift-seconds 0.
+
+Head motion is that of the true clips as prepared; with --raw, that of the videos they were prepared from. Data that are
+aligned frame by frame need it, as their heads stand still. --identity-net and --pose-net: see networks.py.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ import cv2
 import numpy as np
 import torch
 import typer
+from networks import HeadPoseNet, IdentityNet, load_networks
+from summary import summary
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,11 +35,12 @@ from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
 from dheads.evaluation.comparison import compare
-from dheads.evaluation.footage import Footage, track_face
-from dheads.evaluation.measures import correlation
-from dheads.evaluation.remake import chosen_clips
+from dheads.evaluation.footage import Footage, Recording, shortened, track_face
+from dheads.evaluation.measures import slope
+from dheads.evaluation.remake import chosen_clips, raw_videos
 from dheads.evaluation.scoring import mean_values
 from dheads.extensions.lips import LipPredictor, centred
+from dheads.faces.alignment import mouth_opening
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
@@ -41,6 +48,7 @@ from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.talker import adjusted, generate
 from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.sync import correlation
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import load_model
 
@@ -52,12 +60,16 @@ COLUMNS = {  # heading: (variant, measure)
     "offset": ("own", "mouth_offset_frames"),
     "range": ("own", "mouth_range_ratio"),
     "range true code": ("code", "mouth_range_ratio"),
+    "slope": ("own", "mouth_slope"),
     "sharpness": ("own", "mouth_sharpness"),
+    "head range": ("own", "head_range"),
+    "head speed": ("own", "head_speed"),
     "identity": ("own", "identity_shape"),
     "(true)": ("own", "true_identity_shape"),
     "blinks/s": ("own", "blinks_per_second"),
     "(true) ": ("own", "true_blinks_per_second"),
 }
+NAMES = ("clip", "speaker")  # in a row; all else are variants
 DRIFT_MEASURES = ("identity_shape", "landmark_drift", "colour_drift", "blinks_per_second", "blink_seconds")
 SHEET_COLUMNS = 12
 DRIFT_PEOPLE = 2
@@ -70,9 +82,9 @@ class Talker:
     engine: Engine
     seed: int
 
-    def say(self, name: str, photo: np.ndarray, speech: Tensor, lips: Tensor | None = None) -> np.ndarray:
+    def say(self, name: str, photo: np.ndarray, speech: Tensor, codes: dict[str, Tensor] | None = None) -> np.ndarray:
         """(F, H, W, 3) uint8."""
-        frames = generate(self.engine, photo, speech, seed=self.seed, codes={} if lips is None else {"lips": lips})
+        frames = generate(self.engine, photo, speech, seed=self.seed, codes=codes)
         bar = tqdm(frames, total=len(speech), desc=name, unit="frame", leave=False)
         return np.stack(list(bar))
 
@@ -82,10 +94,23 @@ class Take:
     """A held-out clip, or its first frames."""
 
     clip: Clip
+    photo: np.ndarray  # (H, W, 3) uint8
     truth: np.ndarray  # (F, H, W, 3) uint8
     speech: Tensor  # (F, D)
     lips: Tensor  # (F, 3) centred measures
+    poses: Tensor | None  # (F, 6) relative to the photo's, for weights that are given poses
     sound: Path
+    raw: Path | None  # the video that it was prepared from
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a generated clip is compared with."""
+
+    footage: Footage
+    moving: Footage  # the head moves in it as it does for a viewer
+    networks: list[IdentityNet | HeadPoseNet]
+    seen: dict[str, float]  # by the networks, of the truth
 
 
 def main(
@@ -93,6 +118,9 @@ def main(
     data: Annotated[Path, typer.Option(help="Dataset made by `dheads prepare`.")],
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, contact.png and the videos.")] = None,
     split: str = "val",
+    raw: Annotated[Path | None, typer.Option(help="Folder that the dataset was prepared from.")] = None,
+    identity_net: Annotated[Path | None, typer.Option(help="MobileFaceNet, an ONNX file.")] = None,
+    pose_net: Annotated[tuple[Path, Path] | None, typer.Option(help="FSA-Net, two ONNX files.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; those of the weights by default.")] = None,
     solver: str | None = None,
     seed: int = 0,
@@ -110,19 +138,20 @@ def main(
     unet, config, info = load_model(weights, resolve_device(device))
     dataset = Dataset(data)
     dataset.check(config)
-    takes = read_takes(dataset, split, limit, frames)
+    takes = read_takes(dataset, config, split, limit, frames, raw)
     talker = Talker(Engine(unet, adjusted(config, steps=steps, solver=solver)), seed)
     backend = load_backend("mesh")
+    networks = load_networks(identity_net, pose_net)
 
     results, made = [], {}
     for index, take in enumerate(tqdm(takes, desc="clips", unit="clip")):
         variants = speak(talker, take, other_speech(takes, index))
         made[take.clip.clip] = variants["own"]
-        truth = track_face(take.clip.clip, lambda take=take: take.truth, backend)
-        result = {name: measure(video, truth, backend) for name, video in variants.items()}
+        truth = read_truth(take, networks, backend)
+        result = {name: measure(video, truth, backend, told(talker, take, name)) for name, video in variants.items()}
         if unet.lip_predictor is not None:
             result["heard"] = heard(unet.lip_predictor, take)
-        results.append({"clip": take.clip.clip, **result})
+        results.append({"clip": take.clip.clip, "speaker": take.clip.speaker, **result})
         if out:
             write_videos(out, take, variants)
     drift = measure_drift(talker, takes, drift_speech(config, takes, drift_seconds, drift_audio), backend, out)
@@ -134,19 +163,21 @@ def main(
         "sampling": dataclasses.asdict(talker.engine.sampling),
         "extensions": dataclasses.asdict(talker.engine.extensions),
         "seed": seed,
-        "mean": {name: mean_values(row[name] for row in results) for name in results[0] if name != "clip"},
+        "mean": {name: mean_values(row[name] for row in results) for name in results[0] if name not in NAMES},
         "clips": results,
         "lost": [f"{row['clip']}: {name}" for row in results for name, values in row.items() if values == {}],
         "drift_seconds": drift_seconds,
         "drift": drift,
     }
-    print(table(results, report["mean"]))
+    sums = summary([(row["speaker"], row) for row in results])
+    print(table(results, report["mean"]), sums, sep="\n\n")
     if report["lost"]:
         print("not in the means, as no face is found:", ", ".join(report["lost"]))
     for row in drift:
         print(drift_line(row, drift_seconds))
     if out:
         (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        (out / "summary.md").write_text(sums + "\n", encoding="utf-8")
         cv2.imwrite(str(out / "contact.png"), contact_sheet(takes, made)[..., ::-1])
         print(f"written to {out}")
 
@@ -154,21 +185,47 @@ def main(
 # ---- Clips ----
 
 
-def read_takes(dataset: Dataset, split: str, limit: int | None, frames: int | None) -> list[Take]:
+def read_takes(
+    dataset: Dataset, config: Config, split: str, limit: int | None, frames: int | None, raw: Path | None = None
+) -> list[Take]:
     """The videos of a split, at most `limit`, of as many speakers as possible."""
     takes = []
-    for clip in chosen_clips(dataset, split, limit):
-        label = dataset.labels(clip)
+    clips = chosen_clips(dataset, split, limit)
+    sources = raw_videos(clips, raw)
+    for clip in clips:
+        label, truth = dataset.labels(clip), dataset.frames(clip)[:frames]
+        moves = "pose" in config.extensions.codes
         takes.append(
             Take(
                 clip,
-                dataset.frames(clip)[:frames],
+                dataset.photo(clip) if moves else truth[0],
+                truth,
                 label["speech"][:frames],
                 centred(label["lips"])[:frames],
+                true_poses(label["pose"][:frames]) if moves else None,
                 clip_path(dataset.root, clip.clip, "mp4"),
+                sources.get(clip.clip),
             )
         )
     return takes
+
+
+def true_poses(poses: Tensor) -> Tensor:
+    """Poses (F, 6) in the crops of a clip -> relative to its first frame's, in the crop that shows it as a photo."""
+    from dheads.extensions.pose import reframed, relative
+
+    return reframed(relative(poses, poses[:1]), poses[:1], torch.tensor(False))
+
+
+def read_truth(take: Take, networks: list[IdentityNet | HeadPoseNet], backend: LandmarkBackend) -> Truth:
+    """Track and measure the true clip. Raises DheadsError if it shows no face."""
+    footage = moving = track_face(take.clip.clip, lambda: take.truth, backend)
+    if take.raw is not None:
+        moving = shortened(track_face(str(take.raw), Recording(take.raw), backend), len(take.truth))
+    seen: dict[str, float] = {}
+    for network in networks:
+        seen |= network.measure(moving if isinstance(network, HeadPoseNet) else footage, footage)
+    return Truth(footage, moving, networks, {f"true_{name}": value for name, value in seen.items()})
 
 
 def other_speech(takes: list[Take], index: int) -> Tensor | None:
@@ -186,30 +243,51 @@ def repeated(speech: Tensor, count: int) -> Tensor:
 
 
 def speak(talker: Talker, take: Take, other: Tensor | None) -> dict[str, np.ndarray]:
-    """The clip generated with its own sound, another's, and with its true lip code."""
-    name, photo, lips = take.clip.clip, take.truth[0], talker.engine.unet.lip_predictor
+    """The clip generated with its own sound, another's, with its true lip code, and with its true poses."""
+    name, photo, lips = take.clip.clip, take.photo, talker.engine.unet.lip_predictor
     variants = {"own": talker.say(name, photo, take.speech)}
     if other is not None:
         variants["control"] = talker.say(f"{name}, control", photo, other)
     if lips is not None:
         code = lips.normalise(take.lips.to(lips.mean.device)).cpu()
-        variants["code"] = talker.say(f"{name}, true code", photo, take.speech, code)
+        variants["code"] = talker.say(f"{name}, true code", photo, take.speech, {"lips": code})
+    if take.poses is not None:
+        variants["poses"] = talker.say(f"{name}, true poses", photo, take.speech, {"pose": take.poses})
     return variants
 
 
 # ---- Measures ----
 
 
-def measure(video: np.ndarray, truth: Footage | None, backend: LandmarkBackend) -> dict[str, float]:
-    """The measures of `dheads eval`, or without `truth` those of the video alone; empty if no face is found."""
+def measure(
+    video: np.ndarray, truth: Truth | None, backend: LandmarkBackend, opening: np.ndarray | None = None
+) -> dict[str, float]:
+    """The measures of `dheads eval`, or without `truth` those of the video alone; empty if no face is found.
+
+    opening (F,): that of the lip code that the network is given, eye distances.
+    """
     try:
         footage = track_face("generated", lambda: video, backend)
     except DheadsError:
         return {}
-    if truth is not None:
-        return compare(footage, truth).values
-    values = compare(footage, footage).values
-    return {name: values[name] for name in DRIFT_MEASURES if name in values}
+    if truth is None:
+        values = compare(footage, footage).values
+        return {name: values[name] for name in DRIFT_MEASURES if name in values}
+    values = compare(footage, truth.footage, truth.moving.landmarks).values | truth.seen
+    if opening is not None:
+        values["mouth_slope"] = slope(mouth_opening(footage.landmarks), opening)
+    for network in truth.networks:
+        values |= network.measure(footage, truth.footage)
+    return values
+
+
+def told(talker: Talker, take: Take, variant: str) -> np.ndarray | None:
+    """The opening (F,) in eye distances that the network is given in a variant, if it is the clip's own."""
+    lips = talker.engine.unet.lip_predictor
+    if lips is None or variant == "control":
+        return None
+    opening = take.lips[:, 0] if variant == "code" else lips.opening(take.speech.to(lips.mean.device)).cpu()
+    return opening.numpy()
 
 
 def heard(lips: LipPredictor, take: Take) -> dict[str, float]:
@@ -234,7 +312,7 @@ def measure_drift(
     rows: list[dict[str, float | str]] = []
     for take in takes[-DRIFT_PEOPLE:] if len(speech) else []:
         name = take.clip.clip
-        video = talker.say(f"{name}, drift", take.truth[0], speech)
+        video = talker.say(f"{name}, drift", take.photo, speech)
         if out:
             write_video(ready(out / "drift" / f"{name}.mp4"), iter(video), None)
         rows.append({"clip": name, **measure(video, None, backend)})

@@ -40,7 +40,7 @@ JOBS = {
     "reference": "the paper's sampling loop",
     "extensions": "beyond the paper, a file an idea",
     "weights": "the list, download, licences, checkpoints",
-    "speech": "frozen speech encoders",
+    "speech": "speech encoders; lips against sound",
     "dataset": "raw corpora -> clips -> memory",
     "sampling": "a face and a recording -> a video",
     "training": "a dataset -> weights",

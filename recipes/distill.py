@@ -27,13 +27,15 @@ from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import SOLVERS, Denoised, respaced
 from dheads.extensions.copying import mouth_mask, uses_mouth_mask
-from dheads.extensions.motion import box_blur
+from dheads.extensions.motion import MotionCondition, box_blur
 from dheads.extensions.network import ExtendedUNet
+from dheads.extensions.pose import PoseCode, relative
 from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.devices import resolve_device
-from dheads.training.augment import augment
+from dheads.training.augment import altered
+from dheads.training.geometry import Geometry
 from dheads.training.state import update_ema
 from dheads.weights.checkpoints import build_model, load, save_checkpoint
 
@@ -68,7 +70,9 @@ def main(
         save_checkpoint(out, pair.ema.state_dict(), config, info, torch.float16)
 
     with tqdm(total=batches, desc="distil", unit="batch") as bar:
-        for number, _ in enumerate(in_lockstep(pair, videos(dataset, batch_size), batch_size)):
+        for number, _ in enumerate(
+            in_lockstep(pair, videos(dataset, batch_size, config.extensions.warp.flow), batch_size)
+        ):
             if number % batch_size:
                 continue  # the frames of a batch come one by one
             bar.update()
@@ -81,10 +85,10 @@ def main(
     typer.echo(out)
 
 
-def videos(dataset: Dataset, group: int) -> Iterator[VideoSpec]:
+def videos(dataset: Dataset, group: int, moves: bool) -> Iterator[VideoSpec]:
     """Endless videos of an augmented picture of one training clip with a part of the speech of another.
 
-    group: how many pictures are augmented at once.
+    group: how many pictures are augmented at once. moves: whether heads move, as that of the other clip does.
     """
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     clips = dataset.split("train")
@@ -92,13 +96,20 @@ def videos(dataset: Dataset, group: int) -> Iterator[VideoSpec]:
     seed = 0
     while True:
         shown = [clips[k] for k in rng.integers(len(clips), size=group)]
-        pictures = np.stack([dataset.pictures(clip, [int(rng.integers(clip.frames))]) for clip in shown])
-        frames, _ = augment(to_unit(pictures), torch.zeros(group, 1, 4), generator)  # (group, 1, 3, H, W)
-        for photo in to_uint8(frames[:, 0]).numpy():
-            speech = dataset.labels(speaking[rng.integers(len(speaking))])["speech"]
+        frames = [int(rng.integers(clip.frames)) for clip in shown]
+        pictures = np.stack([dataset.pictures(clip, [frame]) for clip, frame in zip(shown, frames, strict=True)])
+        geometry = Geometry.random(group, dataset.size, generator)
+        if moves:
+            poses = [dataset.labels(clip)["pose"][frame] for clip, frame in zip(shown, frames, strict=True)]
+            geometry = geometry.about(torch.stack(poses))
+        varied = altered(geometry.pictures(to_unit(pictures)), generator)  # (group, 1, 3, H, W)
+        for photo in to_uint8(varied[:, 0]).numpy():
+            labels = dataset.labels(speaking[rng.integers(len(speaking))])
             count = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
-            begin = int(rng.integers(max(1, len(speech) - count)))
-            yield VideoSpec(photo, speech[begin : begin + count], seed)
+            begin = int(rng.integers(max(1, len(labels["speech"]) - count)))
+            part = slice(begin, begin + count)
+            codes = {PoseCode.name: relative(labels["pose"][part], labels["pose"][begin])} if moves else {}
+            yield VideoSpec(photo, labels["speech"][part], seed, codes)
             seed += 1
 
 
@@ -135,9 +146,11 @@ class Pair(Engine):
         left = 1 - self.updates / self._batches
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate * min(1, 2 * left) * min(1, (self.updates + 1) / WARMUP)
-        own, path = self.student_frame(inputs, int(self._rng.choice(STEPS)))
-        early = torch.stack([frame_loss(x_0, target, self._mask) for x_0 in path])
-        loss = frame_loss(own, target, self._mask) + 0.25 * early.mean()
+        condition = self.condition(inputs)
+        own, path = self.student_frame(condition, inputs.noise, int(self._rng.choice(STEPS)))
+        mask = self._mask if condition.photo is None else condition.photo.mask
+        early = torch.stack([frame_loss(x_0, target, mask) for x_0 in path])
+        loss = frame_loss(own, target, mask) + 0.25 * early.mean()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
@@ -146,9 +159,12 @@ class Pair(Engine):
         self.updates, self.loss = self.updates + 1, loss.item()
         return own.detach()
 
-    def student_frame(self, inputs: Inputs, steps: int) -> tuple[Tensor, list[Tensor]]:
-        """The student's frame (B, 3, H, W), and its predictions of x_0 before the last step, with gradients."""
-        condition, predictions = self.condition(inputs), []
+    def student_frame(self, condition: MotionCondition, noise: Tensor, steps: int) -> tuple[Tensor, list[Tensor]]:
+        """The student's frame (B, 3, H, W), and its predictions of x_0 before the last step, with gradients.
+
+        noise (B, N, 3, H, W).
+        """
+        predictions: list[Tensor] = []
         schedule = respaced(self._denoiser.schedule, steps, self.sampling.spacing)
 
         def denoise(x_t: Tensor, t: int) -> Denoised:
@@ -156,16 +172,16 @@ class Pair(Engine):
             predictions.append(denoised.x_0)
             return denoised
 
-        x_T, *added = inputs.noise.unbind(1)
-        noise = iter(added)
-        frame = SOLVERS[self.sampling.solver](denoise, schedule, x_T, lambda: next(noise))
+        x_T, *added = noise.unbind(1)
+        fresh = iter(added)
+        frame = SOLVERS[self.sampling.solver](denoise, schedule, x_T, lambda: next(fresh))
         return frame, predictions[:-1]
 
 
 def frame_loss(own: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """Squared errors of the frame, of its fine detail and of the amount of detail, weighted more around the mouth.
 
-    own, target (B, 3, H, W); mask (1, 1, H, W) is 1 around the mouth, None: no extra weight. Returns a scalar.
+    own, target (B, 3, H, W); mask (B or 1, 1, H, W) is 1 around the mouth, None: no extra weight. Returns a scalar.
     """
     weight = 1 if mask is None else 1 + 2 * mask
     own_detail, target_detail = detail(own), detail(target)

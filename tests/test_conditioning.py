@@ -12,7 +12,7 @@ from dheads.conditioning import Condition, Cues, MotionBuffer
 from dheads.config import Config, override, preset
 from dheads.extensions.copying import blend_copies, mouth_mask
 from dheads.extensions.guidance import silenced
-from dheads.extensions.motion import AnchoredBuffer, MotionCondition, condition_with
+from dheads.extensions.motion import MotionCondition, anchored, condition_with, rested
 from dheads.faces import alignment as faces
 
 TINY = preset("tiny")
@@ -262,22 +262,20 @@ def test_gates_are_a_softmax_against_the_networks_own_zero() -> None:
     torch.testing.assert_close(blended, picture(float(weights @ torch.tensor([own, last, identity]))))
 
 
-def test_an_anchored_buffer_pulls_every_frame_towards_the_identity() -> None:
-    buffer = AnchoredBuffer(picture(1.0), 2, 0.25)
-    buffer.push(picture(0.0))
-    assert [float(frame.mean()) for frame in buffer.stacked()[0]] == [1.0, 0.25]
+def test_an_anchored_frame_has_its_share_of_the_identity() -> None:
+    config = moving(anchor=0.25)
+    torch.testing.assert_close(anchored(config, picture(0.0), picture(1.0), None), picture(0.25))
 
 
 def test_at_rest_frames_that_answer_one_another_come_to_rest() -> None:
     """Of what sways from frame to frame a third is left, and what stays comes through whole."""
-    buffer = AnchoredBuffer(picture(0.5), 2, 0.0)
+    buffer = conditioning.MotionBuffer(picture(0.5), 2)
     for k in range(40):
-        buffer.push(picture(0.5 + 0.3 * (-1) ** k), rest=1.0)
+        buffer.push(rested(picture(0.5 + 0.3 * (-1) ** k), buffer.stacked(), 1.0))
     swing = buffer.stacked()[:, 1] - buffer.stacked()[:, 0]
     torch.testing.assert_close(swing.abs(), torch.full_like(swing, 0.2))
     for _ in range(20):
-        buffer.push(picture(0.9), rest=1.0)
+        buffer.push(rested(picture(0.9), buffer.stacked(), 1.0))
     torch.testing.assert_close(buffer.stacked()[:, 1], picture(0.9), rtol=0, atol=1e-5)
-    empty = AnchoredBuffer(picture(0.5), 0, 0.0)
-    empty.push(picture(0.1), rest=1.0)
-    assert empty.stacked().shape[1] == 0
+    none = torch.empty(1, 0, 3, 32, 32)
+    assert torch.equal(rested(picture(0.1), none, 1.0), picture(0.1))

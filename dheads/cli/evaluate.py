@@ -21,7 +21,12 @@ def evaluate(
         Path | None, typer.Argument(metavar="GENERATED", help="Generated video, or folder of them.", show_default=False)
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Real video, or folder of them with the same names.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Real video, or folder of them with the same names. With --weights: the folder that --data was "
+            "prepared from, in which real heads move as a viewer sees them.",
+            show_default=False,
+        ),
     ] = None,
     weights: Annotated[
         str | None,
@@ -137,6 +142,7 @@ def evaluate(
             data,
             split,
             out,
+            raw=reference,
             steps=steps,
             solver=solver,
             seed=seed,

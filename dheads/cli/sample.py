@@ -31,6 +31,7 @@ from dheads.errors import DheadsError
 from dheads.sampling.jobs import (
     MAX_AT_SECONDS,
     MAX_GUIDANCE,
+    MAX_MOTION,
     SIZES,
     Job,
     check_distinct,
@@ -66,7 +67,7 @@ def sample(
         Path | None,
         typer.Option(
             help="CSV file with one video per row: columns face, audio, output, and any of seed, size, steps, solver, "
-            "weights, guidance, at, which, paste, still, audio_codec; - reads stdin.",
+            "weights, guidance, at, which, paste, still, motion, motion_from, audio_codec; - reads stdin.",
             show_default=False,
         ),
     ] = None,
@@ -128,6 +129,23 @@ def sample(
     still: Annotated[
         bool, typer.Option("--still", help="Keep the head where it is in the photo; only lips and eyes move.")
     ] = False,
+    motion: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=MAX_MOTION,
+            help="How far the head moves: 1 as far as people do when they speak, 0 not at all.",
+            show_default="1",
+        ),
+    ] = None,
+    motion_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="VIDEO",
+            help="Video of a face whose head motion and blinks are repeated, back and forth if AUDIO is longer.",
+            show_default="by chance",
+        ),
+    ] = None,
     audio_codec: Annotated[
         AudioCodec,
         typer.Option("--audio", help="Sound of the video: aac plays everywhere; copy keeps any codec that MP4 holds."),
@@ -149,6 +167,10 @@ def sample(
         raise typer.BadParameter("applies to --out-dir and --jobs only", param_hint="--shard")
     if paste and size is not None:
         raise typer.BadParameter("cannot be used with --paste: frames are as large as the picture", param_hint="--size")
+    if still and (motion is not None or motion_from is not None):
+        raise typer.BadParameter(
+            "cannot be used with --motion or --motion-from: a still head does not move", param_hint="--still"
+        )
     check_not_terminal(inputs.output, inputs.sounds)
     part = parse_shard(shard)
     job = Job(
@@ -165,6 +187,8 @@ def sample(
         which=which,
         paste=paste,
         still=still,
+        motion=finite(motion, "--motion"),
+        motion_from=motion_from,
         audio_codec=audio_codec,
     )
     from dheads.media.photos import silence_pillow

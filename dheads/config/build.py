@@ -73,6 +73,12 @@ def _problems(config: Config) -> typing.Iterator[str]:
         yield "extensions.copying.gates needs conditioning.motion_frames of 1 or more"
     if config.extensions.copying.gates and config.extensions.snr_clip is None:
         yield "extensions.copying.gates needs extensions.snr_clip, for a loss that sees the gates"
+    if config.extensions.warp.flow and config.extensions.snr_clip is None:
+        yield "extensions.warp.flow needs extensions.snr_clip, for a loss that sees the photo moved"
+    if config.extensions.warp.flow and "pose" not in config.extensions.codes:
+        yield "extensions.warp.flow needs a table extensions.codes.pose"
+    if config.extensions.warp.flow and config.extensions.copying.gates:
+        yield "extensions.warp.flow takes the place of extensions.copying.gates; turn one off"
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -31,6 +31,20 @@ class CopyingConfig:
 
 
 @dataclass(frozen=True)
+class WarpConfig:
+    """The photo's pixels moved to where the pose code says the head is; needs extensions.codes.pose."""
+
+    flow: bool = False
+    """Whether the photo is moved, and the network predicts a flow and, for every pixel, how much of it is taken."""
+    landmark_weight: float = bounded(0.01, 0, 1e6)
+    """Weight of the flow's error at the 68 landmarks, a px^2."""
+    moved_weight: float = bounded(2.0, 0, 1e6)
+    """Weight of the difference between the photo moved and the true frame."""
+    own_weight: float = bounded(0.01, 0, 1e6)
+    """Price of what the network does not take from the photo, outside the mouth region."""
+
+
+@dataclass(frozen=True)
 class MotionConfig:
     """Motion frames that are altered on purpose, so that the errors of generated frames do not accumulate."""
 
@@ -47,7 +61,7 @@ class MotionConfig:
     start_share: float = bounded(0.0, 0, 1)
     """Share of the training examples with copies of the identity as motion frames, as at a video's start."""
     anchor: float = bounded(0.0, 0, 1)
-    """Share of the identity that is blended into each generated frame before it becomes a motion frame."""
+    """Share of the identity, moved by the pose where there is one, that is blended into each motion frame."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,7 @@ class ExtensionsConfig:
     """Losses on x_0 weighted by min(snr + 1, clip); absent: the paper's loss on what the network predicts."""
     patches: PatchesConfig = field(default_factory=PatchesConfig)
     copying: CopyingConfig = field(default_factory=CopyingConfig)
+    warp: WarpConfig = field(default_factory=WarpConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
     codes: CodeTables = field(default_factory=CodeTables)
     noise: NoiseConfig = field(default_factory=NoiseConfig)

@@ -93,6 +93,10 @@ class PreparationConfig:
     """Largest motion of a face from one frame to the next, in its widths."""
     max_skew_seconds: float = bounded(0.25, 0, 1e6)
     """Largest difference between the lengths of picture and sound."""
+    max_offset_seconds: float = bounded(0.2, 0, 0.4)
+    """Largest offset between lips and sound (speech/sync.py); the sound is shifted by a smaller one."""
+    min_sync: float = bounded(0.25, -1, 1)
+    """Least correlation, at that offset, of the mouth's opening that is seen with the one that is heard."""
     speech_tempos: tuple[float, ...] = bounded((), 0.5, 2)
     """Beyond the paper: speeds at which speech is also encoded, as other voices (1.1: a tenth faster and higher)."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import av
 import cv2
@@ -23,17 +24,27 @@ from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
 from dheads.media.photos import silence_pillow
 from dheads.media.writing import write_clip
+from dheads.speech.sync import Sync
 from dheads.system.files import complete_or_absent
 
+_SYNC = "sync"  # in the metadata of a clip's labels
 # Errors of a write that are not the clip's fault, and would recur at the next clip.
 _OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class Finished(NamedTuple):
+    """A clip that is written."""
+
+    frames: int
+    sync: Sync | None
+
 
 Extractor: TypeAlias = Callable[[Path, Source], Extract]  # from the raw folder and a source in it
 
 
 def start_worker(
     raw: Path, out: Path, config: Config, layout: str, devices: list[str], progress: bool, number: int
-) -> Callable[[Source], int | str]:
+) -> Callable[[Source], Finished | str]:
     """`prepare_clip` for one worker process, with its networks on the device of its number."""
     # Every process prepares one clip alone; more threads would compete for the same cores.
     torch.set_num_threads(1)
@@ -44,8 +55,8 @@ def start_worker(
     return partial(prepare_clip, extract, raw, out)
 
 
-def prepare_clip(extract: Extractor, raw: Path, out: Path, source: Source) -> int | str:
-    """Write one clip; returns its number of frames, or the reason why the file cannot be used.
+def prepare_clip(extract: Extractor, raw: Path, out: Path, source: Source) -> Finished | str:
+    """Write one clip; returns what it is, or the reason why the file cannot be used.
 
     Raises DheadsError where the clip cannot be written for a reason that would stop all others too.
     """
@@ -53,7 +64,7 @@ def prepare_clip(extract: Extractor, raw: Path, out: Path, source: Source) -> in
     try:
         extracted = extract(raw, source)
         _write(extracted, out, source.clip)
-        return len(extracted)
+        return Finished(len(extracted), extracted.sync)
     except (torch.AcceleratorError, torch.OutOfMemoryError):
         # A GPU that failed once fails from then on: this process ends, and another one tries the clip again.
         raise
@@ -68,8 +79,24 @@ def _write(extracted: Extract, out: Path, clip: str) -> None:
     labels.parent.mkdir(parents=True, exist_ok=True)
     # The labels get their name last: where they are present, the clip is finished.
     with complete_or_absent(labels) as part:
-        part.write_bytes(save(extracted.labels))
+        part.write_bytes(save(extracted.labels, _metadata(extracted.sync)))
         write_clip(clip_path(out, clip, "mp4"), extracted.frames, extracted.waveform)
+
+
+def _metadata(sync: Sync | None) -> dict[str, str] | None:
+    return None if sync is None else {_SYNC: json.dumps(sync)}
+
+
+def finished(out: Path, clip: str) -> Finished | None:
+    """A finished clip, which is one with labels; None for any other."""
+    try:
+        with clip_path(out, clip, "safetensors").open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        frames, stored = int(header["speech"]["shape"][0]), header.get("__metadata__", {}).get(_SYNC)
+        sync = None if stored is None else Sync(*map(float, json.loads(stored)))
+        return Finished(frames, sync) if clip_path(out, clip, "mp4").exists() else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError):
+        return None  # absent or damaged
 
 
 def _output_error(error: BaseException | None) -> str | None:

@@ -22,16 +22,20 @@ from dheads.extensions.codes import CODES
 from dheads.system.prefetch import prefetch
 
 PICTURES, SPEECH = "pictures", "speech"  # kinds of values; further ones are the names of codes
+_FRAMED = 0.25  # scale, roll, x and y of a head pose at most
 
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What the choice of an example depends on."""
+    """What the choice and the framing of an example depend on."""
 
     voices: int  # at how many tempos the speech was encoded
     mouth_box: Tensor  # (F, 4) px
     code_boxes: dict[str, Tensor]  # by code, (F, 4) px
     events: dict[str, list[int]]  # by code, the frames that show something rare
+    framed: list[int]  # frames whose head is near the middle of the crop
+    pose: Tensor  # (F, 6)
+    landmarks: Tensor  # (F, 68, 2) px
 
 
 class Clips(Protocol):
@@ -164,7 +168,16 @@ def _facts(clip: Clip, labels: dict[str, Tensor], speech_dim: int) -> Facts:
         labels["mouth_box"],
         {name: labels[box_label(code)] for name, code in CODES.items()},
         {name: code.events(labels[code_label(code)]) for name, code in CODES.items()},
+        _framed(labels["pose"]),
+        labels["pose"],
+        labels["landmarks"],
     )
+
+
+def _framed(pose: Tensor) -> list[int]:
+    """The frames of poses (F, 6) with the head near the middle of the crop; all where there are fewer than two."""
+    near = (pose[:, :4].abs() <= _FRAMED).all(1).nonzero()[:, 0].tolist()
+    return near if len(near) > 1 else list(range(len(pose)))
 
 
 @dataclass(frozen=True, eq=False)

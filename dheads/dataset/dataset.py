@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from dheads.config import FPS, Config
+from dheads.config import FPS, AlignmentConfig, Config
 from dheads.dataset.manifest import Clip, clip_path, read_clips
 from dheads.errors import DheadsError
 from dheads.extensions.codes import CODES, Code
+from dheads.extensions.head_motion import MotionClip
 from dheads.extensions.lips import MEASURES, LipClip
-from dheads.faces.alignment import region_box
+from dheads.faces.alignment import align_transforms, framed, region_box
+from dheads.faces.head_pose import head_pose
 from dheads.media.colours import SCALER
 from dheads.media.containers import open_container
 
@@ -58,6 +60,7 @@ class Dataset:
         self.info = _read_info(self.root / "dataset.toml")
         self.clips = read_clips(self.root)
         self.size: int = self.info["size"]  # px, of a side of the pictures
+        self.alignment = AlignmentConfig(**self.info["alignment"])
         self._keep = self.bytes_of(self.clips) <= _KEPT_BYTES
         self._frames: dict[str, np.ndarray] = {}
         self._labels: dict[str, dict[str, Tensor]] = {}
@@ -81,14 +84,17 @@ class Dataset:
         return sum(clip.frames for clip in clips) * (3 * self.size**2 + _LABEL_BYTES)
 
     def labels(self, clip: Clip) -> dict[str, Tensor]:
-        """speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3), eyes (F,), speech_at_tempos
-        (V, F, D), and each code (F, C) and its box (F, 4) px as `code_label` and `box_label` name them, float32.
+        """speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3), eyes (F,), pose (F, 6),
+        speech_at_tempos (V, F, D), and each code (F, C) and its box (F, 4) px as `code_label` and `box_label` name
+        them, float32.
 
         Raises DheadsError for a file that is missing, damaged or of another shape.
         """
         labels = self._labels.get(clip.clip)
         if labels is None:
-            labels = _read_labels(clip_path(self.root, clip.clip, "safetensors"), clip.frames, self.size)
+            labels = _read_labels(
+                clip_path(self.root, clip.clip, "safetensors"), clip.frames, self.size, self.alignment
+            )
             if self._keep:
                 self._labels[clip.clip] = labels
         return labels
@@ -108,23 +114,41 @@ class Dataset:
             return self.frames(clip)[list(indices)]
         return self.read(clip, indices)
 
+    def photo(self, clip: Clip) -> np.ndarray:
+        """The first picture of a clip, (H, W, 3) uint8, framed as a photo is: its own face where the mean face is.
+
+        Within a clip frames may have one transform, so that heads move (alignment.smooth_frames).
+        """
+        picture, landmarks = self.pictures(clip, [0])[0], self.labels(clip)["landmarks"][:1].numpy()
+        return framed(picture, align_transforms(landmarks, self.alignment, self.size)[0], self.size)
+
     def lip_clips(self, split: str) -> list[LipClip]:
-        """Clips of a split that move, at every tempo, for LipPredictor.fit: at most 2,000, evenly spread over the list.
+        """Clips of a split that move, at every tempo, for LipPredictor.fit."""
+        found = []
+        for clip, labels in self._fitted_to(split):
+            measures = labels[code_label(CODES["lips"])]
+            for speech in (labels["speech"], *labels["speech_at_tempos"]):
+                found.append(LipClip(clip.speaker, speech, measures))
+        return found
+
+    def motion_clips(self, split: str) -> list[MotionClip]:
+        """Clips of a split that move, for HeadMotion.fit."""
+        label = code_label(CODES["pose"])
+        return [MotionClip(clip.speaker, labels[label], labels["speech"]) for clip, labels in self._fitted_to(split)]
+
+    def _fitted_to(self, split: str) -> Iterator[tuple[Clip, dict[str, Tensor]]]:
+        """Clips of a split that move and their labels: at most 2,000, evenly spread over the list.
 
         Those that cannot be read are left out, with a warning.
         """
         moving = [clip for clip in self.split(split) if clip.moves]
-        found = []
         for index in np.linspace(0, len(moving) - 1, min(len(moving), _MAX_FITTED)).round().astype(int):
             try:
                 labels = self.labels(moving[index])
             except DheadsError as error:
-                log.warning("%s; left out of the lip code's fit", error)
+                log.warning("%s; codes are fitted without it", error)
                 continue
-            measures = labels[code_label(CODES["lips"])]
-            for speech in (labels["speech"], *labels["speech_at_tempos"]):
-                found.append(LipClip(moving[index].speaker, speech, measures))
-        return found
+            yield moving[index], labels
 
     def read(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
         """As `pictures`, from the disk, and nothing is kept."""
@@ -194,7 +218,7 @@ def _read_pictures(path: Path, frames: int, size: int, indices: Sequence[int], s
     return np.stack([pictures[index] for index in indices])
 
 
-def _read_labels(path: Path, frames: int, size: int) -> dict[str, Tensor]:
+def _read_labels(path: Path, frames: int, size: int, alignment: AlignmentConfig) -> dict[str, Tensor]:
     try:
         # Not load_file: it maps the file, and a mapped file that is cut or unmounted kills the process.
         stored = load(path.read_bytes())
@@ -214,6 +238,7 @@ def _read_labels(path: Path, frames: int, size: int) -> dict[str, Tensor]:
     if not ((low >= 0) & (low < high) & (high <= size)).all():
         raise _damaged(path, "mouth_box lies outside the picture")
     landmarks = labels["landmarks"].numpy()
+    labels["pose"] = torch.from_numpy(head_pose(landmarks, alignment, size))
     codes = {code_label(code): code.measured(labels) for code in CODES.values()}
     regions = {box_label(code): region_box(landmarks, code.points, size) for code in CODES.values()}
     boxes = {name: torch.from_numpy(box).float() for name, box in regions.items()}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dheads.config import FPS, Config
-from dheads.dataset.screening import screen
+from dheads.dataset.screening import screen, screen_sync
 from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
 from dheads.faces.alignment import (
@@ -23,12 +23,13 @@ from dheads.faces.alignment import (
     mouth_opening,
     mouth_width,
 )
-from dheads.faces.eyelids import eye_openness
+from dheads.faces.eyelids import eye_openness, without_gaps
 from dheads.faces.landmarks import find_face, load_backend
 from dheads.media.photos import PHOTOS, load_photo
 from dheads.media.reading import read_frames
-from dheads.media.sound import SAMPLES_PER_FRAME, frame_count, load_waveform
+from dheads.media.sound import SAMPLES_PER_FRAME, delayed, frame_count, load_waveform
 from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.sync import ENCODER, LipSync, Sync
 
 _KEPT_BYTES = 512 * 2**20  # of pictures, in each worker process
 
@@ -41,6 +42,7 @@ class Extract:
     waveform: torch.Tensor  # (N,) 16 kHz
     labels: dict[str, torch.Tensor]  # speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3),
     # eyes (F,), speech_at_tempos (V, F, D) of clips that move
+    sync: Sync | None = None  # how far off the raw clip is; None where it was not measured
 
     def __len__(self) -> int:
         return len(self.labels["speech"])
@@ -84,6 +86,7 @@ class Detector:
                 f"the speech encoder {cond.speech_encoder!r} gives {self.encoder.dim} numbers a frame, not "
                 f"{cond.speech_dim}; set conditioning.speech_dim={self.encoder.dim}"
             )
+        self._lip_sync = LipSync() if cond.speech_encoder == ENCODER else None
 
     def __call__(self, raw: Path, source: Source) -> Extract:
         """Extract one clip. Raises DheadsError with the reason why a file cannot be used."""
@@ -101,8 +104,9 @@ class Detector:
             return islice(pictures, len(landmarks))
 
         aligned = np.stack([apply_transform(matrix, row) for matrix, row in zip(matrices, landmarks, strict=True)])
+        waveform, speech, sync = self.in_step(waveform, aligned)
+        labels = make_labels(speech, aligned, eye_openness(images(), landmarks), size)
         count, tempos = len(landmarks), self.config.preparation.speech_tempos
-        labels = make_labels(self.encoder.encode(waveform, count), aligned, eye_openness(images(), landmarks), size)
         if tempos and not is_photo:
             voices = [self.encoder.encode_at(tempo, waveform, count) for tempo in tempos]
             labels["speech_at_tempos"] = torch.stack(voices).half().cpu()
@@ -110,19 +114,35 @@ class Detector:
             frames=(framed(image, matrix, size) for image, matrix in zip(images(), matrices, strict=True)),
             waveform=waveform,
             labels=labels,
+            sync=sync,
         )
+
+    def in_step(self, waveform: torch.Tensor, landmarks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, Sync | None]:
+        """The sound of F frames, shifted so that it is in step with the lips; its embeddings; and how far off it was.
+
+        waveform: (N,), all of the file's sound. Raises DheadsError for lips that do not go with the sound.
+        """
+        count = len(landmarks)
+        speech = self.encoder.encode(waveform[: count * SAMPLES_PER_FRAME], count)
+        sync = self._lip_sync(speech, mouth_opening(landmarks)) if self._lip_sync else None
+        if sync is not None:
+            screen_sync(sync, self.config.preparation)
+            if sync.is_off:
+                waveform = delayed(waveform, sync.offset_seconds)
+                speech = self.encoder.encode(waveform[: count * SAMPLES_PER_FRAME], count)
+        return waveform[: count * SAMPLES_PER_FRAME], speech, sync
 
     def _photo(self, pictures: Pictures, path: Path) -> tuple[np.ndarray, torch.Tensor]:
         face, _ = find_face(next(iter(pictures)), self.backend, str(path))
         return face.landmarks[None], torch.zeros(SAMPLES_PER_FRAME)
 
     def _video(self, pictures: Pictures, sound: Path) -> tuple[np.ndarray, torch.Tensor]:
-        """Landmarks (F, 68, 2) px, NaN where no face is found, and the sound of F frames."""
+        """Landmarks (F, 68, 2) px, NaN where no face is found, and the sound, which may be longer than F frames."""
         waveform = load_waveform(sound)
         landmarks = self.backend.track(iter(pictures))
         lengths = {"picture": len(landmarks), "sound": frame_count(len(waveform))}
         count = common_length(lengths, self.config.preparation.max_skew_seconds)
-        return landmarks[:count], waveform[: count * SAMPLES_PER_FRAME]
+        return landmarks[:count], waveform
 
 
 def common_length(lengths: dict[str, int], max_skew_seconds: float) -> int:
@@ -151,18 +171,12 @@ def make_labels(speech: torch.Tensor, landmarks: np.ndarray, eyes: np.ndarray, s
         "landmarks": torch.from_numpy(landmarks.astype(np.float32)),
         "mouth_box": torch.from_numpy(mouth_box(landmarks, size)).int(),
         "lips": torch.from_numpy(_lip_measures(landmarks)),
-        "eyes": torch.from_numpy(_without_gaps(eyes)),
+        "eyes": torch.from_numpy(without_gaps(eyes)),
     }
     for name, label in labels.items():
         if not label.isfinite().all():
             raise DheadsError(f"not all numbers of its {name} are finite")
     return labels
-
-
-def _without_gaps(openness: np.ndarray) -> np.ndarray:
-    """(F,) float32: NaN, where the eyes are too small to measure, becomes the median of the clip."""
-    seen = openness[np.isfinite(openness)]
-    return np.where(np.isfinite(openness), openness, np.median(seen) if len(seen) else 1.0).astype(np.float32)
 
 
 def _lip_measures(landmarks: np.ndarray) -> np.ndarray:

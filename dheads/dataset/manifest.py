@@ -1,6 +1,6 @@
 """The tables of a prepared folder: the clips that it holds, and the raw files that could not be used.
 
-clips.csv     clip, speaker, split, frames, source; complete, or absent
+clips.csv     clip, speaker, split, frames, source, offset_ms, sync; complete, or absent
 failed.csv    source, reason; grows while `dheads prepare` runs
 
 A shard writes clips.3-of-16.csv and failed.3-of-16.csv: shards are merged by copying them into one folder.
@@ -13,13 +13,14 @@ import io
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from dheads.errors import DheadsError
 from dheads.system.files import complete_or_absent
 
 CLIP_COLUMNS = ("clip", "speaker", "split", "frames", "source")
+SYNC_COLUMNS = ("offset_ms", "sync")  # absent from the tables of earlier versions
 FAILED_COLUMNS = ("source", "reason")
 Shard = tuple[int, int]  # which of how many, from 1
 
@@ -35,6 +36,8 @@ class Clip:
     split: str  # train, val or test
     frames: int
     source: str  # the path below the raw folder
+    offset_ms: float | None = None  # by which the picture is late in the raw clip; None where it was not measured
+    sync: float | None = None  # correlation there of the mouth's opening that is seen with the one that is heard
 
     @property
     def moves(self) -> bool:
@@ -83,8 +86,7 @@ def standing_splits(root: Path) -> dict[str, str]:
 
 def write_clips(root: Path, clips: Iterable[Clip], shard: Shard | None = None) -> None:
     """Write the table of clips, or that of a shard. Raises DheadsError where it cannot be written."""
-    rows = ((clip.clip, clip.speaker, clip.split, clip.frames, clip.source) for clip in clips)
-    _write_table(shard_path(root, "clips.csv", shard), CLIP_COLUMNS, rows)
+    _write_table(shard_path(root, "clips.csv", shard), CLIP_COLUMNS + SYNC_COLUMNS, map(astuple, clips))
 
 
 def _tables(root: Path) -> list[Path]:
@@ -115,7 +117,8 @@ def _rows(path: Path) -> Iterator[Clip]:
                     raise ValueError("a row is cut short")
                 # Interned, because hundreds of thousands of rows share few speakers and splits.
                 speaker, split = sys.intern(row["speaker"]), sys.intern(row["split"])
-                clip = Clip(row["clip"], speaker, split, int(row["frames"]), row["source"])
+                sync = (float(row[column]) if row.get(column) else None for column in SYNC_COLUMNS)
+                clip = Clip(row["clip"], speaker, split, int(row["frames"]), row["source"], *sync)
                 if not _is_safe(clip.clip) or clip.frames < 1:
                     raise DheadsError(f"{path}: {clip.clip!r} is not a valid clip; prepare the data again")
                 yield clip

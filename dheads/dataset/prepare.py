@@ -15,11 +15,11 @@ import torch
 from tqdm import tqdm
 
 from dheads.config import FPS, Config, preset, toml_text
-from dheads.dataset.clip_worker import start_worker
+from dheads.dataset.clip_worker import Finished, finished, start_worker
 from dheads.dataset.contact_sheet import write_contact_sheet
 from dheads.dataset.dataset import dataset_info
 from dheads.dataset.layouts import NAMESAKE, find_sources
-from dheads.dataset.manifest import Clip, FailedTable, Shard, clip_path, shard_path, standing_splits, write_clips
+from dheads.dataset.manifest import Clip, FailedTable, Shard, shard_path, standing_splits, write_clips
 from dheads.dataset.released_layout import RELEASED
 from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
@@ -86,8 +86,8 @@ def prepare(
     failed = FailedTable(out, shard, (source.name for source in sources))
     # The table's namesakes are those of an earlier run: the other file may be gone since.
     failed.reasons = {name: why for name, why in failed.reasons.items() if not why.startswith(NAMESAKE)} | namesakes
-    frames = {source.clip: count for source in sources if (count := _finished_frames(out, source.clip))}
-    todo = [source for source in sources if source.clip not in frames and source.name not in failed.reasons]
+    done = {source.clip: clip for source in sources if (clip := finished(out, source.clip))}
+    todo = [source for source in sources if source.clip not in done and source.name not in failed.reasons]
     _delete_unfinished(out, todo)
 
     devices = _devices(device, here)
@@ -97,18 +97,23 @@ def prepare(
     bar = tqdm(total=total, initial=total - len(todo), desc=name, unit="clip", disable=not progress)
     with bar, closing(results):
         for source, result in results:
-            if isinstance(result, int):
-                frames[source.clip] = result
+            if isinstance(result, Finished):
+                done[source.clip] = result
             else:
                 failed.add(source.name, result if isinstance(result, str) else _DIED)
             bar.update()
     failed.finish()
-    if not frames and shard is None:
+    if not done and shard is None:
         raise DheadsError(f"{raw}: none of its {total} files could be prepared; {failed.path} says why")
-    clips = [Clip(s.clip, s.speaker, s.split, frames[s.clip], s.name) for s in sources if s.clip in frames]
+    clips = [_row(source, done[source.clip]) for source in sources if source.clip in done]
     write_clips(out, clips, shard)
     sheet = write_contact_sheet(out, clips, shard_path(out, "contact-sheet.png", shard)) if clips else None
     return _summary(out, layout, clips, sheet, failed, passed_over)
+
+
+def _row(source: Source, clip: Finished) -> Clip:
+    sync = () if clip.sync is None else (round(1000 * clip.sync.offset_seconds, 1), round(clip.sync.correlation, 3))
+    return Clip(source.clip, source.speaker, source.split, clip.frames, source.name, *sync)
 
 
 def _summary(
@@ -136,16 +141,6 @@ def _kind(reason: str) -> str:
 
 
 # --- Clips to prepare, and the processes that do
-
-
-def _finished_frames(out: Path, clip: str) -> int | None:
-    """The number of frames of a finished clip, which is one with labels; None for any other."""
-    try:
-        with clip_path(out, clip, "safetensors").open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return int(header["speech"]["shape"][0]) if clip_path(out, clip, "mp4").exists() else None
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError):  # absent or damaged
-        return None
 
 
 def _delete_unfinished(out: Path, todo: list[Source]) -> None:

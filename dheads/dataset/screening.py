@@ -1,4 +1,4 @@
-"""Screening of tracked clips: one face, large enough, found in nearly every frame, without jumps."""
+"""Screening of clips: one face, large enough, in nearly every frame, without jumps, and in step with the sound."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 from dheads.config import PreparationConfig
 from dheads.errors import DheadsError
 from dheads.faces.alignment import fill_gaps
+from dheads.speech.sync import Sync
 
 _MAX_GROWTH = 1.25  # how much larger or smaller a face may become from one frame to the next
 
@@ -31,6 +32,15 @@ def screen(landmarks: np.ndarray, config: PreparationConfig) -> np.ndarray:
     if jump is not None:
         raise DheadsError(f"the face jumps at frame {jump}: another face, or a cut")
     return filled
+
+
+def screen_sync(sync: Sync, config: PreparationConfig) -> None:
+    """Raises DheadsError, with the reason, for a clip whose lips and sound do not correlate or are too far apart."""
+    if sync.correlation < config.min_sync:
+        raise DheadsError(f"lips and sound do not belong together: their correlation is {sync.correlation:.2f} at best")
+    if abs(sync.offset_seconds) > config.max_offset_seconds:
+        apart = abs(sync.offset_seconds)
+        raise DheadsError(f"lips and sound are {apart:.2f} s apart (correlation {sync.correlation:.2f})")
 
 
 def _seen(landmarks: np.ndarray) -> np.ndarray:

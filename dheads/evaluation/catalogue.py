@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dheads.faces.head_pose import POSE
+
 _PAPER_ITSELF = "Stypulkowski et al. 2024, the released script"
 
 
@@ -18,6 +20,28 @@ class Measure:
     source: str  # who defined it
     better: Literal["higher", "lower", "truth"]  # truth: closer to the value of the real clips
     unit: str  # empty for a dimensionless number
+
+
+_POSE_UNITS = dict(zip(POSE, ["log", "rad", "half crops", "half crops", "eye distances", "eye distances"], strict=True))
+
+
+def _head_measures(name: str, what: str, definition: str, unit: str) -> list[Measure]:
+    """The summary of one property of the six pose numbers, and the property of each; `unit` is a suffix."""
+    summary = Measure(
+        name,
+        f"Head: {what}",
+        f"{definition}, divided by the real clips': the geometric mean of the six pose numbers; 1 is as much as real. "
+        "Of the whole set it compares the means over clips",
+        "dheads",
+        "truth",
+        "",
+    )
+    return [summary] + [
+        Measure(
+            f"{name}_{number}", f"Head: {what} of {number}", f"{definition}, of {number}", "dheads", "truth", at + unit
+        )
+        for number, at in _POSE_UNITS.items()
+    ]
 
 
 _MEASURES = [
@@ -95,6 +119,23 @@ _MEASURES = [
         "",
     ),
     Measure(
+        "sync_offset_ms",
+        "Sync: offset",
+        "By how much the picture is late: the shift of best correlation of the mouth's opening that is seen with the "
+        "one that the packaged lip code hears",
+        "dheads",
+        "truth",
+        "ms",
+    ),
+    Measure(
+        "sync_correlation",
+        "Sync: correlation",
+        "Pearson's r, at that shift, of the mouth's opening that is seen with the one that the packaged lip code hears",
+        "dheads",
+        "truth",
+        "",
+    ),
+    Measure(
         "wer",
         "Word error rate",
         "Words that a lip reader gets wrong, misses or adds, divided by the words spoken; of the whole set. It depends "
@@ -156,7 +197,7 @@ _MEASURES = [
         "mouth_offset_frames",
         "Mouth: offset",
         "Frames, up to 5 either way, by which the mouth's opening is late: the shift of best correlation with that of "
-        "the real clip",
+        "the real clip, refined by a parabola",
         "dheads",
         "truth",
         "frames",
@@ -170,12 +211,34 @@ _MEASURES = [
         "",
     ),
     Measure(
+        "mouth_slope",
+        "Mouth: slope",
+        "Slope of the regression line of the opening between the inner lips over the opening that the weights' lip "
+        "code foretells from the sound; 1 is as wide as heard. Of weights with a lip code",
+        "dheads",
+        "higher",
+        "",
+    ),
+    Measure(
         "mouth_sharpness",
         "Mouth: sharpness",
         "Variance of the Laplacian of the mouth region, divided by the real clip's at the same scale; 1 is as sharp",
         "Pech-Pacheco et al. 2000",
         "truth",
         "",
+    ),
+    *_head_measures(
+        "head_range",
+        "range",
+        "Standard deviation over time of the head's pose in the picture, landmarks smoothed over 1.5 frames",
+        "",
+    ),
+    *_head_measures(
+        "head_speed",
+        "speed",
+        "Root mean square of the change of the head's pose in the picture from frame to frame, landmarks smoothed over "
+        "1.5 frames",
+        " a frame",
     ),
     Measure(
         "identity_similarity",

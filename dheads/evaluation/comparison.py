@@ -10,17 +10,18 @@ from dheads.config import FPS
 from dheads.evaluation.flow import smoothness
 from dheads.evaluation.footage import Footage, aligned, crop_side
 from dheads.evaluation.measures import (
-    best_offset,
     blink_seconds,
     blinks_per_second,
     by_second,
+    clip_poses,
     colour_change,
     colour_drift,
-    correlation,
     face_colour,
     face_shapes,
     landmark_drift,
     lmd,
+    pose_range,
+    pose_speed,
     psnr,
     shape_distance,
     sharpness,
@@ -29,6 +30,10 @@ from dheads.evaluation.measures import (
 )
 from dheads.faces.alignment import mouth_opening
 from dheads.faces.eyelids import eye_openness
+from dheads.faces.head_pose import POSE
+from dheads.speech.sync import correlation, lag
+
+_REACH = 5  # frames, of the mouth's offset
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,12 @@ class Comparison:
     curves: dict[str, list[float]]  # one value per second; NaN in seconds without one
 
 
-def compare(generated: Footage, reference: Footage) -> Comparison:
-    """Compare a generated video with a real one of the same number of frames, at the generated one's scale."""
+def compare(generated: Footage, reference: Footage, moving: np.ndarray | None = None) -> Comparison:
+    """Compare a generated video with a real one of the same number of frames, at the generated one's scale.
+
+    moving: landmarks (F, 68, 2) px of the real clip in which its head moves as it does for a viewer; by default those
+    of `reference`.
+    """
     scale = generated.eye_distance  # for both, so that neither gains by being larger
     (ours, real), likeness = _side_by_side(generated, reference, scale)
     shapes, true_shapes = face_shapes(generated.landmarks), face_shapes(reference.landmarks)
@@ -49,7 +58,7 @@ def compare(generated: Footage, reference: Footage) -> Comparison:
     values = {
         "frames": len(generated.landmarks),
         "mouth_correlation": correlation(opening, true_opening),
-        "mouth_offset_frames": best_offset(opening, true_opening),
+        "mouth_offset_frames": lag(opening, true_opening, _REACH).frames,
         "mouth_range_ratio": spread(opening) / (spread(true_opening) or np.nan),
         "mouth_sharpness": _ratio(_mean(ours.sharpness), _mean(real.sharpness)),
         "ssim": _mean(likeness[:, 0]),
@@ -59,7 +68,10 @@ def compare(generated: Footage, reference: Footage) -> Comparison:
         **smoothness(generated.read()),
         **_true(_alone(reference, true_shapes, identity, real.colours)),
         **_true(smoothness(reference.read())),
+        **head_motion(generated.landmarks),
+        **_true(head_motion(reference.landmarks if moving is None else moving)),
     }
+    values |= head_shares(values)
     curves = {
         "sharpness": [_ratio(*pair) for pair in zip(by_second(ours.sharpness), by_second(real.sharpness), strict=True)],
         "colour": by_second(colour_change(ours.colours)),
@@ -70,6 +82,24 @@ def compare(generated: Footage, reference: Footage) -> Comparison:
         ],
     }
     return Comparison(_finite(values), curves)
+
+
+def head_motion(landmarks: np.ndarray) -> dict[str, float]:
+    """Range and speed of the six pose numbers of a head with landmarks (F, 68, 2) px."""
+    poses = clip_poses(landmarks)
+    properties = {"head_range": pose_range(poses), "head_speed": pose_speed(poses)}
+    return {f"{name}_{number}": values[i] for name, values in properties.items() for i, number in enumerate(POSE)}
+
+
+def head_shares(values: dict[str, float]) -> dict[str, float]:
+    """The summaries of range and speed among the values of a clip, or among means over clips; NaN without them all."""
+    shares = {}
+    for name in ("head_range", "head_speed"):
+        keys = [f"{name}_{number}" for number in POSE]
+        parts = np.array([_ratio(values.get(key, np.nan), values.get(f"true_{key}", np.nan)) for key in keys])
+        # (product of the ratios)^(1/6)
+        shares[name] = float(np.prod(parts) ** (1 / len(parts)))
+    return shares
 
 
 @dataclass(frozen=True, eq=False)

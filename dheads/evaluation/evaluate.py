@@ -9,8 +9,9 @@ from pathlib import Path
 from dheads import __version__
 from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import clip_path
+from dheads.evaluation.instruments import OpeningMeter
 from dheads.evaluation.pairs import VideoPair, find_pairs
-from dheads.evaluation.remake import chosen_clips, claim, clip_speech, remake
+from dheads.evaluation.remake import chosen_clips, claim, clip_speech, heard_openings, raw_videos, remake
 from dheads.evaluation.report import write_report
 from dheads.evaluation.results import Facts, Report
 from dheads.evaluation.scoring import Scorer
@@ -21,6 +22,8 @@ from dheads.system.devices import resolve_device
 from dheads.system.files import file_sha256
 from dheads.weights.checkpoints import load_model
 from dheads.weights.fetching import resolve
+
+_STEADY_FRAMES = 100.0  # an alignment that is smoothed over as many frames leaves the head its motion
 
 
 def evaluate(
@@ -58,6 +61,7 @@ def evaluate(
     """
     pairs, failed = find_pairs(Path(generated), Path(reference))
     scorer = Scorer(only, table, size, device, lip_reader, words, workers, progress)
+    scorer.go_without(OpeningMeter.measures, "needs weights with a lip code, which says how far a mouth should open")
     facts: Facts = {"generated": str(generated), "reference": str(reference)}
     if size:
         facts["size"] = size
@@ -73,6 +77,7 @@ def evaluate_weights(
     split: str,
     out: Path | str,
     *,
+    raw: Path | str | None = None,
     steps: int | None = None,
     solver: str | None = None,
     seed: int = 0,
@@ -91,11 +96,13 @@ def evaluate_weights(
     Each clip is generated from its first frame and its sound, into <out>/generated. Existing videos are kept, so an
     interrupted call can be repeated. report.json, clips.csv and report.html are written to `out`.
 
+    raw: the folder that the dataset was prepared from. The motion of real heads is then measured in its videos, for
+        datasets whose alignment follows the head and so takes its motion away.
     slots: clips in lock-step; 0: a number that suits the device.
     limit: only so many clips, of as many speakers as possible.
     Other arguments: as for `sample` and `evaluate`.
 
-    Raises DheadsError as these do, and if `out` holds videos made with other settings.
+    Raises DheadsError as these do, if a clip is missing in `raw`, and if `out` holds videos made with other settings.
     """
     weights, data, out = str(weights), Path(data), Path(out)
     scorer = Scorer(only, table, None, device, lip_reader, words, workers, progress)
@@ -105,6 +112,7 @@ def evaluate_weights(
     dataset = Dataset(data)
     dataset.check(config)
     clips = chosen_clips(dataset, split, limit)
+    sources = raw_videos(clips, raw)
     settings: Facts = {
         "checkpoint_sha256": file_sha256(resolve(weights, progress)),
         "data": str(data.resolve()),
@@ -118,10 +126,32 @@ def evaluate_weights(
     claim(out, settings)
     slots = slots or SLOTS[model_device.type]
     speech = clip_speech(dataset, config, model_device, progress)
+    if unet.lip_predictor is None:
+        scorer.go_without(OpeningMeter.measures, f"{weights} has no lip code, which says how far a mouth should open")
+    else:
+        scorer.add(OpeningMeter(heard_openings(unet.lip_predictor, clips, speech)))
     failed = remake(Engine(unet, config), dataset, clips, speech, out / "generated", seed, slots, progress)
     unreadable = {clip for clip, _ in failed}
     names = sorted(clip.clip for clip in clips if clip.clip not in unreadable)
-    pairs = [VideoPair(name, out / "generated" / f"{name}.mp4", clip_path(data, name, "mp4")) for name in names]
-    report = scorer.score(pairs, failed, {"weights": weights, "split": split, **settings})
+    pairs = [
+        VideoPair(name, out / "generated" / f"{name}.mp4", clip_path(data, name, "mp4"), sources.get(name))
+        for name in names
+    ]
+    facts: Facts = {"weights": weights, "split": split, **settings}
+    if raw is not None:
+        facts["raw"] = str(raw)
+    report = scorer.score(pairs, failed, facts)
+    if raw is None:
+        report.warnings.extend(_still_heads(config.alignment.smooth_frames))
     write_report(report, out)
     return report
+
+
+def _still_heads(smooth_frames: float) -> list[str]:
+    """A warning if real clips are aligned so that their heads hardly move."""
+    if smooth_frames >= _STEADY_FRAMES:
+        return []
+    return [
+        f"the real clips follow the head (alignment.smooth_frames = {smooth_frames:g}), so in them it hardly moves; "
+        "give the raw folder (--reference) to compare its motion with what a viewer sees"
+    ]

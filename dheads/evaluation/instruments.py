@@ -1,4 +1,4 @@
-"""Measures that need a downloaded network or a lip reader, behind one interface.
+"""Measures that need a network or a lip reader, behind one interface.
 
 An instrument measures one pair of videos after another. Measures of the whole set, such as the FID, follow at the end.
 """
@@ -18,12 +18,16 @@ from dheads.errors import DheadsError
 from dheads.evaluation.features import CLIP_FRAMES, I3D_DIM, INCEPTION_DIM, load_i3d, load_inception
 from dheads.evaluation.frechet import Gaussian, frechet_distance, too_few
 from dheads.evaluation.lipreading import LipReader, load_lip_reader
+from dheads.evaluation.measures import slope
 from dheads.evaluation.pairs import FootagePair
 from dheads.evaluation.recognition import Recogniser, load_recogniser, similarity
 from dheads.evaluation.syncnet import SyncNet, load_syncnet, sync
 from dheads.evaluation.syncnet_crops import face_crops
 from dheads.evaluation.transcripts import read_words, spoken_words, word_error_rate
-from dheads.media.sound import load_waveform
+from dheads.faces.alignment import mouth_opening
+from dheads.media.sound import SAMPLES_PER_FRAME, load_waveform
+from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.sync import ENCODER, LipSync, is_long_enough
 from dheads.weights.fetching import cached
 from dheads.weights.listing import home, known
 
@@ -62,6 +66,30 @@ class SyncMeter(Instrument):
             result = sync(self._net, face_crops(video.read(), video.landmarks), waveform)
             figures = (result.offset, result.confidence, result.distance)
             values |= {f"{prefix}{name}": figure for name, figure in zip(self.measures, figures, strict=True)}
+        return values
+
+
+class LipMeter(Instrument):
+    """The same without a downloaded network: the mouth's opening that is seen against the one that is heard."""
+
+    measures = ("sync_offset_ms", "sync_correlation")
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._lip_sync, self._encoder = LipSync(), load_speech_encoder(ENCODER, device)
+
+    def measure(self, pair: FootagePair) -> dict[str, float]:
+        values: dict[str, float] = {}
+        sound, speech = torch.empty(0), torch.empty(0)
+        for prefix, video, path in pair.sides():
+            opening = mouth_opening(video.landmarks)
+            if not is_long_enough(opening):
+                continue
+            waveform = load_waveform(path)[: len(opening) * SAMPLES_PER_FRAME]
+            if not torch.equal(waveform, sound):  # most generated videos have the sound of the real one
+                sound, speech = waveform, self._encoder.encode(waveform, len(opening))
+            if found := self._lip_sync(speech, opening):
+                figures = (1000 * found.offset_seconds, found.correlation)
+                values |= {f"{prefix}{name}": figure for name, figure in zip(self.measures, figures, strict=True)}
         return values
 
 
@@ -144,6 +172,23 @@ class WordMeter(Instrument):
         return {name: word_error_rate(self._spoken, words) for name, words in self._read.items()}, []
 
 
+class OpeningMeter(Instrument):
+    """How far the mouth opens of what is heard."""
+
+    measures = ("mouth_slope",)
+
+    def __init__(self, heard: Callable[[str], np.ndarray]) -> None:
+        """heard: returns the opening (F,), in eye distances, that the sound of a clip foretells."""
+        self._heard = heard
+
+    def measure(self, pair: FootagePair) -> dict[str, float]:
+        heard = self._heard(pair.files.clip)
+        slopes = {
+            f"{prefix}mouth_slope": slope(mouth_opening(video.landmarks), heard) for prefix, video, _ in pair.sides()
+        }
+        return {name: value for name, value in slopes.items() if np.isfinite(value)}
+
+
 # ---- Loading those that are available ----
 
 _Load = Callable[[torch.device | str, bool], Instrument]
@@ -184,6 +229,7 @@ def load_instruments(
                 raise
             unavailable.update(dict.fromkeys(measures, str(error)))
 
+    add(LipMeter.measures, partial(LipMeter, device))
     for weights, (measures, load) in _NETWORKS.items():
         add(measures, partial(_with_weights, weights, partial(load, device, progress), only is not None))
     add(WordMeter.measures, partial(_word_meter, lip_reader, words))

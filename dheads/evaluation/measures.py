@@ -12,7 +12,16 @@ import numpy as np
 from skimage.metrics import structural_similarity
 
 from dheads.config import FPS, AlignmentConfig
-from dheads.faces.alignment import MOUTH, align_transforms, apply_transform, mouth_box
+from dheads.faces.alignment import (
+    MOUTH,
+    STABLE,
+    align_transforms,
+    apply_transform,
+    fit_similarity,
+    mean_face,
+    mouth_box,
+)
+from dheads.faces.head_pose import head_pose
 
 _ALIGNMENT = AlignmentConfig()
 _JAW = np.arange(4, 13)  # the part of the jaw line that moves with the mouth
@@ -22,24 +31,15 @@ _RIGID = np.setdiff1d(np.arange(68), [*MOUTH, *_JAW])
 # ---- Signals (F,) ----
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's r of two signals over their common frames; 0 if one of them is constant."""
+def slope(a: np.ndarray, b: np.ndarray) -> float:
+    """The slope of the least-squares line of signal `a` over signal `b`, over their common frames."""
     count = min(len(a), len(b))
     both = np.isfinite(a[:count]) & np.isfinite(b[:count])
     if both.sum() < 2:
         return float("nan")
-    a, b = a[:count][both] - a[:count][both].mean(), b[:count][both] - b[:count][both].mean()
-    norm = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / norm) if norm > 1e-9 else 0.0
-
-
-def best_offset(a: np.ndarray, b: np.ndarray, reach: int = 5) -> int:
-    """The number of frames, at most `reach` either way, by which signal `a` is late: the shift of best correlation.
-
-    Of equally good shifts, the smallest.
-    """
-    shifts = sorted(range(-reach, reach + 1), key=abs)
-    return max(shifts, key=lambda k: np.nan_to_num(correlation(a[max(k, 0) :], b[max(-k, 0) :]), nan=-1.0))
+    a, b = a[:count][both], b[:count][both] - b[:count][both].mean()
+    # sum (a - mean a) (b - mean b) / sum (b - mean b)^2
+    return float(a @ b / (b @ b)) if b @ b > 1e-12 else float("nan")
 
 
 def spread(signal: np.ndarray) -> float:
@@ -78,6 +78,36 @@ def blink_seconds(openness: np.ndarray) -> float:
     """The mean length of a blink in seconds, by the openness (F,) of the eyes; NaN without a blink."""
     lengths = [last - first + 1 for first, last in blinks(openness)]
     return float(np.mean(lengths)) / FPS if lengths else float("nan")
+
+
+# ---- Head motion ----
+
+
+def clip_poses(landmarks: np.ndarray) -> np.ndarray:
+    """The poses (F, 6) of the head in a video with landmarks (F, 68, 2) px, in the order of POSE.
+
+    One similarity for the whole video, that of its mean landmarks to the mean face, defines the crop, so that the
+    motion is all that a viewer sees.
+    """
+    face = mean_face(_ALIGNMENT, 1)[STABLE].astype(np.float64)
+    matrix = fit_similarity(np.nanmean(landmarks[:, STABLE].astype(np.float64), axis=0), face)
+    with np.errstate(invalid="ignore"):  # frames without a face
+        return head_pose(apply_transform(matrix, landmarks), _ALIGNMENT, 1)
+
+
+def pose_range(poses: np.ndarray) -> np.ndarray:
+    """The standard deviation (6,) of poses (F, 6) over time."""
+    deviation: np.ndarray = np.nanstd(poses, axis=0)
+    return deviation
+
+
+def pose_speed(poses: np.ndarray) -> np.ndarray:
+    """The root mean square (6,) of the changes of poses (F, 6) from frame to frame."""
+    if len(poses) < 2:
+        return np.full(poses.shape[1], np.nan)
+    # Landmark noise moves it less than the mean absolute change.
+    speed: np.ndarray = np.sqrt(np.nanmean(np.square(np.diff(poses, axis=0)), axis=0))
+    return speed
 
 
 # ---- Pictures ----

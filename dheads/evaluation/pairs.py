@@ -20,6 +20,7 @@ class VideoPair(NamedTuple):
     clip: str  # the path below its folder, without the suffix
     generated: Path
     reference: Path
+    raw: Path | None = None  # what the reference is cut from, if alignment takes the head's motion away
 
 
 @dataclass(frozen=True)

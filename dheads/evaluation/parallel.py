@@ -70,7 +70,9 @@ def _compare_files(backend: LandmarkBackend, size: int | None, files: VideoPair)
         if size is not None:
             generated = resized(generated, size)
         pair = FootagePair(files, shortened(generated, min(frames)), shortened(reference, min(frames)))
-        return ComparedPair(pair, compare(pair.generated, pair.reference), _differences(frames, paths))
+        moving = None if files.raw is None else track_face(str(files.raw), Recording(files.raw), backend).landmarks
+        comparison = compare(pair.generated, pair.reference, None if moving is None else moving[: min(frames)])
+        return ComparedPair(pair, comparison, _differences(frames, paths))
     except DheadsError as error:
         return str(error)
 

@@ -17,6 +17,7 @@ from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
 from dheads.evaluation.results import Facts
+from dheads.extensions.lips import LipPredictor
 from dheads.media.sound import add_noise, load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
@@ -49,6 +50,32 @@ def clip_speech(dataset: Dataset, config: Config, device: torch.device, progress
     return encode
 
 
+def heard_openings(
+    lips: LipPredictor, clips: list[Clip], speech: Callable[[Clip], Tensor]
+) -> Callable[[str], np.ndarray]:
+    """A function that returns the opening (F,), in eye distances, that the sound of a clip foretells, by its name."""
+    by_name = {clip.clip: clip for clip in clips}
+
+    def heard(name: str) -> np.ndarray:
+        return lips.opening(speech(by_name[name]).to(lips.mean.device)).cpu().numpy()
+
+    return heard
+
+
+def raw_videos(clips: list[Clip], raw: Path | str | None) -> dict[str, Path]:
+    """clip -> the video below `raw` that it was prepared from; empty without `raw`.
+
+    Raises DheadsError if one is missing.
+    """
+    if raw is None:
+        return {}
+    sources = {clip.clip: Path(raw) / clip.source for clip in clips}
+    for clip, path in sources.items():
+        if not path.is_file():
+            raise DheadsError(f"{path}: is missing, of which {clip} is made; give the folder that was prepared")
+    return sources
+
+
 def remake(
     engine: Engine,
     dataset: Dataset,
@@ -72,7 +99,9 @@ def remake(
     def videos() -> Iterator[VideoSpec]:
         for clip in todo:
             try:
-                video = VideoSpec(dataset.pictures(clip, [0])[0], speech(clip), seed)
+                moves = engine.config.extensions.warp.flow
+                photo = dataset.photo(clip) if moves else dataset.pictures(clip, [0])[0]
+                video = VideoSpec(photo, speech(clip), seed)
             except DheadsError as error:
                 failed.append((clip.clip, str(error)))
                 continue

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -16,7 +17,8 @@ from tqdm import tqdm
 from dheads import __version__
 from dheads.errors import DheadsError
 from dheads.evaluation.catalogue import CATALOGUE, PAPER
-from dheads.evaluation.instruments import load_instruments
+from dheads.evaluation.comparison import head_shares
+from dheads.evaluation.instruments import Instrument, load_instruments
 from dheads.evaluation.pairs import Failures, VideoPair
 from dheads.evaluation.parallel import ComparedPair, compare_pairs
 from dheads.evaluation.results import ClipReport, Facts, Report
@@ -46,6 +48,16 @@ class Scorer:
         transcripts = Path(words) if words else None
         self._instruments, self._unavailable = load_instruments(only, self._device, lip_reader, transcripts, progress)
 
+    def add(self, instrument: Instrument) -> None:
+        """Take the measures of that instrument too, unless others were asked for."""
+        if self._only is None or set(instrument.measures) & set(self._only):
+            self._instruments.append(instrument)
+
+    def go_without(self, measures: Collection[str], reason: str) -> None:
+        """Raises DheadsError if one of the measures was asked for by name."""
+        for name in set(measures).intersection(self._only or ()):
+            raise DheadsError(f"{name}: {reason}")
+
     def score(self, pairs: list[VideoPair], failed: Failures, facts: Facts) -> Report:
         """Measure the pairs. `failed` and `facts` become part of the report.
 
@@ -61,10 +73,12 @@ class Scorer:
                 failed.append((clip, result))
         if not clips:
             raise DheadsError(f"none of the {len(failed)} videos could be measured; the last: {failed[-1][1]}")
+        means = mean_values(clip.values for clip in clips)
+        means |= {name: value for name, value in head_shares(means).items() if name in means}
         totals = [instrument.total() for instrument in self._instruments]
         return Report(
-            clips,
-            {"clips": len(clips), "failed": len(failed), **mean_values(clip.values for clip in clips)}
+            [replace(clip, values=self._wanted(clip.values)) for clip in clips],
+            {"clips": len(clips), "failed": len(failed), **self._wanted(means)}
             | {name: value for values, _ in totals for name, value in values.items()},
             self._unavailable,
             sorted(failed),
@@ -82,10 +96,14 @@ class Scorer:
                 values |= instrument.measure(compared.pair)
             except DheadsError as error:
                 notes.add(f"{', '.join(instrument.measures)} could not be taken", f"{files.clip}: {error}")
-        if self._only is not None:
-            wanted = {"frames", *self._only}
-            values = {name: value for name, value in values.items() if name.removeprefix("true_") in wanted}
         return ClipReport(files.clip, values, compared.comparison.curves, files.generated, files.reference)
+
+    def _wanted(self, values: dict[str, float]) -> dict[str, float]:
+        """Those of the values that were asked for."""
+        if self._only is None:
+            return values
+        wanted = {"frames", *self._only}
+        return {name: value for name, value in values.items() if name.removeprefix("true_") in wanted}
 
 
 def _checked_measures(only: Sequence[str] | None) -> list[str] | None:

@@ -7,7 +7,7 @@ Off: no table of its name in extensions.codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from dheads.config import Config
 from dheads.errors import DheadsError
 from dheads.extensions.eyes import EyeCode
 from dheads.extensions.lips import LipCode
+from dheads.extensions.pose import PoseCode
 
 
 class Track(Protocol):
@@ -37,6 +38,8 @@ class Code(Protocol):
     """Name of its embedding among the weights."""
     dims: int
     """Numbers per frame."""
+    usual: Sequence[float]
+    """Size of each number as the network takes it, so that a new embedding sees numbers of about 1."""
     is_heard: bool
     """Whether it follows from the sound, so that it is absent where the sound is."""
     begins_at_zero: bool
@@ -61,7 +64,7 @@ class Code(Protocol):
         """The code of one video. event_rate: events a second, for a code that changes by chance."""
 
 
-CODES: dict[str, Code] = {code.name: code for code in (LipCode(), EyeCode())}
+CODES: dict[str, Code] = {code.name: code for code in (LipCode(), EyeCode(), PoseCode())}
 
 
 def codes_of(config: Config) -> list[Code]:

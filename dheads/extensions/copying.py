@@ -24,14 +24,19 @@ def uses_mouth_mask(config: Config) -> bool:
 
 @lru_cache(maxsize=32)
 def mouth_mask(alignment: AlignmentConfig, size: int, device: torch.device) -> Tensor:
-    """(1, 1, H, W) in [0, 1]: an ellipse around the mean face's mouth and chin, with a soft edge."""
-    d = alignment.eye_distance
+    """(1, 1, H, W) in [0, 1]: `mouth_ellipse` in a crop of `size` px."""
     with torch.inference_mode(False):  # the kept tensor is also used where gradients are computed
-        pixels = (torch.arange(size) + 0.5) / size
+        pixels = (2 * torch.arange(size) + 1) / size - 1
         x, y = torch.meshgrid(pixels, pixels, indexing="xy")
-        centre_y, radius_x, radius_y, edge = alignment.eye_y + 1.28 * d, 0.72 * d, 0.60 * d, 0.2
-        radius = torch.hypot((x - 0.5) / radius_x, (y - centre_y) / radius_y)  # 1 on the ellipse
-        return ((1 + edge / 2 - radius) / edge).clamp(0, 1)[None, None].to(device)
+        return mouth_ellipse(alignment, x, y)[None, None].to(device)
+
+
+def mouth_ellipse(alignment: AlignmentConfig, x: Tensor, y: Tensor) -> Tensor:
+    """In [0, 1], at points from -1 to 1 across the crop: an ellipse around the mean face's mouth and chin."""
+    d = 2 * alignment.eye_distance
+    centre_y, radius_x, radius_y, edge = 2 * alignment.eye_y - 1 + 1.28 * d, 0.72 * d, 0.60 * d, 0.2
+    radius = torch.hypot(x / radius_x, (y - centre_y) / radius_y)  # 1 on the ellipse
+    return ((1 + edge / 2 - radius) / edge).clamp(0, 1)
 
 
 def blend_copies(x_0: Tensor, gates: Tensor, condition: Condition, mask: Tensor) -> Tensor:

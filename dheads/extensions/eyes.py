@@ -7,7 +7,7 @@ Why: lids that closed by 5 % of what real ones do close by 63 to 87 %. Off: no t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ class EyeCode:
     """See the module's docstring."""
 
     name, embedding, dims = "eyes", "eye_embed", 1
+    usual: Sequence[float] = (1.0,)
     is_heard, begins_at_zero = False, True
     points = range(36, 48)  # landmarks of both eyes
 

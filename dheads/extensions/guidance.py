@@ -30,12 +30,13 @@ def silenced(condition: AnyCondition, keep: Tensor) -> AnyCondition:
 def with_and_without_sound(condition: MotionCondition) -> MotionCondition:
     """One batch: the condition, then the same without sound."""
     silent = silenced(condition, torch.zeros(len(condition.identity), device=condition.identity.device))
-    level = condition.motion_noise
+    level, photo = condition.motion_noise, condition.photo
     return MotionCondition(
         torch.cat([condition.identity, silent.identity]),
         torch.cat([condition.motion_frames, silent.motion_frames]),
         Cues.cat([condition.cues, silent.cues]),
         None if level is None else torch.cat([level, level]),
+        None if photo is None else photo.map(lambda value: torch.cat([value, value])),
     )
 
 

@@ -67,6 +67,10 @@ class LipPredictor(nn.Module):
         """Speech embeddings (F, D) -> normalised lip codes (F, L), which vary as much as an average speaker's."""
         return _features(speech) @ self.weight + self.bias
 
+    def opening(self, speech: Tensor) -> Tensor:
+        """Speech embeddings (F, D) -> the opening (F,) that it foretells, in eye distances."""
+        return self.predict(speech)[:, 0] * self.std[0] + self.mean[0]
+
     @torch.no_grad()
     def fit(self, clips: Sequence[LipClip]) -> Tensor:
         """Fit to clips; returns the correlation (L,) over time that unseen speakers can expect, averaged over speakers.
@@ -170,6 +174,7 @@ class LipCode:
     """See the module's docstring."""
 
     name, embedding, dims = "lips", "lip_embed", len(MEASURES)
+    usual: Sequence[float] = (1.0,) * dims
     is_heard, begins_at_zero = True, False
     points = range(48, 68)  # landmarks of the mouth
 

@@ -15,16 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dheads.conditioning import Condition, Cues, MotionBuffer
+from dheads.conditioning import Condition, Cues
 from dheads.config import Config
 from dheads.extensions.copying import mouth_mask
+from dheads.extensions.pose import PoseCode
+from dheads.extensions.warp import MovedPhoto, moved_photo
 
 
 @dataclass(frozen=True, eq=False)
 class MotionCondition(Condition):
-    """A condition with motion frames as altered, and the noise level that the network is given."""
+    """A condition with motion frames as altered, the noise level that the network is given, and the photo moved."""
 
     motion_noise: Tensor | None = None  # (B,) standard deviation of the noise on the motion frames
+    photo: MovedPhoto | None = None
 
 
 def condition_with(
@@ -40,31 +43,48 @@ def condition_with(
     identity (B, 3, H, W), motion_frames (B, M, 3, H, W). level (B,): standard deviation of the noise; eps: standard
     normal, like motion_frames. Networks that are given a noise level get 0 where there is none.
     """
-    motion = config.extensions.motion
+    motion, photo = config.extensions.motion, None
+    if config.extensions.warp.flow:
+        photo = moved_photo(config, identity, pose_of(config, cues))
     if level is not None and eps is not None:
         motion_frames = motion_frames + level[:, None, None, None, None] * eps
     if motion.hide_mouth:
-        motion_frames = motion_frames * (1 - mouth_mask(config.alignment, identity.shape[-1], identity.device))
+        size = identity.shape[-1]
+        mask = mouth_mask(config.alignment, size, identity.device) if photo is None else photo.mask[:, None]
+        motion_frames = motion_frames * (1 - mask)
     if motion.noise > 0 and level is None:
         level = identity.new_zeros(identity.shape[0])
-    return MotionCondition(identity, motion_frames, cues, level)
+    return MotionCondition(identity, motion_frames, cues, level, photo)
 
 
-class AnchoredBuffer(MotionBuffer):
-    """Motion frames while sampling, each with a share of the identity blended in."""
+def pose_of(config: Config, cues: Cues) -> Tensor:
+    """The frame's own pose, (B, 6)."""
+    return cues.codes[PoseCode.name][:, config.extensions.codes[PoseCode.name].context]
 
-    def __init__(self, identity: Tensor, count: int, anchor: float) -> None:
-        """identity (B, 3, H, W); anchor: its share in every pushed frame."""
-        super().__init__(identity, count)
-        self._identity, self._anchor = identity, anchor
 
-    def push(self, frame: Tensor, rest: float = 0.0) -> None:
-        """rest: how far it is a pause, 0 .. 1. Then half of the last frame is blended in: in a pause frames that
-        respond to one another would oscillate."""
-        anchored = torch.lerp(frame, self._identity, self._anchor)
-        if rest and self._frames.shape[1]:
-            anchored = torch.lerp(anchored, self._frames[:, -1], rest / 2)
-        super().push(anchored)
+def anchored(config: Config, frames: Tensor, identity: Tensor, pose: Tensor | None) -> Tensor:
+    """Frames with the share extensions.motion.anchor of the identity, moved by the frames' pose where there is one.
+
+    frames, identity (B, 3, H, W); pose (B, 6).
+    """
+    share = config.extensions.motion.anchor
+    if share == 0:
+        return frames
+    photo = identity if pose is None else moved_photo(config, identity, pose).picture
+    return torch.lerp(frames, photo, share)
+
+
+def as_motion_frame(config: Config, frame: Tensor, identity: Tensor, cues: Cues) -> Tensor:
+    """A finished frame (B, 3, H, W) as the following ones see it."""
+    return anchored(config, frame, identity, pose_of(config, cues) if config.extensions.warp.flow else None)
+
+
+def rested(frame: Tensor, motion_frames: Tensor, rest: float) -> Tensor:
+    """A motion frame (B, 3, H, W) in a pause of that degree, 0 .. 1; motion_frames (B, M, 3, H, W) are those before.
+
+    Half of the last one is blended in: in a pause frames that respond to one another would oscillate.
+    """
+    return torch.lerp(frame, motion_frames[:, -1], rest / 2) if rest and motion_frames.shape[1] else frame
 
 
 def spoiled(config: Config, motion_frames: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,9 +5,10 @@ With an empty `[extensions]` table it is the paper's network. The names of its w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,8 +18,11 @@ from dheads.diffusion import Schedule
 from dheads.extensions.codes import Code, codes_of
 from dheads.extensions.copying import blend_copies, mouth_mask
 from dheads.extensions.detail import Detail, keep_seen
+from dheads.extensions.head_motion import HeadMotion
 from dheads.extensions.lips import LipCode, LipPredictor
 from dheads.extensions.motion import MotionCondition
+from dheads.extensions.pose import PoseCode
+from dheads.extensions.warp import blended, flowing, sampled, shares
 from dheads.model import Layer, Output, ResBlock, UNet, mlp, timestep_embedding, zero_init
 
 
@@ -26,8 +30,12 @@ from dheads.model import Layer, Output, ResBlock, UNet, mlp, timestep_embedding,
 class ExtendedOutput(Output):
     """The raw output with what extensions predict."""
 
-    gates: Tensor | None = None  # (B, 2, H, W) logits of copying the last motion frame and the identity
+    gates: Tensor | None = (
+        None  # (B, 2, H, W) logits of copying: of the last motion frame and the identity (copying.py),
+    )
+    # or of the photo in place and moved (warp.py)
     keep: Tensor | None = None  # (B, 1, H, W) logits of keeping the detail of x_t
+    flow: Tensor | None = None  # (B, 2, h, w) px, where the photo moves beyond its pose
 
 
 class ExtendedUNet(UNet):
@@ -35,22 +43,29 @@ class ExtendedUNet(UNet):
 
     def __init__(self, config: Config) -> None:
         net, patches = config.network, config.extensions.patches
-        splits = [3, 3 if net.learned_variance else 0, 2 if config.extensions.copying.gates else 0]
-        inputs, area = input_channels(config), patches.size**2
+        has_gates, has_flow = (
+            config.extensions.copying.gates or config.extensions.warp.flow,
+            config.extensions.warp.flow,
+        )
+        splits = [3, 3 if net.learned_variance else 0, 2 if has_gates else 0]
+        inputs, area = input_channels(config) + (3 if has_flow else 0), patches.size**2
         self.codes: list[Code] = codes_of(config)
         super().__init__(config, inputs * area, sum(splits) * area, net.image_size // patches.size)
         self._splits, self.detail = splits, None
+        width = net.channel_mult[0] * net.model_channels
+        self.flow_head = zero_init(nn.Conv2d(width, 2, 3, padding=1)) if has_flow else None
         if patches.detail_channels:
             fine, emb_dim, area = patches.detail_channels, 4 * net.model_channels, area // 4
             blocks = [ResBlock(fine, fine, emb_dim, net.dropout) for _ in range(2)]
             splits.append(1)
-            coarse = net.channel_mult[0] * net.model_channels
-            self.detail = Detail(inputs * area, coarse, fine, sum(splits) * area, blocks)
+            self.detail = Detail(inputs * area, width, fine, sum(splits) * area, blocks)
 
     def _add_embeddings(self, emb_dim: int) -> None:
         for code in self.codes:
             context = self.config.extensions.codes[code.name].context
             embed = mlp((2 * context + 1) * code.dims, emb_dim)
+            with torch.no_grad():
+                embed.get_parameter("0.weight").div_(torch.tensor(code.usual).repeat(2 * context + 1))
             if code.begins_at_zero:
                 zero_init(embed[-1])
             self.add_module(code.embedding, embed)
@@ -66,9 +81,26 @@ class ExtendedUNet(UNet):
         found = self._modules.get(LipCode.name)
         return found if isinstance(found, LipPredictor) else None
 
+    @property
+    def head_motion(self) -> HeadMotion | None:
+        """What moves the head by chance, where the network is given its pose."""
+        found = self._modules.get(PoseCode.name)
+        return found if isinstance(found, HeadMotion) else None
+
     def fitted(self, code: Code) -> nn.Module | None:
         """What was fitted to data for that code, if anything."""
         return self._modules.get(code.name)
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over the weights of a network with fewer extensions; the rest begins as it is, at zero."""
+        own = self.state_dict()
+        for name, value in weights.items():
+            if name not in own:
+                continue
+            if name in ("stem.weight", "detail.stem.weight"):  # further inputs begin without effect
+                value = F.pad(value, (0, 0, 0, 0, 0, own[name].shape[1] - value.shape[1]))
+            own[name] = value
+        self.load_state_dict(own)
 
     def normalise(self, cues: Cues) -> Cues:
         """Cues with codes as measured -> cues with codes as the network takes them."""
@@ -107,8 +139,14 @@ class ExtendedUNet(UNet):
         """x_t (B, 3, H, W), t (B,) original timesteps."""
         level = condition.motion_noise if isinstance(condition, MotionCondition) else None
         modulations = self.modulations(self.embed_time(t, level), self.embed_audio(condition.cues))
-        x_in = network_input(self.config, x_t, condition)
+        x_in = self.input(x_t, condition)
         return self.denoise([stem(F.pixel_unshuffle(x_in, patch)) for stem, patch in self.stems()], modulations)
+
+    def input(self, x_t: Tensor, condition: Condition) -> Tensor:
+        """The paper's input with, at its end, the photo moved: (B, C, H, W)."""
+        x_in = network_input(self.config, x_t, condition)
+        photo = condition.photo if isinstance(condition, MotionCondition) else None
+        return x_in if photo is None else torch.cat([x_in, photo.picture], 1)
 
     def denoise(self, stems: Sequence[Tensor], modulations: list[list[Tensor]]) -> ExtendedOutput:
         """From the output of each stem, (B, C, H', W') each, and each layer's scales and shifts."""
@@ -128,14 +166,21 @@ class ExtendedUNet(UNet):
             var_frac if self._splits[1] else None,
             gates if self._splits[2] else None,
             keep[0] if keep else None,
+            None if self.flow_head is None else self.flow_head(h),
         )
 
     def compose(
         self, schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor | int, output: Output, condition: Condition
     ) -> Tensor:
-        """Copied pixels, then the detail of x_t."""
+        """Pixels of the photo, then the detail of x_t."""
         assert isinstance(output, ExtendedOutput)
-        if output.gates is not None:
+        if output.flow is not None and output.gates is not None:
+            assert isinstance(condition, MotionCondition)
+            assert condition.photo is not None
+            moved = sampled(condition.identity, flowing(condition.photo.grid, output.flow.float()))
+            share = shares(output.gates.float(), condition.photo.mask)
+            x_0 = blended(x_0, condition.identity, moved, share)
+        elif output.gates is not None:
             mask = mouth_mask(self.config.alignment, x_0.shape[-1], x_0.device)
             x_0 = blend_copies(x_0, output.gates.float(), condition, mask)
         if output.keep is not None:

@@ -46,8 +46,8 @@ def align_transforms(landmarks: np.ndarray, alignment: AlignmentConfig, size: in
 
     They fit the `STABLE` landmarks. A NaN row gives a NaN transform.
     """
-    smoothed = _smooth(landmarks.astype(np.float64), alignment.smooth_frames)
-    return fit_similarity(smoothed[:, STABLE], mean_face(alignment, size).astype(np.float64)[STABLE])
+    steady = smoothed(landmarks.astype(np.float64), alignment.smooth_frames)
+    return fit_similarity(steady[:, STABLE], mean_face(alignment, size).astype(np.float64)[STABLE])
 
 
 def fit_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def fit_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def _smooth(landmarks: np.ndarray, sigma: float) -> np.ndarray:
+def smoothed(landmarks: np.ndarray, sigma: float) -> np.ndarray:
     """Landmarks (F, 68, 2) filtered by a Gaussian over time, sigma in frames, renormalised at gaps and at the ends.
 
     NaN rows stay NaN and have no weight.
@@ -72,8 +72,8 @@ def _smooth(landmarks: np.ndarray, sigma: float) -> np.ndarray:
     rows = np.column_stack([np.where(seen, landmarks.reshape(len(landmarks), -1), 0), seen])  # last: the weights
     window = (1, 2 * math.ceil(4 * sigma) + 1)
     sums = cv2.GaussianBlur(rows, window, sigmaX=sigma, sigmaY=sigma, borderType=cv2.BORDER_CONSTANT)
-    smoothed = np.full_like(sums[:, :-1], np.nan)
-    return np.divide(sums[:, :-1], sums[:, -1:], out=smoothed, where=seen).reshape(landmarks.shape)
+    filtered = np.full_like(sums[:, :-1], np.nan)
+    return np.divide(sums[:, :-1], sums[:, -1:], out=filtered, where=seen).reshape(landmarks.shape)
 
 
 def fill_gaps(landmarks: np.ndarray, max_gap: int) -> np.ndarray:

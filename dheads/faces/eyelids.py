@@ -36,6 +36,12 @@ def eye_openness(frames: Iterable[np.ndarray], landmarks: np.ndarray) -> np.ndar
     return np.array([_openness(*pair) for pair in zip(frames, landmarks, strict=True)], np.float64)
 
 
+def without_gaps(openness: np.ndarray) -> np.ndarray:
+    """(F,) float32: NaN, where the eyes are not seen or too small to measure, becomes the median of the clip."""
+    seen = openness[np.isfinite(openness)]
+    return np.where(np.isfinite(openness), openness, np.median(seen) if len(seen) else 1.0).astype(np.float32)
+
+
 def _openness(frame: np.ndarray, points: np.ndarray) -> float:
     widths = np.abs(points[[_RIGHT[1], _LEFT[1]]] - points[[_RIGHT[0], _LEFT[0]]]).max(axis=-1)  # (2,)
     if not (widths >= 2).all():  # also if they are NaN

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchaudio.functional as AF
 
 from dheads.config import FPS, SAMPLE_RATE
@@ -91,6 +92,12 @@ def resample(samples: np.ndarray, ratio: Fraction) -> torch.Tensor:
     """Samples (n,) at `ratio` times their sample rate."""
     resampled: torch.Tensor = AF.resample(torch.from_numpy(samples), ratio.denominator, ratio.numerator)
     return resampled
+
+
+def delayed(waveform: torch.Tensor, seconds: float) -> torch.Tensor:
+    """A waveform (N,) at 16 kHz that comes `seconds` later, or earlier if below zero; what it lacks is silence."""
+    samples = round(seconds * SAMPLE_RATE)
+    return F.pad(waveform, (samples, -samples))
 
 
 def wav_file(waveform: torch.Tensor) -> io.BytesIO:

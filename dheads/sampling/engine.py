@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dheads.conditioning import Cues, network_input
+from dheads.conditioning import Cues
 from dheads.config import Config
 from dheads.denoiser import denoised, training_schedule
 from dheads.diffusion import SOLVERS, Denoise, Denoised, q_sample, respaced, shortened
@@ -154,7 +154,7 @@ class Engine:
     def frame(self, condition: MotionCondition) -> Denoise:
         """What a solver calls for one frame of B videos; everything that is the same at every step is computed here."""
         # The stems are linear: their output for x_t is added at every step.
-        others = network_input(self.config, torch.zeros_like(condition.identity), condition)
+        others = self.unet.input(torch.zeros_like(condition.identity), condition)
         still = [stem(self._patches(others, patch)) for stem, patch in self._stems]
         kernels = [stem.weight[:, : 3 * patch**2] for stem, patch in self._stems]
         audio_emb = self.unet.embed_audio(condition.cues)

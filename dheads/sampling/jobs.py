@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SIZES = 16, 4096  # smallest and largest side of a video, px
 MAX_GUIDANCE = 20
+MAX_MOTION = 2
 MAX_AT_SECONDS = 86_400
 MAX_SEED = 2**63 - 1
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib merges the two
@@ -61,6 +62,10 @@ class Job:
     """Whether the face is pasted back into the whole picture."""
     still: bool = False
     """Whether the head stays where it is in the photo."""
+    motion: float | None = None
+    """How far the head moves, as a multiple of what people do; None: 1."""
+    motion_from: Path | None = None
+    """Video whose head motion and blinks are repeated; None: both come by chance."""
     audio_codec: AudioCodec = "aac"
     """Sound of the video: AAC, or a copy where MP4 can hold it."""
     fault: str | None = None
@@ -134,7 +139,7 @@ def check_inputs(job: Job) -> None:
     """Raises DheadsError, with what to do instead, for a face or sound that is -, a URL, a pipe or a device."""
     if isinstance(job.face, Path) and job.face == Path("-"):
         raise DheadsError("FACE is -, but only sound is read from stdin; save the picture to a file and give that")
-    for source, what in ((job.face, "picture"), (job.audio, "sound")):
+    for source, what in ((job.face, "picture"), (job.audio, "sound"), (job.motion_from, "video")):
         if not isinstance(source, Path):
             continue
         if _URL.match(str(source)) and not os.path.exists(source):
@@ -171,6 +176,8 @@ def _job(row_name: str, header: list[str], row: list[str], defaults: Job) -> Job
         job = replace(defaults, **{column: _value(column, text) for column, text in texts.items()})
         if job.paste and job.size is not None:
             raise ValueError("has paste and a size, but pasted frames are as large as the picture")
+        if job.still and (job.motion is not None or job.motion_from is not None):
+            raise ValueError("has still and a motion, but a still head does not move")
         return job
     except ValueError as error:
         return replace(defaults, output=output, fault=f"{row_name} {error}")
@@ -243,5 +250,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "which": _whole(1, 1_000),
     "paste": _yes_or_no,
     "still": _yes_or_no,
+    "motion": _real(0, MAX_MOTION),
+    "motion_from": _path,
     "audio_codec": _one_of(*typing.get_args(AudioCodec)),
 }

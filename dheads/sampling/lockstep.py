@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dheads.conditioning import Cues, window
+from dheads.conditioning import Cues, MotionBuffer, window
 from dheads.errors import DheadsError
+from dheads.extensions.codes import Track
 from dheads.extensions.lips import LipTrack
-from dheads.extensions.motion import AnchoredBuffer
+from dheads.extensions.motion import as_motion_frame, rested
 from dheads.extensions.pauses import CONTEXT, hushed, pause_degree
 from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
@@ -29,6 +30,7 @@ class VideoSpec:
     speech: Tensor | Iterable[Tensor]  # (F, D) one embedding a frame, or chunks (f, D) of them
     seed: int = 0
     codes: Mapping[str, Tensor] = field(default_factory=dict)  # (F, C) normalised, instead of those predicted
+    tracks: Mapping[str, Track] = field(default_factory=dict)  # instead of the codes' own
 
 
 def in_lockstep(
@@ -67,7 +69,9 @@ class _Slot:
         self.index, self._engine, self._frame, self._given = index, engine, 0, video.codes
         codes = config.extensions.codes
         self._tracks = {
-            code.name: code.track(unet.fitted(code), video.seed, codes[code.name].event_rate) for code in unet.codes
+            code.name: video.tracks.get(code.name)
+            or code.track(unet.fitted(code), video.seed, codes[code.name].event_rate)
+            for code in unet.codes
         }
         reach = max([0, *(codes[name].context + track.reach for name, track in self._tracks.items() if track.reach)])
         if isinstance(lips := self._tracks.get("lips"), LipTrack):
@@ -79,8 +83,8 @@ class _Slot:
         self._identity = to_unit(video.photo)[None].to(device)  # (1, 3, H, W)
         self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
         self._rest = 0.0  # how far the current frame is in a pause
-        motion_frames = config.conditioning.motion_frames
-        self._buffer = AnchoredBuffer(self._identity, motion_frames, config.extensions.motion.anchor)
+        self._cues: Cues  # of the current frame
+        self._buffer = MotionBuffer(self._identity, config.conditioning.motion_frames)
 
     @property
     def is_new(self) -> bool:
@@ -96,14 +100,14 @@ class _Slot:
         motion_frames = self._buffer.stacked()
         speech, at = self._speech.around(self._frame)
         self._rest = self._pause(speech, at)
-        if self._rest:
-            speech = hushed(speech, self._rest)
+        calm = hushed(speech, self._rest) if self._rest else speech
         noisy = self._engine.extensions.motion.noise > 0
-        audio_window = window(speech, at, self._engine.config.conditioning.audio_context)
+        audio_window = window(calm, at, self._engine.config.conditioning.audio_context)
+        self._cues = Cues(audio_window, self._codes(speech, calm, at)).map(lambda value: self._sent(value[None]))
         return Inputs(
             self._identity,
             motion_frames,
-            Cues(audio_window, self._codes(speech, at)).map(lambda value: self._sent(value[None])),
+            self._cues,
             self._random(motion_frames.shape) if noisy else None,
             self._noise(),
         )
@@ -114,14 +118,17 @@ class _Slot:
             return 0.0
         return pause_degree(self._lips.codes(speech)[max(0, at - CONTEXT) : at + CONTEXT + 1])
 
-    def _codes(self, speech: Tensor, at: int) -> dict[str, Tensor]:
-        """The window (2 context + 1, C) of each code: as given, or by its track."""
+    def _codes(self, speech: Tensor, calm: Tensor, at: int) -> dict[str, Tensor]:
+        """The window (2 context + 1, C) of each code: as given, or by its track. calm: the speech as the mouth hears
+        it, at rest in pauses."""
         tables = self._engine.config.extensions.codes
         return {
-            name: window(self._given[name], self._frame, tables[name].context)
-            if name in self._given
-            else track.window(self._frame, speech, at, tables[name].context)
-            for name, track in self._tracks.items()
+            code.name: window(self._given[code.name], self._frame, tables[code.name].context)
+            if code.name in self._given
+            else self._tracks[code.name].window(
+                self._frame, calm if code.is_heard else speech, at, tables[code.name].context
+            )
+            for code in self._engine.unet.codes
         }
 
     def _noise(self) -> Tensor:
@@ -132,7 +139,8 @@ class _Slot:
 
     def push(self, x_0: Tensor) -> None:
         """Take in the finished frame (1, 3, H, W)."""
-        self._buffer.push(x_0, self._rest)
+        frame = as_motion_frame(self._engine.config, x_0, self._identity, self._cues)
+        self._buffer.push(rested(frame, self._buffer.stacked(), self._rest))
         self._frame += 1
 
     def _random(self, shape: tuple[int, ...]) -> Tensor:

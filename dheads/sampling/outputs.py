@@ -52,7 +52,7 @@ def check(job: Job) -> None:
         raise DheadsError(f"{job.output}: the folder {folder} does not exist; create it or choose another")
     if not os.access(folder, os.W_OK):
         raise DheadsError(f"{job.output}: the folder {folder} cannot be written to; choose another")
-    for source in (job.face, job.audio):
+    for source in (job.face, job.audio, job.motion_from):
         with suppress(OSError):
             if isinstance(source, Path) and job.output.samefile(source):
                 raise DheadsError(f"{job.output} is the input itself; give the video another name")

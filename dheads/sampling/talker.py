@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 from dheads.config import FPS, AudioCodec, Config, override
 from dheads.errors import DheadsError
+from dheads.extensions.codes import Track
+from dheads.extensions.pose import PoseCode
 from dheads.faces.alignment import framed
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
@@ -32,6 +34,7 @@ from dheads.media.writing import video_writer
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job, check_inputs
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
+from dheads.sampling.motion_video import Repeated, motion_of
 from dheads.sampling.outputs import check
 from dheads.sampling.portrait import find_portrait, notes_on_edge
 from dheads.speech.encoders import load_speech_encoder
@@ -92,6 +95,8 @@ class Talker:
         which: int | None = None,
         paste: bool = False,
         still: bool = False,
+        motion: float | None = None,
+        motion_from: Path | str | None = None,
         audio_codec: AudioCodec = "aac",
         compiled: bool = False,
     ) -> Result:
@@ -104,12 +109,15 @@ class Talker:
         size: side of the video in px; None: the network's own. steps, solver, guidance: how frames are sampled; None:
         as the weights recommend. at: seconds into a video as face; None: its first frame with a face. which: of
         several faces, from the largest: 1. paste: the face goes back into its picture. still: the head keeps to its
-        place in the photo. audio_codec: of the video's sound. compiled: torch.compile first, which takes a minute.
+        place in the photo. motion: how far the head moves, 0 to 2 times as far as people do; None: 1. motion_from: a
+        video whose head motion and blinks are repeated. audio_codec: of the video's sound. compiled: torch.compile
+        first, which takes a minute.
         Raises DheadsError for input that cannot be used; then nothing is written.
         """
         job = Job(
             _face(face), _sound(audio), as_path(output), seed=seed, size=size, steps=steps, solver=solver,
-            guidance=guidance, at=at, which=which, paste=paste, still=still, audio_codec=audio_codec,
+            guidance=guidance, at=at, which=which, paste=paste, still=still, motion=motion,
+            motion_from=_path(motion_from), audio_codec=audio_codec,
         )  # fmt: skip
         return self.make(job, compiled)
 
@@ -127,6 +135,8 @@ class Talker:
         which: int | None = None,
         paste: bool = False,
         still: bool = False,
+        motion: float | None = None,
+        motion_from: Path | str | None = None,
         compiled: bool = False,
     ) -> Iterator[np.ndarray]:
         """Yield the frames, (H, W, 3) uint8 RGB, 25 a second, of the video that `sample` with the same options writes.
@@ -135,18 +145,19 @@ class Talker:
         """
         job = Job(
             _face(face), _sound(audio), Path(os.devnull), seed=seed, size=size, steps=steps, solver=solver,
-            guidance=guidance, at=at, which=which, paste=paste, still=still,
+            guidance=guidance, at=at, which=which, paste=paste, still=still, motion=motion,
+            motion_from=_path(motion_from),
         )  # fmt: skip
         check_inputs(job)
         engine, scene = self.engine(job, compiled), self.scene(job)
         with reporting_compile_errors(compiled):
-            yield from map(scene.finish, generate(engine, scene.video.photo, scene.video.speech, seed=job.seed))
+            yield from map(scene.finish, frames_of(engine, scene.video))
 
     def make(self, job: Job, compiled: bool = False) -> Result:
         """Make the video of a job. Raises DheadsError as `sample` does."""
         check(job)
         engine, scene = self.engine(job, compiled), self.scene(job)
-        frames = generate(engine, scene.video.photo, scene.video.speech, seed=job.seed)
+        frames = frames_of(engine, scene.video)
         start = time.monotonic()
         # Closed also when writing fails, so that the error begins a line of its own.
         with (
@@ -171,7 +182,8 @@ class Talker:
 
     def engine(self, job: Job, compiled: bool = False) -> Engine:
         """Raises DheadsError for settings that these weights cannot take."""
-        anchor = max(_STILL, self.config.extensions.motion.anchor) if job.still else None
+        anchored = job.still and self.unet.head_motion is None
+        anchor = max(_STILL, self.config.extensions.motion.anchor) if anchored else None
         try:
             config = adjusted(self.config, steps=job.steps, solver=job.solver, guidance=job.guidance, anchor=anchor)
         except DheadsError as error:
@@ -191,10 +203,29 @@ class Talker:
         hearing = hear(job.audio)
         seconds = claimed_seconds(job.audio, hearing)
         frames = None if seconds is None else round(seconds * FPS)
-        video = VideoSpec(photo, self._speech(job.audio, hearing, seconds), job.seed)
+        tracks = self._tracks(job, frames)
+        video = VideoSpec(photo, self._speech(job.audio, hearing, seconds), job.seed, tracks=tracks)
         name = "the given picture" if isinstance(job.face, np.ndarray) else str(job.face)
         notes = portrait.notes if job.paste else [*portrait.notes, *notes_on_edge(portrait, size, name)]
         return Scene(video, frames, finish, [*notes, *hearing.notes])
+
+    def _tracks(self, job: Job, frames: int | None) -> dict[str, Track]:
+        """The tracks of head and eyes where the job says how they move. frames: of the video, if known."""
+        head = self.unet.head_motion
+        if head is None:
+            if job.motion is None and job.motion_from is None:
+                return {}
+            raise DheadsError(
+                f"{self._weights}: was trained without extensions.codes.pose, so its head cannot be moved; leave out "
+                "--motion and --motion-from"
+            )
+        scale = 0.0 if job.still else 1.0 if job.motion is None else job.motion
+        if job.motion_from is None:
+            return {PoseCode.name: head.track(job.seed, scale)}
+        measured = motion_of(job.motion_from, self.config, self.backend, frames)
+        measured[PoseCode.name] *= scale
+        codes = [code for code in self.unet.codes if code.name in measured]
+        return {code.name: Repeated(code.normalised(measured[code.name], self.unet.fitted(code))) for code in codes}
 
     def _speech(self, audio: Path | BinaryIO, hearing: Hearing, seconds: float | None) -> Iterator[Tensor]:
         """Embeddings in chunks (f, D), begun, so that a fault of the sound shows before the video is begun."""
@@ -254,7 +285,12 @@ def generate(
     speech: embeddings (F, D), or chunks (f, D) of them. codes: normalised codes (F, C) by name, instead of those that
     are predicted.
     """
-    for _, frame, _ in in_lockstep(engine, [VideoSpec(photo, speech, seed, codes or {})]):
+    yield from frames_of(engine, VideoSpec(photo, speech, seed, codes or {}))
+
+
+def frames_of(engine: Engine, video: VideoSpec) -> Iterator[np.ndarray]:
+    """Yield the frames, (H, W, 3) uint8, of one video."""
+    for _, frame, _ in in_lockstep(engine, [video]):
         yield frame
 
 
@@ -282,6 +318,10 @@ def reporting_compile_errors(compiled: bool) -> Iterator[None]:
 
 def _face(face: Face) -> Path | np.ndarray:
     return face if isinstance(face, np.ndarray) else Path(face)
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _sound(audio: Sound) -> Path | BinaryIO:

@@ -1,11 +1,9 @@
-"""Random changes of pictures, the same for all frames of an example, so that few faces serve as many.
+"""Random changes of colours and content, the same for all frames of an example, so that few faces serve as many.
 
 Pictures may be on any device; random numbers come from a generator on the CPU, so they do not depend on the device.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +13,11 @@ from dheads.extensions.motion import box_blur, chance, normal, uniform
 from dheads.training.jpeg import through_jpeg
 
 
-def augment(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Change geometry, background, colours and sharpness of pictures, and move the boxes with them.
-
-    frames (B, N, 3, H, W) in [-1, 1]; boxes (B, K, 4) half-open px in them, on the CPU. Returns both.
-    """
-    frames, boxes = _geometry(frames, boxes, generator)
+def altered(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Change background, colours and sharpness of pictures (B, N, 3, H, W) in [-1, 1], and cover parts of them."""
     frames = _occlusion(_background(frames, generator), generator)
     frames = _blur(_colour(frames, generator), generator)
-    return _jpeg(frames.clamp(-1, 1), generator), boxes
+    return _jpeg(frames.clamp(-1, 1), generator)
 
 
 def _some(batch: int, probability: float, generator: torch.Generator) -> Tensor:
@@ -40,39 +34,6 @@ def _coordinates(frames: Tensor) -> tuple[Tensor, Tensor]:
         indexing="xy",
     )
     return x, y
-
-
-def _geometry(frames: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror, rotate by some degrees, scale, shift, and warp smoothly, as if to another face's proportions."""
-    batch, _, _, height, width = frames.shape
-    angle = normal((batch,), math.radians(3), generator)
-    zoom = torch.exp(normal((batch,), 0.04, generator))
-    mirror = torch.where(chance(batch, 0.5, generator), -1.0, 1.0)
-    shift = normal((batch, 2), 0.025, generator)
-    cos, sin = angle.cos() / zoom, angle.sin() / zoom
-    # The source of each output pixel: p_in = A p_out + shift, in the [-1, 1] coordinates of grid_sample.
-    matrix = torch.stack(
-        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1
-    )
-    grid = F.affine_grid(matrix.to(frames), [batch, 3, height, width], align_corners=False)  # (B, H, W, 2)
-    bend = normal((batch, 2, 4, 4), 0.025, generator).to(frames)
-    bend = F.interpolate(bend, (height, width), mode="bicubic", align_corners=True)
-    grid = grid + bend.permute(0, 2, 3, 1)
-    flat = frames.flatten(1, 2)  # (B, N 3, H, W)
-    # Bilinear sampling would keep two thirds of the mouth's sharpness, and generated mouths are as sharp as these.
-    warped = F.grid_sample(flat, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-    return warped.view_as(frames), _move_boxes(boxes, matrix, width)
-
-
-def _move_boxes(boxes: Tensor, matrix: Tensor, size: int) -> Tensor:
-    """Boxes (B, K, 4) px with their centres moved by the inverse of `matrix` (B, 2, 3), clipped; the size stays."""
-    begin, end = boxes[..., :2], boxes[..., 2:]
-    centre = (begin + end) / size - 1  # (B, K, 2) in [-1, 1]
-    moved = torch.linalg.solve(matrix[:, None, :, :2], (centre - matrix[:, None, :, 2])[..., None])[..., 0]
-    middle, half = (moved + 1) * size / 2, (end - begin) / 2
-    low = (middle - half).round().clamp(0, size - 1)
-    high = torch.maximum((middle + half).round().clamp(1, size), low + 1)
-    return torch.cat([low, high], -1)
 
 
 def _background(frames: Tensor, generator: torch.Generator) -> Tensor:

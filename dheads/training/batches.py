@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Container, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,10 +20,13 @@ from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import Clip
 from dheads.errors import DheadsError
 from dheads.extensions.codes import codes_of
+from dheads.extensions.motion import anchored
+from dheads.extensions.pose import PoseCode, relative
 from dheads.media.pixels import to_unit
 from dheads.system.prefetch import prefetch
-from dheads.training.augment import augment
+from dheads.training.augment import altered
 from dheads.training.balance import clip_shares
+from dheads.training.geometry import Geometry
 
 # Seeds of random numbers for different purposes, so that they are independent.
 _ORDER, _EXAMPLE, _AUGMENT, _ROLLOUT, _VOICE, _OTHER = range(1, 7)
@@ -35,7 +38,7 @@ class Lead:
     """Inputs for generating the motion frames of some examples: M frames, one after the other."""
 
     index: Tensor  # (n,) positions of these examples in the batch
-    motion_frames: Tensor  # (n, M, 3, H, W), the frames before the first one to generate
+    motion_frames: Tensor  # (n, M, 3, H, W), anchored, the frames before the first one to generate
     cues: Cues  # (n, M, ...), codes as measured
 
 
@@ -45,11 +48,12 @@ class Batch:
 
     target: Tensor  # (B, 3, H, W)
     identity: Tensor  # (B, 3, H, W)
-    motion_frames: Tensor  # (B, M, 3, H, W)
-    cues: Cues  # (B, ...), codes as measured
+    motion_frames: Tensor  # (B, M, 3, H, W), anchored
+    cues: Cues  # (B, ...), codes as measured; the pose relative to the identity's
     mouth_box: Tensor  # (B, 4) half-open px, in the target
     code_boxes: dict[str, Tensor]  # (B, 4) by code, like mouth_box
     clips: list[str]  # names, by example
+    points: Tensor | None = None  # (B, 2, 68, 2) from -1 to 1, where the photo is moved: target's, identity's landmarks
     lead: Lead | None = None  # None: no example has generated motion frames
 
 
@@ -62,6 +66,8 @@ class _Example:
     # By kind, speech and each code: (1, A, ...) around the target; for roll-outs (M + 1, A, ...) around the motion
     # frames and the target.
     windows: dict[str, Tensor]
+    poses: Tensor  # (2 + M, 6) of the pictures
+    landmarks: Tensor  # (2, 68, 2) px of target and identity
     boxes: Tensor  # (1 + codes, 4) of the mouth and of each code's region
     has_rollout: bool  # whether the network generates its motion frames
 
@@ -131,30 +137,58 @@ class Batches:
 
     def assemble(self, chosen: Chosen) -> Batch:
         """The second half of `batch`, which runs on the device that holds the clips."""
-        examples, source = chosen.examples, self._source
+        examples, source, config = chosen.examples, self._source, self._config
         frames = to_unit(source.gathered(PICTURES, torch.stack([example.pictures for example in examples])))
         boxes = torch.stack([example.boxes for example in examples])  # (B, 1 + codes, 4)
-        if self._config.extensions.examples.augment:
-            seed = int(self._rng(_AUGMENT, chosen.step * self._parts + chosen.part).integers(2**62))
-            frames, boxes = augment(frames, boxes, torch.Generator().manual_seed(seed))
-        count = self._config.conditioning.motion_frames
         cues = self._cues(examples)  # (B, 1 or M + 1, ...)
+        seed = int(self._rng(_AUGMENT, chosen.step * self._parts + chosen.part).integers(2**62))
+        generator, size = torch.Generator().manual_seed(seed), frames.shape[-1]
+        augments, moves = config.extensions.examples.augment, config.extensions.warp.flow
+        geometry = Geometry.random(len(frames), size, generator) if augments else Geometry.none(len(frames))
+        pose = points = None
+        if moves:
+            pose = torch.stack([example.poses for example in examples])  # (B, 2 + M, 6)
+            geometry = geometry.about(pose[:, 1])  # the identity is framed as a photo
+            points = (2 * torch.stack([example.landmarks for example in examples]) + 1) / size - 1  # (B, 2, 68, 2)
+            points = geometry.points(points.flatten(1, 2)).view_as(points)
+            cues = self._framed(cues, geometry, pose[:, 1])
+            pose = geometry.poses(relative(pose, pose[:, 1:2])).to(source.device)
+        if augments or moves:
+            boxes, frames = geometry.boxes(boxes, size), geometry.to(frames.device).pictures(frames)
+        if augments:
+            frames = altered(frames, generator)
+        count = config.conditioning.motion_frames
+        motion_frames = self._anchored(frames, pose)
         boxes = boxes.to(source.device)
         index = torch.tensor([number for number, example in enumerate(examples) if example.has_rollout])
         lead = None
         if len(index):
             index = index.to(source.device)
-            lead = Lead(index, frames[index, 2 + count :], cues[index].map(lambda windows: windows[:, :-1]))
+            lead = Lead(index, motion_frames[index, count:], cues[index].map(lambda windows: windows[:, :-1]))
         return Batch(
             target=frames[:, 0],
             identity=frames[:, 1],
-            motion_frames=frames[:, 2 : 2 + count],
+            motion_frames=motion_frames[:, :count],
             cues=cues.map(lambda windows: windows[:, -1]),
             mouth_box=boxes[:, 0],
             code_boxes={code.name: boxes[:, number] for number, code in enumerate(self._codes, 1)},
             clips=[example.clip for example in examples],
+            points=points,
             lead=lead,
         )
+
+    def _framed(self, cues: Cues, geometry: Geometry, identity: Tensor) -> Cues:
+        """Cues (B, n, ...) with their pose relative to the identity's, (B, 6), in the new frame."""
+        device = cues.audio_window.device
+        pose = relative(cues.codes[PoseCode.name], identity.to(device)[:, None, None])
+        return Cues(cues.audio_window, {**cues.codes, PoseCode.name: geometry.to(device).poses(pose)})
+
+    def _anchored(self, frames: Tensor, pose: Tensor | None) -> Tensor:
+        """The motion frames among the pictures (B, N, 3, H, W) of poses (B, N, 6), as sampling has them."""
+        motion_frames = frames[:, 2:]
+        identity = frames[:, 1:2].expand_as(motion_frames).flatten(0, 1)
+        poses = None if pose is None else pose[:, 2:].flatten(0, 1)
+        return anchored(self._config, motion_frames.flatten(0, 1), identity, poses).view_as(motion_frames)
 
     def _cues(self, examples: list[_Example]) -> Cues:
         """The cues of a batch, (B, 1, ...), or (B, M + 1, ...) where it has roll-outs."""
@@ -234,17 +268,21 @@ class Batches:
     def _example_of(self, clip: Clip, rng: np.random.Generator, n: int) -> _Example:
         """Example n from that clip. Raises DheadsError where the clip cannot be read."""
         cond, source = self._config.conditioning, self._source
-        target, identity = choose_frames(clip.frames, cond.identity_frame == "first", rng)
         facts = source.facts(clip)
-        target = self._target_with_event(facts, target, identity, rng)
+        usable = self._usable(facts)
+        target, identity = (usable[k] for k in choose_frames(len(usable), cond.identity_frame == "first", rng))
+        target = self._target_with_event(facts, usable, target, identity, rng)
         start_share = self._config.extensions.motion.start_share
         is_start = start_share > 0 and rng.random() < start_share
         rolls_out, count = self._may_roll_out(n), cond.motion_frames
         before = motion_indices(0 if is_start else target, 2 * count if rolls_out else count)
         wanted = [target, None, *before[-count:], *before[:-count]]  # None: the identity
-        pictures = source.pictures(clip, [identity if k is None else k for k in wanted])
+        chosen = [identity if k is None else k for k in wanted]
+        pictures, poses = source.pictures(clip, chosen), facts.pose[chosen]
+        landmarks = facts.landmarks[chosen[:2]]
         if (other := self._other_identity(clip, n)) is not None:
-            pictures[[number for number, k in enumerate(wanted) if k is None]] = other
+            copies = [number for number, k in enumerate(wanted) if k is None]
+            pictures[copies], poses[copies], landmarks[1] = other
         share = self._config.extensions.rollouts.share
         has_rollout = rolls_out and before[-count] is not None and self._rng(_ROLLOUT, n).random() < share
         frames = torch.arange(target - count if rolls_out else target, target + 1)
@@ -255,19 +293,26 @@ class Batches:
         for code in self._codes:
             windows[code.name] = source.window(code.name, clip, frames, tables[code.name].context)
         boxes = [facts.mouth_box[target], *(facts.code_boxes[code.name][target] for code in self._codes)]
-        return _Example(clip.clip, pictures, windows, torch.stack(boxes), has_rollout)
+        return _Example(clip.clip, pictures, windows, poses, landmarks, torch.stack(boxes), has_rollout)
 
-    def _target_with_event(self, facts: Facts, target: int, identity: int, rng: np.random.Generator) -> int:
-        """The target frame, replaced in a share of the examples by one that shows an event of a code."""
+    def _usable(self, facts: Facts) -> Sequence[int]:
+        """The frames that may be target or identity."""
+        # With the photo moved, pictures are framed about the identity: a head at the edge would leave little of them.
+        return facts.framed if self._config.extensions.warp.flow else range(len(facts.pose))
+
+    def _target_with_event(
+        self, facts: Facts, usable: Container[int], target: int, identity: int, rng: np.random.Generator
+    ) -> int:
+        """The target frame, replaced in a share of the examples by a usable one that shows an event of a code."""
         for code in self._codes:
             share = self._config.extensions.codes[code.name].event_share
-            events = [frame for frame in facts.events[code.name] if frame != identity]
+            events = [frame for frame in facts.events[code.name] if frame != identity and frame in usable]
             if share and events and rng.random() < share:
                 target = events[rng.integers(len(events))]
         return target
 
-    def _other_identity(self, clip: Clip, n: int) -> Tensor | None:
-        """In a share of the examples, a picture of the speaker from another clip; else None.
+    def _other_identity(self, clip: Clip, n: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """In a share of the examples, picture, pose and landmarks of the speaker in another clip; else None.
 
         In sampling the identity is not a frame of the video either: a photo may smile where the video does not.
         """
@@ -282,7 +327,10 @@ class Batches:
             return None
         other = others[rng.integers(len(others))]
         try:
-            return self._source.pictures(other, [int(rng.integers(other.frames))])[0]
+            facts = self._source.facts(other)
+            usable = self._usable(facts)
+            frame = usable[int(rng.integers(len(usable)))]
+            return self._source.pictures(other, [frame])[0], facts.pose[frame], facts.landmarks[frame]
         except DheadsError as error:
             self._note_failure(other, error)
             return None

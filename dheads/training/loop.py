@@ -146,12 +146,11 @@ def _initial_state(
 
 
 def _initialise(unet: ExtendedUNet, dataset: Dataset, init: str | None) -> None:
-    """Load the weights `init` into the network, with their lip code; without `init` fit the lip code to the data."""
+    """Load the weights `init` into the network, with what was fitted for their codes; fit the rest to the data."""
     if init is not None:
         start, start_config, _ = load_model(init)
         check_start(unet.config, start_config, init)
-        own = unet.state_dict()
-        unet.load_state_dict(own | {name: value for name, value in start.state_dict().items() if name in own})
+        unet.start_from(start.state_dict())
     elif unet.lip_predictor is not None:
         clips = dataset.lip_clips("train")
         if not clips:
@@ -159,6 +158,8 @@ def _initialise(unet: ExtendedUNet, dataset: Dataset, init: str | None) -> None:
                 f"{dataset.root}: has no video to train on, which the lip code needs; set extensions.codes.lips=false"
             )
         unet.lip_predictor.fit(clips)
+    if unet.head_motion is not None and not unet.head_motion.moves:
+        unet.head_motion.fit(dataset.motion_clips("train"))
 
 
 def _precision(config: Config, device: torch.device) -> str:

@@ -14,16 +14,24 @@ from dheads.diffusion import q_sample, v_target
 from dheads.extensions.codes import codes_of
 from dheads.extensions.guidance import silenced
 from dheads.extensions.motion import MotionCondition, condition_with, spoiled
-from dheads.extensions.network import ExtendedUNet
+from dheads.extensions.network import ExtendedOutput, ExtendedUNet
+from dheads.extensions.warp import flowing, landmark_error, sampled, shares
+from dheads.model import Output
 from dheads.training.batches import Batch, noise_on, seed_from, seeded
 
 _TERMS = ("loss", "simple", "vlb", "lip")
+_WARP_TERMS = ("landmarks", "moved", "own")
 _QUARTILES = ("simple_q1", "simple_q2", "simple_q3", "simple_q4")
 
 
 def tallied(config: Config) -> tuple[str, ...]:
     """The names of the rows of `tally`: the loss terms, those of codes, and the simple loss by quartile of t."""
-    return (*_TERMS, *weighted_codes(config), *_QUARTILES)
+    return (*_named(config), *_QUARTILES)
+
+
+def _named(config: Config) -> tuple[str, ...]:
+    """The names of the loss terms."""
+    return (*_TERMS, *weighted_codes(config), *(_WARP_TERMS if config.extensions.warp.flow else ()))
 
 
 def weighted_codes(config: Config) -> list[str]:
@@ -65,7 +73,31 @@ def training_loss(denoiser: Denoiser, batch: Batch, config: Config, step: int, p
     for name in weighted_codes(config):  # beyond the paper: a loss in the regions of codes, as L_ls in the mouth's
         terms[name] = losses.inside(error, batch.code_boxes[name])
         loss = loss + config.extensions.codes[name].weight * terms[name]
+    if (warp := config.extensions.warp).flow:
+        terms |= _warp_terms(output, condition, batch.points, x_0)
+        loss = loss + warp.landmark_weight * terms["landmarks"] + warp.moved_weight * terms["moved"]
+        loss = loss + warp.own_weight * terms["own"]
     return {"loss": loss, **terms, "t": t}
+
+
+def _warp_terms(output: Output, condition: MotionCondition, points: Tensor | None, x_0: Tensor) -> dict[str, Tensor]:
+    """What the photo moved should be, (B,) each: see WarpConfig. points (B, 2, 68, 2); x_0 (B, 3, H, W) the target.
+
+    Without these terms the network redraws a face softly, rather than move it.
+    """
+    assert isinstance(output, ExtendedOutput)
+    assert output.flow is not None
+    assert output.gates is not None
+    assert condition.photo is not None
+    assert points is not None
+    grid = flowing(condition.photo.grid, output.flow.float())
+    moved = sampled(condition.identity, grid, "bilinear")
+    own = shares(output.gates.float(), condition.photo.mask)[:, :1] * (1 - condition.photo.mask)
+    return {
+        "landmarks": landmark_error(grid, *points.to(grid.device).unbind(1)),
+        "moved": (moved - x_0).square().flatten(1).mean(1),
+        "own": own.flatten(1).mean(1),
+    }
 
 
 def training_condition(unet: ExtendedUNet, batch: Batch, config: Config, generator: torch.Generator) -> MotionCondition:
@@ -94,7 +126,7 @@ def training_condition(unet: ExtendedUNet, batch: Batch, config: Config, generat
 
 def tally(terms: dict[str, Tensor], config: Config) -> Tensor:
     """Sum and number of examples (N, 2) over a batch, one row for each name in `tallied`."""
-    simple, names = terms["simple"], [*_TERMS, *weighted_codes(config)]
+    simple, names = terms["simple"], _named(config)
     quartile = F.one_hot(terms["t"] * 4 // config.diffusion.num_steps, 4).to(simple)  # (B, 4)
     means = torch.stack([terms[name].detach() for name in names])  # (N - 4, B)
     sums = torch.cat([means.sum(1), simple.detach() @ quartile])

@@ -17,6 +17,7 @@ from dheads.config import Config, override
 from dheads.extensions.codes import codes_of
 from dheads.extensions.motion import MotionCondition
 from dheads.extensions.network import ExtendedUNet
+from dheads.extensions.warp import moved_photo
 from dheads.model import Layer
 
 
@@ -116,7 +117,8 @@ def _inputs(config: Config, count: int) -> tuple[Tensor, Tensor, MotionCondition
     identity, motion_frames = torch.zeros(count, 3, size, size), torch.zeros(count, cond.motion_frames, 3, size, size)
     # Not by condition_with, which keeps the mouth mask: a fake tensor must not be kept.
     level = torch.zeros(count) if config.extensions.motion.noise > 0 else None
-    condition = MotionCondition(identity, motion_frames, cues, level)
+    photo = moved_photo(config, identity, torch.zeros(count, 6)) if config.extensions.warp.flow else None
+    condition = MotionCondition(identity, motion_frames, cues, level, photo)
     return torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.int64), condition
 
 

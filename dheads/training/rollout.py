@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dheads.conditioning import MotionBuffer
 from dheads.config import Config, override
-from dheads.extensions.motion import AnchoredBuffer
+from dheads.extensions.motion import as_motion_frame
 from dheads.extensions.network import ExtendedUNet
 from dheads.sampling.engine import Engine, Inputs
 from dheads.training.batches import Batch, Lead, noise_on, seeded
@@ -54,7 +55,7 @@ class RollOuts:
 def _motion_frames(engine: Engine, lead: Lead, identity: Tensor, generator: torch.Generator) -> Tensor:
     """Generate the motion frames (n, M, 3, H, W) that follow the lead; identity (n, 3, H, W)."""
     config, device = engine.config, engine.device
-    buffer = AnchoredBuffer(identity, config.conditioning.motion_frames, config.extensions.motion.anchor)
+    buffer = MotionBuffer(identity, config.conditioning.motion_frames)
     for frame in lead.motion_frames.unbind(1):
         buffer.push(frame.to(device))
     x_T = None
@@ -64,5 +65,6 @@ def _motion_frames(engine: Engine, lead: Lead, identity: Tensor, generator: torc
         noise, x_T = engine.frame_noise(fresh, x_T)
         eps = noise_on(device, motion_frames.shape, generator) if config.extensions.motion.noise else None
         cues = engine.unet.normalise(lead.cues[:, k].to(device))
-        buffer.push(engine.generate(Inputs(identity, motion_frames, cues, eps, noise), first=False))
+        frame = engine.generate(Inputs(identity, motion_frames, cues, eps, noise), first=False)
+        buffer.push(as_motion_frame(config, frame, identity, cues))
     return buffer.stacked()

@@ -25,13 +25,17 @@ _START = (
     "conditioning.",
     "alignment.",
     "extensions.patches.",
-    "extensions.copying.",
     "extensions.motion.noise",
     "extensions.motion.hide_mouth",
     *(f"extensions.codes.{name}.context" for name, code in CODES.items() if not code.begins_at_zero),
 )
 # Exceptions: they leave the shapes as they are, or add layers that begin at zero.
-_START_FREE = ("network.dropout", "extensions.patches.detail_channels", "conditioning.identity_frame")
+_START_FREE = (
+    "network.dropout",
+    "extensions.patches.detail_channels",
+    "conditioning.identity_frame",
+    "alignment.smooth_frames",
+)
 # Raised for a damaged file.
 _DAMAGE = (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError)
 _CALM_STEPS = 100  # at the start of a run, where gradients have no usual size, so that none counts as exploding

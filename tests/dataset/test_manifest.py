@@ -13,7 +13,7 @@ from dheads.system.files import PART, complete_or_absent
 
 CLIPS = [Clip(f"s{k % 3}/{k}", f"s{k % 3}", "train", k + 1, f"s{k % 3}/{k}.mp4") for k in range(7)]
 BY_NAME = sorted(CLIPS, key=lambda clip: clip.clip)
-HEADER = "clip,speaker,split,frames,source\n"
+HEADER = "clip,speaker,split,frames,source\n"  # of earlier versions
 
 
 # --- Clips
@@ -23,7 +23,16 @@ def test_a_table_is_read_as_written(tmp_path: Path) -> None:
     write_clips(tmp_path, CLIPS)
     assert read_clips(tmp_path) == BY_NAME
     assert [path.name for path in tmp_path.iterdir()] == ["clips.csv"]
-    assert (tmp_path / "clips.csv").read_bytes().startswith(HEADER.encode() + b"s0/0,s0,train,1,s0/0.mp4\n")
+    rows = b"clip,speaker,split,frames,source,offset_ms,sync\ns0/0,s0,train,1,s0/0.mp4,,\n"
+    assert (tmp_path / "clips.csv").read_bytes().startswith(rows)
+
+
+def test_offsets_are_read_as_written_and_may_be_absent(tmp_path: Path) -> None:
+    measured = Clip("a/1", "a", "val", 75, "a/1.mp4", -42.5, 0.731)
+    write_clips(tmp_path, [measured])
+    assert read_clips(tmp_path) == [measured]
+    (tmp_path / "clips.csv").write_text(HEADER + "a/1,a,val,75,a/1.mp4\n")
+    assert read_clips(tmp_path) == [Clip("a/1", "a", "val", 75, "a/1.mp4")]
 
 
 def test_names_are_read_as_written(tmp_path: Path) -> None:

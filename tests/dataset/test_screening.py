@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from dheads.config import AlignmentConfig, PreparationConfig
-from dheads.dataset.screening import screen
+from dheads.dataset.screening import screen, screen_sync
 from dheads.errors import DheadsError
 from dheads.faces.alignment import mean_face
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
 from dheads.media.reading import read_frames
+from dheads.speech.sync import Sync
 
 CONFIG = PreparationConfig()
 
@@ -197,3 +198,26 @@ def test_a_second_larger_face_while_the_first_vanishes(mesh: LandmarkBackend, sh
     assert np.isfinite(landmarks[:12]).all()
     assert landmarks[:12, :, 0].max() < 200
     assert reason(landmarks) == "no face in 14 of 26 frames"
+
+
+# --- Lips and sound
+
+
+def test_clips_in_step_or_nearly_are_kept() -> None:
+    for offset in (-0.2, -0.05, 0.0, 0.2):
+        screen_sync(Sync(offset, 0.25), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("sync", "reason"),
+    [
+        (Sync(0.0, 0.24), "lips and sound do not belong together: their correlation is 0.24 at best"),
+        (Sync(-0.26, 0.83), "lips and sound are 0.26 s apart (correlation 0.83)"),
+        (Sync(0.21, 0.5), "lips and sound are 0.21 s apart (correlation 0.50)"),
+    ],
+)
+def test_clips_out_of_step_are_dropped(sync: Sync, reason: str) -> None:
+    with pytest.raises(DheadsError) as error:
+        screen_sync(sync, CONFIG)
+    assert str(error.value) == reason
+    screen_sync(sync, replace(CONFIG, max_offset_seconds=0.4, min_sync=-1))

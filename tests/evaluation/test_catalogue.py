@@ -9,7 +9,9 @@ from dheads.evaluation.catalogue import CATALOGUE, PAPER
 NAMES = """
 fid fvd av_offset av_confidence av_distance blinks_per_second blink_seconds ofm_paper fmse_paper ofm fmse ssim psnr
 mouth_sharpness lmd mouth_correlation mouth_offset_frames mouth_range_ratio identity_similarity identity_shape
-landmark_drift colour_drift wer
+landmark_drift colour_drift wer mouth_slope sync_offset_ms sync_correlation
+head_range head_range_scale head_range_roll head_range_x head_range_y head_range_yaw head_range_pitch
+head_speed head_speed_scale head_speed_roll head_speed_x head_speed_y head_speed_yaw head_speed_pitch
 """
 
 

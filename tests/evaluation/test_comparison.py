@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from dheads.errors import DheadsError
-from dheads.evaluation.comparison import compare
+from dheads.evaluation.comparison import compare, head_shares
 from dheads.evaluation.footage import Footage, Recording, aligned, resized, shortened, track_face
 from dheads.faces.alignment import eye_distance
+from dheads.faces.head_pose import POSE
 from dheads.faces.landmarks import load_backend
 from dheads.media.reading import read_frames
 
@@ -65,6 +66,29 @@ def test_another_shape_is_another_identity(truth: Footage) -> None:
     wider = replace(few, landmarks=few.landmarks * np.float32([1.15, 1]))
     shape = compare(wider, few).values["identity_shape"]
     assert shape > compare(few, few).values["identity_shape"] + 0.02
+
+
+def test_shares_of_head_motion() -> None:
+    ratios = dict(zip(POSE, [0.5, 2, 1, 1, 1, 8], strict=True))
+    values = {f"head_range_{name}": 0.1 * ratio for name, ratio in ratios.items()}
+    values |= {f"true_head_range_{name}": 0.1 for name in POSE}
+    found = head_shares(values)
+    assert found["head_range"] == pytest.approx(8 ** (1 / 6))
+    assert np.isnan(found["head_speed"])  # without values
+    assert head_shares(values | {"head_range_yaw": 0.0})["head_range"] == 0
+    assert np.isnan(head_shares(values | {"true_head_range_yaw": 0.0})["head_range"])  # a real head that stands still
+
+
+def test_motion_is_that_of_the_raw_clip(truth: Footage) -> None:
+    few = shortened(truth, 16)
+    found = compare(few, few).values
+    assert found["head_range"] == found["head_speed"] == pytest.approx(1)
+    still = few.landmarks[:1].repeat(16, axis=0)
+    assert compare(replace(few, landmarks=still), few).values["head_range"] < 1e-3
+    raw = few.landmarks + 2 * (
+        few.landmarks.mean(axis=1, keepdims=True) - few.landmarks[:1].mean(axis=1, keepdims=True)
+    )
+    assert compare(few, few, raw).values["true_head_range_y"] > 1.5 * found["true_head_range_y"]
 
 
 def test_frames_without_a_face_count_nowhere(truth: Footage) -> None:

@@ -124,6 +124,7 @@ def faults(degradations: ModuleType, clip: Path, tmp_path_factory: pytest.TempPa
     """The summary of each fault."""
     folder = tmp_path_factory.mktemp("faults")
     chosen = ["blurred", "frozen", "mouth frozen", "colour drifts", "trembles", "grows wider", "picture 3 frames late"]
+    chosen += ["head frozen", "head wobbles"]
     return {fault: report.summary for fault, report in degradations.measure([clip], 16, folder, chosen).items()}
 
 
@@ -184,8 +185,15 @@ def test_each_fault_is_caught(faults: dict[str, dict]) -> None:
     assert faults["colour drifts"]["mouth_correlation"] > 0.95
     assert faults["trembles"]["ofm"] > 3 * faults["trembles"]["true_ofm"]
     assert faults["grows wider"]["identity_shape"] > 1.2 * faults["grows wider"]["true_identity_shape"]
-    assert faults["picture 3 frames late"]["mouth_offset_frames"] == 3
+    assert faults["picture 3 frames late"]["mouth_offset_frames"] == pytest.approx(3, abs=0.2)
     assert faults["picture 3 frames late"]["mouth_correlation"] < 0.95
+    frozen, wobbles = faults["head frozen"], faults["head wobbles"]
+    for number in ("scale", "roll", "x", "y"):
+        assert frozen[f"head_range_{number}"] < 0.3 * frozen[f"true_head_range_{number}"], number
+    assert frozen["mouth_correlation"] > 0.9
+    assert frozen["head_range"] < 0.6 < 1.5 < wobbles["head_range"]
+    assert wobbles["head_speed_roll"] > 3 * wobbles["true_head_speed_roll"]
+    assert faults["frozen"]["head_range"] < 0.1
 
 
 def test_the_table_of_faults(degradations: ModuleType) -> None:
@@ -295,6 +303,8 @@ def test_only_what_is_asked_for(no_networks: None, folders: tuple[Path, Path], m
     report = evaluate(*short, progress=False, only=["ssim", "ofm"])
     assert set(report.summary) == {"clips", "failed", "frames", "ssim", "ofm", "true_ofm"}
     assert report.unavailable == {}
+    with pytest.raises(DheadsError, match="mouth_slope: needs weights with a lip code"):
+        evaluate(*short, progress=False, only=["mouth_slope"])
     with pytest.raises(DheadsError, match="needs a lip reader"):
         evaluate(*short, progress=False, only=["wer"])
     with pytest.raises(DheadsError, match="unknown measure 'sim'; did you mean ssim"):
@@ -348,11 +358,17 @@ def test_the_packaged_weights_are_scored(no_networks: None, data: Path, tmp_path
     assert [row.clip for row in report.clips] == ["a/a_one"]
     first = report.clips[0].generated
     made = first.stat().st_mtime_ns
-    whole = evaluate_weights("small", data, "test", tmp_path, steps=2, progress=False, device="cpu", slots=2)
+    raw = data.parent / "raw"
+    whole = evaluate_weights("small", data, "test", tmp_path, raw=raw, steps=2, progress=False, device="cpu", slots=2)
     assert first.stat().st_mtime_ns == made  # existing videos are kept
     assert [row.clip for row in whole.clips] == ["a/a_one", "b/b_two"]
     assert [clip for clip, _ in whole.failed] == ["c/c_damaged"]
-    assert whole.clips[0] == report.clips[0]
+    moved = {name: value for name, value in whole.clips[0].values.items() if value != report.clips[0].values[name]}
+    assert moved.keys() <= {name for name in moved if name.startswith(("true_head_", "head_range", "head_speed"))}
+    assert moved["true_head_range_x"] > 2 * report.clips[0].values["true_head_range_x"]  # alignment follows the head
+    assert any("hardly moves; give the raw folder (--reference)" in warning for warning in report.warnings)
+    assert not whole.warnings
+    assert {"mouth_slope", "true_mouth_slope"} <= set(whole.clips[1].values)
     assert whole.summary["frames"] == 12
     assert whole.summary["ssim"] > 0.6
     assert whole.summary["identity_shape"] < 0.1
@@ -384,6 +400,8 @@ def test_weights_and_data_that_do_not_fit(data: Path, tmp_path: Path) -> None:
         evaluate_weights("small", data, "val", tmp_path / "out", progress=False)
     with pytest.raises(DheadsError, match=r"sampling\.steps is 5000"):
         evaluate_weights("small", data, "test", tmp_path / "out", steps=5000, progress=False)
+    with pytest.raises(DheadsError, match=r"one\.mp4: is missing, of which .* is made; give the folder"):
+        evaluate_weights("small", data, "test", tmp_path / "out", raw=tmp_path, progress=False)
     assert not (tmp_path / "out").exists()
     stray = tmp_path / "stray" / "generated"
     stray.mkdir(parents=True)

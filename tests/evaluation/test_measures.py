@@ -7,18 +7,20 @@ import pytest
 
 from dheads.config import AlignmentConfig
 from dheads.evaluation.measures import (
-    best_offset,
     by_second,
+    clip_poses,
     colour_change,
     colour_drift,
-    correlation,
     face_colour,
     face_shapes,
     landmark_drift,
     lmd,
+    pose_range,
+    pose_speed,
     psnr,
     shape_distance,
     sharpness,
+    slope,
     spread,
     ssim,
 )
@@ -28,26 +30,15 @@ RNG = np.random.default_rng(0)
 FACE = mean_face(AlignmentConfig(), 128)
 
 
-def test_correlation() -> None:
-    signal = RNG.standard_normal(50)
-    assert correlation(3 * signal + 2, signal) == pytest.approx(1)
-    assert correlation(-signal, signal[:40]) == pytest.approx(-1)  # over the common frames
-    assert correlation(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])) == pytest.approx(0.5)
-    lost = signal.copy()
+def test_slope() -> None:
+    heard = RNG.standard_normal(50)
+    assert slope(0.4 * heard + 2, heard) == pytest.approx(0.4)
+    assert slope(np.array([0.0, 1, 0, 1]), np.array([0.0, 0, 1, 1])) == pytest.approx(0)
+    lost = 0.4 * heard
     lost[7] = np.nan
-    assert correlation(lost, signal) == pytest.approx(1)
-    assert correlation(np.full(50, 0.3), signal) == 0  # a frozen mouth does not follow
-    assert np.isnan(correlation(np.full(50, np.nan), signal))
-
-
-@pytest.mark.parametrize("late", [-5, -2, 0, 1, 4])
-def test_best_offset(late: int) -> None:
-    signal = np.convolve(RNG.standard_normal(80), np.ones(3), "same")
-    assert best_offset(signal[10 - late : 70 - late], signal[10:70]) == late
-
-
-def test_offset_of_a_still_mouth_is_none() -> None:
-    assert best_offset(np.zeros(60), RNG.standard_normal(60)) == 0
+    assert slope(lost, heard[:40]) == pytest.approx(0.4)  # over the common frames
+    assert slope(np.zeros(50), heard) == 0
+    assert np.isnan(slope(heard, np.full(50, 0.3)))  # nothing is heard
 
 
 def test_spread() -> None:
@@ -191,3 +182,44 @@ def test_lmd_leaves_out_frames_without_a_face() -> None:
     keep = [0, 1, 3]
     assert lmd(lost, still, 128) == pytest.approx(lmd(moved[keep], still[keep], 128))
     assert np.isnan(lmd(np.full_like(still, np.nan), still, 128))
+
+
+# ---- Head motion ----
+
+
+def moving_face(scale: np.ndarray, roll: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Landmarks (F, 68, 2) of a face that is scaled and rolled about (63.5, 63.5), and shifted to the right, px."""
+    factor = scale * np.exp(1j * roll)
+    points = factor[:, None] * (FACE @ (1, 1j) - 63.5 * (1 + 1j)) + shift[:, None] + 63.5 * (1 + 1j)
+    return np.stack([points.real, points.imag], axis=-1)
+
+
+def test_range_and_speed_of_a_head() -> None:
+    time = np.arange(200)
+    slowly = np.sin(2 * np.pi * time / 100)  # smoothing over 1.5 frames leaves it as it is
+    landmarks = moving_face(np.exp(0.05 * slowly), 0.1 * np.cos(2 * np.pi * time / 100), 6.4 * slowly)
+    poses = clip_poses(landmarks)
+    found = pose_range(poses)
+    assert found[:3] == pytest.approx(np.array([0.05, 0.1, 0.1]) / np.sqrt(2), rel=0.02)  # 6.4 px are 0.1 half crops
+    assert found[3:] == pytest.approx(0, abs=1e-3)
+    # The derivative of a sin(w k) has the root mean square a w / sqrt(2).
+    steps = np.array([0.05, 0.1, 0.1]) * 2 * np.pi / 100 / np.sqrt(2)
+    assert pose_speed(poses)[:3] == pytest.approx(steps, rel=0.03)
+    larger = clip_poses(3 * landmarks + 40)  # the same clip in a larger picture
+    assert larger == pytest.approx(poses, abs=1e-5)
+
+
+def test_a_head_turns_aside() -> None:
+    landmarks = np.repeat(FACE[None].astype(np.float64), 60, axis=0)
+    landmarks[30:, 30] += 3, -2  # the tip of the nose
+    found = pose_range(clip_poses(landmarks))
+    eyes = eye_distance(FACE)
+    assert found[4:] == pytest.approx(np.array([1.5, 1.0]) / eyes, rel=0.05)  # half of the step
+
+
+def test_motion_of_lost_and_of_single_frames() -> None:
+    landmarks = moving_face(np.ones(40), np.zeros(40), np.linspace(0, 4, 40))
+    landmarks[10] = np.nan
+    assert np.isfinite(pose_range(clip_poses(landmarks))).all()
+    assert np.isfinite(pose_speed(clip_poses(landmarks))).all()
+    assert np.isnan(pose_speed(clip_poses(landmarks[:1]))).all()

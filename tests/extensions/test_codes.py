@@ -34,6 +34,7 @@ class YawCode:
     """How far the nose is off the middle of the eyes, in eye distances."""
 
     name, embedding, dims = "yaw", "yaw_embed", 1
+    usual = (1.0,)
     is_heard, begins_at_zero = False, True
     points = range(27, 36)
 

@@ -15,13 +15,13 @@ import torchaudio.functional as AF
 from test_sound import lag, speechlike, write_sound, write_wav
 
 from dheads.errors import DheadsError
-from dheads.evaluation.measures import correlation
 from dheads.media import containers as media
 from dheads.media import hearing
 from dheads.media.hearing import hear, played_stream
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling.talker import Talker
+from dheads.speech.sync import correlation
 
 RATE = 16_000
 

@@ -17,7 +17,7 @@ import torchaudio.functional as AF
 from dheads.errors import DheadsError
 from dheads.media import containers as media
 from dheads.media.hearing import hear
-from dheads.media.sound import claimed_seconds, frame_count, load_waveform, wav_file, waveform_pieces
+from dheads.media.sound import claimed_seconds, delayed, frame_count, load_waveform, wav_file, waveform_pieces
 
 
 def speechlike(seconds: float, rate: int = 16_000) -> np.ndarray:
@@ -300,3 +300,10 @@ def test_the_resampler_is_torchaudios(tmp_path):
     assert spectrum.argmax() == 440
     truth = AF.resample(torch.from_numpy(tone), 48_000, 16_000)
     assert torch.equal(load_waveform(tmp_path / "a.wav"), truth)
+
+
+def test_delayed_sound_is_as_long_and_silent_where_it_lacks():
+    sound = torch.arange(1.0, 641.0)
+    assert torch.equal(delayed(sound, 0.01), torch.cat([torch.zeros(160), sound[:480]]))
+    assert torch.equal(delayed(sound, -0.01), torch.cat([sound[160:], torch.zeros(160)]))
+    assert torch.equal(delayed(sound, 1), torch.zeros(640))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import program
 from real_data import Prepared
-from test_engine import inputs, lively
+from test_engine import WARP, inputs, lively
 
-from dheads.config import override, preset
+from dheads.config import Config, override, preset
 from dheads.sampling.engine import Engine
 from dheads.weights.checkpoints import load_checkpoint, save_checkpoint
 
@@ -32,7 +32,7 @@ def test_the_student_generates_frames_as_the_engine_does(distill: ModuleType) ->
     torch.manual_seed(0)
     unet, given = lively(TINY), inputs(TINY, 2)
     pair = distill.Pair(unet, 6, 100, 1e-3, 0.9)
-    own, path = pair.student_frame(given, 3)
+    own, path = pair.student_frame(pair.condition(given), given.noise, 3)
     expected = Engine(unet, override(TINY, {"sampling": {"steps": 3}}), torch.float32).generate(given)
     assert len(path) == 2
     torch.testing.assert_close(own, expected, atol=0.02 if pair.dtype == torch.bfloat16 else 1e-5, rtol=0)
@@ -62,8 +62,11 @@ def test_a_sharp_guess_has_a_lower_loss_than_a_blurred_mean(distill: ModuleType)
     assert distill.frame_loss(guess, target, None) < distill.frame_loss(flat, target, None)
 
 
-def test_the_checkpoint_records_the_distillation(distill: ModuleType, prepared: Prepared, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "teacher.safetensors", lively(TINY).state_dict(), TINY, {})
+@pytest.mark.parametrize("config", [TINY, WARP], ids=["tiny", "warp"])
+def test_the_checkpoint_records_the_distillation(
+    distill: ModuleType, prepared: Prepared, tmp_path: Path, config: Config
+) -> None:
+    save_checkpoint(tmp_path / "teacher.safetensors", lively(config).state_dict(), config, {})
     out = tmp_path / "student.safetensors"
     distill.main(
         prepared.data,

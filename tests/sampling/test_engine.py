@@ -44,7 +44,11 @@ PATCHES = override(TINY, {"extensions": {"patches": {"size": 2}}, "diffusion": {
 DETAIL = override(
     PATCHES, {"extensions": {"patches": {"size": 4, "detail_channels": 8}}, "network": {"learned_variance": True}}
 )
-CONFIGS = {"tiny": TINY, "paper": PAPER, "patches": PATCHES, "detail": DETAIL}
+WARP = override(
+    DETAIL,
+    {"extensions": {"copying": {"gates": False}, "warp": {"flow": True}, "codes": {"pose": {"context": 1}}}},
+)
+CONFIGS = {"tiny": TINY, "paper": PAPER, "patches": PATCHES, "detail": DETAIL, "warp": WARP}
 
 
 def lively(config: Config, std: float = 0.05) -> ExtendedUNet:
@@ -73,7 +77,7 @@ def inputs(config: Config, batch: int, noises: int = 1) -> Inputs:
         torch.rand(motion) * 2 - 1,
         Cues(
             torch.randn(batch, 2 * cond.audio_context + 1, cond.speech_dim),
-            {name: torch.randn(batch, *shape) for name, shape in windows.items()},
+            {name: (0.1 if name == "pose" else 1.0) * torch.randn(batch, *shape) for name, shape in windows.items()},
         ),
         torch.randn(motion) if config.extensions.motion.noise else None,
         torch.randn(batch, noises, 3, size, size),

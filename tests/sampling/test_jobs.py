@@ -113,8 +113,8 @@ def test_each_job_of_a_list_has_its_own_audio_codec(media: Path, tmp_path: Path)
 
 def test_every_option_has_a_column() -> None:
     first, second = read(
-        "face,audio,output,guidance,at,which,paste,still,audio_codec\n"
-        "f.mp4,a.wav,o.mp4,1.5,2.25,3,yes,no,copy\ng.jpg,b.wav,p.mp4,,,,,yes,aac\n"
+        "face,audio,output,guidance,at,which,paste,still,motion,motion_from,audio_codec\n"
+        "f.mp4,a.wav,o.mp4,1.5,2.25,3,yes,no,0.5,m.mp4,copy\ng.jpg,b.wav,p.mp4,,,,,yes,,,aac\n"
     )
     assert first == replace(
         DEFAULTS,
@@ -125,6 +125,8 @@ def test_every_option_has_a_column() -> None:
         at=2.25,
         which=3,
         paste=True,
+        motion=0.5,
+        motion_from=Path("m.mp4"),
         audio_codec="copy",
     )
     assert second == replace(DEFAULTS, face=Path("g.jpg"), audio=Path("b.wav"), output=Path("p.mp4"), still=True)
@@ -142,6 +144,9 @@ def test_every_option_has_a_column() -> None:
         ("still", "true", "still='true', which must be yes or no"),
         ("paste", "1", "yes or no"),
         ("audio_codec", "mp3", "audio_codec='mp3', which must be one of aac, copy"),
+        ("motion", "2.1", "motion='2.1', which must be a number from 0 to 2"),
+        ("motion_from", "-", "motion_from='-', which must be the path of a file"),
+        ("still,motion", "yes,1", "has still and a motion, but a still head does not move"),
         ("paste,size", "yes,64", "has paste and a size, but pasted frames are as large as the picture"),
     ],
 )

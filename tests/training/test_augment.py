@@ -7,11 +7,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dheads.extensions.motion import drift, punch_holes
-from dheads.training.augment import _jpeg, _occlusion, augment
+from dheads.training.augment import _jpeg, _occlusion, altered
+from dheads.training.geometry import Geometry
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def augment(frames: Tensor, box: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Frames and boxes changed in every way."""
+    geometry = Geometry.random(len(frames), frames.shape[-1], generator)
+    changed = geometry.to(frames.device).pictures(frames)
+    return altered(changed, generator), geometry.boxes(box, frames.shape[-1])
 
 
 def boxes(count: int, x0: int, y0: int, x1: int, y1: int) -> Tensor:

@@ -1,0 +1,85 @@
+"""The photo moved: its pixels are taken to where the pose code says the head is, and the network adds the rest.
+
+A similarity moves the photo as the head moves, rigidly; the network sees the result, and adds a flow, for what turns
+and bends. Of every pixel it says how much is its own, how much the photo in place (the background), and how much the
+photo moved; around the mouth, whose mask moves with the head, there is no photo in place.
+Every frame is sampled from the photo, so nothing accumulates over a video.
+Why: pixels copied from the same place keep a head from moving, and pixels drawn anew are soft.
+Off: extensions.warp.flow = false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dheads.config import Config
+from dheads.extensions.copying import mouth_ellipse
+from dheads.extensions.pose import undone
+
+
+@dataclass(frozen=True, eq=False)
+class MovedPhoto:
+    """The photo moved rigidly, for a batch."""
+
+    grid: Tensor  # (B, H, W, 2) where each pixel comes from in the photo, -1 to 1
+    picture: Tensor  # (B, 3, H, W)
+    mask: Tensor  # (B, 1, H, W) in [0, 1], 1 around the mouth
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> MovedPhoto:
+        """The same with every tensor changed alike."""
+        return MovedPhoto(change(self.grid), change(self.picture), change(self.mask))
+
+
+def moved_photo(config: Config, photo: Tensor, pose: Tensor) -> MovedPhoto:
+    """The photo (B, 3, H, W) moved by the pose (B, 6)."""
+    grid = undone(pose[:, None, None], pixel_grid(photo.shape[-1], photo.device))
+    return MovedPhoto(grid, sampled(photo, grid), mouth_ellipse(config.alignment, *grid.unbind(-1))[:, None])
+
+
+def pixel_grid(size: int, device: torch.device) -> Tensor:
+    """The centres of all pixels, (H, W, 2) as x and y from -1 to 1."""
+    pixels = (2 * torch.arange(size, device=device) + 1) / size - 1
+    return torch.stack(torch.meshgrid(pixels, pixels, indexing="xy"), -1)
+
+
+def sampled(picture: Tensor, grid: Tensor, mode: str = "bicubic") -> Tensor:
+    """The picture (B, C, H, W) at the points of a grid (B, H', W', 2); beyond the edge, its edge pixels."""
+    return F.grid_sample(picture, grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def flowing(grid: Tensor, flow: Tensor) -> Tensor:
+    """A grid (B, H, W, 2) with the network's flow (B, 2, h, w) px of the grid added, enlarged bilinearly."""
+    size = grid.shape[1]
+    enlarged = F.interpolate(flow, (size, size), mode="bilinear", align_corners=False)
+    return grid + enlarged.permute(0, 2, 3, 1) * (2 / size)
+
+
+def shares(gates: Tensor, mask: Tensor) -> Tensor:
+    """How much of each pixel is the network's own, the photo in place and the photo moved, (B, 3, H, W).
+
+    gates (B, 2, H, W): logits of the latter two; mask (B, 1, H, W): around the mouth nothing is the photo in place.
+    """
+    own = torch.zeros_like(gates[:, :1])
+    outside = F.softmax(torch.cat([own, gates], 1), 1)
+    moved = torch.sigmoid(gates[:, 1:])
+    around_mouth = torch.cat([1 - moved, own, moved], 1)
+    return torch.lerp(outside, around_mouth, mask)
+
+
+def blended(x_0: Tensor, photo: Tensor, moved: Tensor, share: Tensor) -> Tensor:
+    """x_0 = g_0 x_0 + g_1 x_Id + g_2 warp(x_Id), (B, 3, H, W) each; share: the g of `shares`."""
+    return share[:, :1] * x_0 + share[:, 1:2] * photo + share[:, 2:] * moved
+
+
+def landmark_error(grid: Tensor, points: Tensor, sources: Tensor) -> Tensor:
+    """How far from the photo's landmarks the grid reaches at the frame's landmarks, px^2, (B,).
+
+    grid (B, H, W, 2); points and sources (B, P, 2) from -1 to 1: landmarks of the frame and of the photo.
+    """
+    reached = sampled(grid.permute(0, 3, 1, 2), points[:, None], "bilinear")[:, :, 0].transpose(1, 2)  # (B, P, 2)
+    return ((reached - sources) * grid.shape[1] / 2).square().sum(-1).mean(-1)
