@@ -4,10 +4,10 @@
     python benchmarks/train_speed.py --preset crema --device cuda --compile --steps 50    # the paper's network on a GPU
 
 Our step is that of `dheads train`: bf16 autocast, the layout that suits the device, fused optimiser, batches made ahead
-by threads, and torch.compile where asked. The plain step is float32 as PyTorch comes (on CUDA its convolutions use TF32), contiguous,
-eager, with PyTorch's default optimiser, and makes its batch when it needs it. Both minimise the same loss of the same
-examples, load their data within the time that is taken, and take turns; medians over the turns are printed. Waiting is
-the share of our time until a batch is there, the first one of every turn included.
+by threads, and torch.compile where asked. The plain step is float32 as PyTorch comes (on CUDA its convolutions use
+TF32), contiguous, eager, with PyTorch's default optimiser, and makes its batch when it needs it. Both minimise the same
+loss of the same examples, load their data within the time that is taken, and take turns; medians over the turns are
+printed. Waiting is the share of our time until a batch is there, the first one of every turn included.
 
 Without --data a dataset of random pictures is made. On a GPU it lies in the card's memory, as a corpus that fits there;
 on a CPU its frames are read by seeking, as those of a corpus that is larger than memory; so are the plain step's. The
