@@ -3,11 +3,11 @@
     python benchmarks/train_speed.py --preset small --data prepared
     python benchmarks/train_speed.py --preset crema --device cuda --compile --steps 50    # the paper's network on a GPU
 
-Our step is that of `dheads train`: bf16 autocast, channels_last, fused optimiser, batches made ahead by threads, and
-torch.compile where asked. The plain step is float32 as PyTorch comes (on CUDA its convolutions use TF32), contiguous,
-eager, with PyTorch's default optimiser, and makes its batch when it needs it. Both minimise the same loss of the same
-examples, load their data within the time that is taken, and take turns; medians over the turns are printed. Waiting is
-the share of our time until a batch is there, the first one of every turn included.
+Our step is that of `dheads train`: bf16 autocast, the layout that suits the device, fused optimiser, batches made ahead
+by threads, and torch.compile where asked. The plain step is float32 as PyTorch comes (on CUDA its convolutions use
+TF32), contiguous, eager, with PyTorch's default optimiser, and makes its batch when it needs it. Both minimise the same
+loss of the same examples, load their data within the time that is taken, and take turns; medians over the turns are
+printed. Waiting is the share of our time until a batch is there, the first one of every turn included.
 
 Without --data a dataset of random pictures is made. On a GPU it lies in the card's memory, as a corpus that fits there;
 on a CPU its frames are read by seeking, as those of a corpus that is larger than memory; so are the plain step's. The
@@ -49,6 +49,7 @@ from dheads.training.batches import Batches
 from dheads.training.objective import tallied, tally, training_loss
 from dheads.training.plan import plan
 from dheads.training.state import TrainingState, learning_rate
+from dheads.training.threads import suit
 
 CLIPS, CLIP_FRAMES = 32, 50  # of the dataset of random pictures
 PEAK_SIDE = {"cuda": 8192}  # of the matrices that measure the peak
@@ -178,7 +179,8 @@ class OurTrainer:
 
     def __init__(self, batches: Batches, config: Config, device: torch.device) -> None:
         self.batches, self.config, self.device = batches, config, device
-        unet = seeded(config).to(device, memory_format=torch.channels_last).train()
+        unet = seeded(config).to(device).train()
+        suit(unet, device, config.run.compile)
         self.state = TrainingState(unet, config, config.run.accumulate)
         if config.run.compile:
             unet.compile()

@@ -30,7 +30,7 @@ from dheads.training.objective import tallied, tally, training_loss
 from dheads.training.records import Records
 from dheads.training.rollout import RollOuts
 from dheads.training.state import TrainingState, check_start, learning_rate
-from dheads.training.threads import share_cores
+from dheads.training.threads import suit
 from dheads.weights.checkpoints import load_model
 
 _MAX_BAD_STEPS = 20  # in a row
@@ -130,12 +130,7 @@ def _initial_state(
     if world.is_main and not (run / "state.pt").exists():
         _initialise(unet, dataset, init)
     world.share(unet.to(device).state_dict().values())
-    if device.type != "cpu":
-        # On a CPU, the gradient of a group norm in bfloat16 takes up to 40 times as long in this layout.
-        unet = unet.to(memory_format=torch.channels_last)
-    elif not config.run.compile:
-        share_cores(unet)
-    unet.train()
+    suit(unet.train(), device, config.run.compile)
     state = TrainingState(unet, config, config.run.accumulate * world.size)
     state.resume(run / "state.pt")
     if len(set(world.gather(state.step))) > 1:

@@ -1,4 +1,4 @@
-"""How many cores the operations of training take, so that a second program on the machine is not starved."""
+"""How a network is laid out for the device that trains it, and how many threads its operations take on a CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+
+def suit(network: nn.Module, device: torch.device, compiled: bool) -> None:
+    """Change the network, in place, to what is fastest to train on its device. compiled: whether it will be."""
+    if device.type != "cpu":
+        # On a CPU, the gradient of a group norm in bfloat16 takes up to 40 times as long in this layout.
+        network.to(memory_format=torch.channels_last)
+    elif not compiled:
+        share_cores(network)
 
 
 def share_cores(network: nn.Module) -> None:

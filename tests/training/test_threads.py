@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dheads.training.threads import share_cores
+from dheads.training.threads import share_cores, suit
 
 
 class Threads(TorchDispatchMode):
@@ -57,3 +57,17 @@ def test_without_gradients_nothing_changes(four_threads: None) -> None:
     with torch.no_grad():
         assert network(torch.ones(1, 3, 5)).grad_fn is None
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "last"), [("cpu", False, False), ("cpu", True, False), ("cuda", False, True)]
+)
+def test_the_layout_and_the_threads_suit_the_device(
+    four_threads: None, device: str, compiled: bool, last: bool
+) -> None:
+    network = nn.Conv2d(3, 4, 3)
+    suit(network, torch.device(device), compiled)
+    assert network.weight.is_contiguous(memory_format=torch.channels_last) is last
+    with Threads() as threads:
+        network(torch.ones(1, 3, 5, 5)).sum().backward()
+    assert threads.seen["convolution_backward"] == {2 if device == "cpu" and not compiled else 4}
