@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from dheads import __version__
+from dheads.config import Config
 from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import clip_path
 from dheads.evaluation.instruments import OpeningMeter
@@ -113,16 +116,7 @@ def evaluate_weights(
     dataset.check(config)
     clips = chosen_clips(dataset, split, limit)
     sources = raw_videos(clips, raw)
-    settings: Facts = {
-        "checkpoint_sha256": file_sha256(resolve(weights, progress)),
-        "data": str(data.resolve()),
-        "seed": seed,
-        "device": model_device.type,
-        "dheads": __version__,
-        **asdict(config.sampling),
-        **asdict(config.extensions.noise),
-        "anchor": config.extensions.motion.anchor,
-    }
+    settings = _settings(config, resolve(weights, progress), data, seed, model_device)
     claim(out, settings)
     slots = slots or SLOTS[model_device.type]
     speech = clip_speech(dataset, config, model_device, progress)
@@ -131,12 +125,9 @@ def evaluate_weights(
     else:
         scorer.add(OpeningMeter(heard_openings(unet.lip_predictor, clips, speech)))
     failed = remake(Engine(unet, config), dataset, clips, speech, out / "generated", seed, slots, progress)
-    unreadable = {clip for clip, _ in failed}
-    names = sorted(clip.clip for clip in clips if clip.clip not in unreadable)
-    pairs = [
-        VideoPair(name, out / "generated" / f"{name}.mp4", clip_path(data, name, "mp4"), sources.get(name))
-        for name in names
-    ]
+    names = sorted({clip.clip for clip in clips} - {clip for clip, _ in failed})
+    made = out / "generated"
+    pairs = [VideoPair(name, made / f"{name}.mp4", clip_path(data, name, "mp4"), sources.get(name)) for name in names]
     facts: Facts = {"weights": weights, "split": split, **settings}
     if raw is not None:
         facts["raw"] = str(raw)
@@ -145,6 +136,20 @@ def evaluate_weights(
         report.warnings.extend(_still_heads(config.alignment.smooth_frames))
     write_report(report, out)
     return report
+
+
+def _settings(config: Config, checkpoint: Path, data: Path, seed: int, device: torch.device) -> Facts:
+    """How the videos are generated."""
+    return {
+        "checkpoint_sha256": file_sha256(checkpoint),
+        "data": str(data.resolve()),
+        "seed": seed,
+        "device": device.type,
+        "dheads": __version__,
+        **asdict(config.sampling),
+        **asdict(config.extensions.noise),
+        "anchor": config.extensions.motion.anchor,
+    }
 
 
 def _still_heads(smooth_frames: float) -> list[str]:
