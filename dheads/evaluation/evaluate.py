@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dheads import __version__
 from dheads.config import Config
 from dheads.dataset.dataset import Dataset
-from dheads.dataset.manifest import clip_path
+from dheads.dataset.manifest import Clip, clip_path
 from dheads.evaluation.instruments import OpeningMeter
 from dheads.evaluation.pairs import VideoPair, find_pairs
 from dheads.evaluation.remake import chosen_clips, claim, clip_speech, heard_openings, raw_videos, remake
 from dheads.evaluation.report import write_report
 from dheads.evaluation.results import Facts, Report
 from dheads.evaluation.scoring import Scorer
+from dheads.extensions.network import ExtendedUNet
 from dheads.sampling.engine import Engine
 from dheads.sampling.lists import SLOTS
 from dheads.sampling.talker import adjusted
@@ -120,10 +122,7 @@ def evaluate_weights(
     claim(out, settings)
     slots = slots or SLOTS[model_device.type]
     speech = clip_speech(dataset, config, model_device, progress)
-    if unet.lip_predictor is None:
-        scorer.go_without(OpeningMeter.measures, f"{weights} has no lip code, which says how far a mouth should open")
-    else:
-        scorer.add(OpeningMeter(heard_openings(unet.lip_predictor, clips, speech)))
+    _measure_opening(scorer, unet, clips, speech)
     failed = remake(Engine(unet, config), dataset, clips, speech, out / "generated", seed, slots, progress)
     names = sorted({clip.clip for clip in clips} - {clip for clip, _ in failed})
     made = out / "generated"
@@ -136,6 +135,14 @@ def evaluate_weights(
         report.warnings.extend(_still_heads(config.alignment.smooth_frames))
     write_report(report, out)
     return report
+
+
+def _measure_opening(scorer: Scorer, unet: ExtendedUNet, clips: list[Clip], speech: Callable[[Clip], Tensor]) -> None:
+    """Have the scorer measure how far mouths open, if the weights say how far they should."""
+    if unet.lip_predictor is None:
+        scorer.go_without(OpeningMeter.measures, "the weights have no lip code, which says how far a mouth should open")
+    else:
+        scorer.add(OpeningMeter(heard_openings(unet.lip_predictor, clips, speech)))
 
 
 def _settings(config: Config, checkpoint: Path, data: Path, seed: int, device: torch.device) -> Facts:
