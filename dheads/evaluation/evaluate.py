@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from dheads import __version__
+from dheads.config import Config
 from dheads.dataset.dataset import Dataset
 from dheads.dataset.manifest import clip_path
 from dheads.evaluation.instruments import OpeningMeter
@@ -61,7 +64,7 @@ def evaluate(
     """
     pairs, failed = find_pairs(Path(generated), Path(reference))
     scorer = Scorer(only, table, size, device, lip_reader, words, workers, progress)
-    scorer.go_without(OpeningMeter.measures, "needs weights with a lip code, which says how far a mouth should open")
+    _measure_openings(scorer, None)
     facts: Facts = {"generated": str(generated), "reference": str(reference)}
     if size:
         facts["size"] = size
@@ -113,38 +116,45 @@ def evaluate_weights(
     dataset.check(config)
     clips = chosen_clips(dataset, split, limit)
     sources = raw_videos(clips, raw)
-    settings: Facts = {
-        "checkpoint_sha256": file_sha256(resolve(weights, progress)),
-        "data": str(data.resolve()),
-        "seed": seed,
-        "device": model_device.type,
+    checkpoint = file_sha256(resolve(weights, progress))
+    settings = _settings(
+        config, checkpoint_sha256=checkpoint, data=str(data.resolve()), seed=seed, device=model_device.type
+    )
+    claim(out, settings)
+    speech = clip_speech(dataset, config, model_device, progress)
+    heard = None if unet.lip_predictor is None else heard_openings(unet.lip_predictor, clips, speech)
+    _measure_openings(scorer, heard)
+    slots, made = slots or SLOTS[model_device.type], out / "generated"
+    failed = remake(Engine(unet, config), dataset, clips, speech, made, seed, slots, progress)
+    names = sorted({clip.clip for clip in clips}.difference(clip for clip, _ in failed))
+    pairs = [VideoPair(name, made / f"{name}.mp4", clip_path(data, name, "mp4"), sources.get(name)) for name in names]
+    report = scorer.score(pairs, failed, {"weights": weights, "split": split, "raw": str(raw or ""), **settings})
+    report.warnings.extend(_still_heads(config.alignment.smooth_frames) if raw is None else [])
+    write_report(report, out)
+    return report
+
+
+def _measure_openings(scorer: Scorer, heard: Callable[[str], np.ndarray] | None) -> None:
+    """heard: the opening that the sound of a clip foretells; None without a lip code.
+
+    Raises DheadsError if the measure was asked for by name, and there is no lip code.
+    """
+    if heard is not None:
+        scorer.add(OpeningMeter(heard))
+    else:
+        reason = "needs weights with a lip code, which says how far a mouth should open"
+        scorer.go_without(OpeningMeter.measures, reason)
+
+
+def _settings(config: Config, **settings: str | int) -> Facts:
+    """Everything that decides how videos are generated."""
+    return {
+        **settings,
         "dheads": __version__,
         **asdict(config.sampling),
         **asdict(config.extensions.noise),
         "anchor": config.extensions.motion.anchor,
     }
-    claim(out, settings)
-    slots = slots or SLOTS[model_device.type]
-    speech = clip_speech(dataset, config, model_device, progress)
-    if unet.lip_predictor is None:
-        scorer.go_without(OpeningMeter.measures, f"{weights} has no lip code, which says how far a mouth should open")
-    else:
-        scorer.add(OpeningMeter(heard_openings(unet.lip_predictor, clips, speech)))
-    failed = remake(Engine(unet, config), dataset, clips, speech, out / "generated", seed, slots, progress)
-    unreadable = {clip for clip, _ in failed}
-    names = sorted(clip.clip for clip in clips if clip.clip not in unreadable)
-    pairs = [
-        VideoPair(name, out / "generated" / f"{name}.mp4", clip_path(data, name, "mp4"), sources.get(name))
-        for name in names
-    ]
-    facts: Facts = {"weights": weights, "split": split, **settings}
-    if raw is not None:
-        facts["raw"] = str(raw)
-    report = scorer.score(pairs, failed, facts)
-    if raw is None:
-        report.warnings.extend(_still_heads(config.alignment.smooth_frames))
-    write_report(report, out)
-    return report
 
 
 def _still_heads(smooth_frames: float) -> list[str]:
