@@ -188,12 +188,12 @@ def test_each_fault_is_caught(faults: dict[str, dict]) -> None:
     assert faults["picture 3 frames late"]["mouth_offset_frames"] == pytest.approx(3, abs=0.2)
     assert faults["picture 3 frames late"]["mouth_correlation"] < 0.95
     frozen, wobbles = faults["head frozen"], faults["head wobbles"]
-    for number in ("scale", "roll", "x", "y"):
-        assert frozen[f"head_range_{number}"] < 0.3 * frozen[f"true_head_range_{number}"], number
-    assert frozen["mouth_correlation"] > 0.9
-    assert frozen["head_range"] < 0.6 < 1.5 < wobbles["head_range"]
-    assert wobbles["head_speed_roll"] > 3 * wobbles["true_head_speed_roll"]
-    assert faults["frozen"]["head_range"] < 0.1
+    assert frozen["head_range_y"] < 0.2 * frozen["true_head_range_y"]  # in these frames the head hardly moves otherwise
+    assert frozen["head_range"] < 0.7 < 1.5 < wobbles["head_range"]
+    for number in ("x", "roll"):
+        assert wobbles[f"head_range_{number}"] > 5 * wobbles[f"true_head_range_{number}"], number
+        assert wobbles[f"head_speed_{number}"] > 4 * wobbles[f"true_head_speed_{number}"], number
+    assert faults["frozen"]["head_range"] < 0.2
 
 
 def test_the_table_of_faults(degradations: ModuleType) -> None:
