@@ -33,7 +33,7 @@ from dheads.extensions.pose import PoseCode, relative
 from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
-from dheads.system.devices import resolve_device
+from dheads.system.devices import COMPILE_OPTIONS, resolve_device
 from dheads.training.augment import altered
 from dheads.training.geometry import Geometry
 from dheads.training.state import update_ema
@@ -126,7 +126,7 @@ class Pair(Engine):
         self.loss = float("nan")
         self._batches, self._learning_rate, self._ema_decay = batches, learning_rate, ema_decay
         self._optimizer = torch.optim.AdamW(self.student.parameters(), learning_rate, weight_decay=0)
-        self.student.compile()
+        self.student.compile(options=COMPILE_OPTIONS)
         self._denoiser = Denoiser(self.student, "bf16" if self.dtype == torch.bfloat16 else "fp32")
         self._rng = np.random.default_rng(1)
         config, self._mask = unet.config, None
