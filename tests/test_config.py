@@ -186,7 +186,7 @@ def test_a_code_is_turned_off_by_none() -> None:
 
 def test_unknown_codes_are_refused_where_the_network_is_built() -> None:
     config = override(preset("tiny"), {"extensions": {"codes": {"brows": {"context": 1}}}})
-    with pytest.raises(DheadsError, match=r"unknown code extensions\.codes\.brows; the known ones are lips, eyes$"):
+    with pytest.raises(DheadsError, match=r"codes\.brows; the known ones are lips, eyes, pose$"):
         ExtendedUNet(config)
 
 
@@ -313,7 +313,7 @@ NEW: dict[str, Any] = {
         "identity_frame": "random",
     },
     "alignment": OLD["alignment"],
-    "preparation": OLD["preparation"] | {"speech_tempos": (0.85, 1.18)},
+    "preparation": OLD["preparation"] | {"speech_tempos": (0.85, 1.18), "max_offset_seconds": 0.2, "min_sync": 0.25},
     "sampling": {"steps": 3, "solver": "dpm++2m", "spacing": "quadratic"},
     "optimisation": {
         "steps": 9250,
@@ -345,6 +345,7 @@ NEW: dict[str, Any] = {
         "snr_clip": 20.0,
         "patches": {"size": 4, "detail_channels": 32},
         "copying": {"gates": True},
+        "warp": {"flow": False, "landmark_weight": 0.01, "moved_weight": 2.0, "own_weight": 0.01},
         "motion": {
             "hide_mouth": True,
             "noise": 0.25,
@@ -457,7 +458,16 @@ def test_every_field_has_a_docstring(module: ModuleType) -> None:
             assert ast.get_docstring(one)
             pairs = zip(one.body, one.body[1:], strict=False)
             bare = [f.target.id for f, then in pairs if isinstance(f, ast.AnnAssign) and not is_text(then)]
-            tables = {"patches", "copying", "motion", "codes", "noise", "sound", "rollouts"}  # their classes have one
+            tables = {
+                "patches",
+                "copying",
+                "warp",
+                "motion",
+                "codes",
+                "noise",
+                "sound",
+                "rollouts",
+            }  # their classes have one
             assert set(bare) <= tables, one.name
 
 

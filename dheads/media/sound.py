@@ -96,7 +96,7 @@ def resample(samples: np.ndarray, ratio: Fraction) -> torch.Tensor:
 
 def delayed(waveform: torch.Tensor, seconds: float) -> torch.Tensor:
     """A waveform (N,) at 16 kHz that comes `seconds` later, or earlier if below zero; what it lacks is silence."""
-    samples = round(seconds * SAMPLE_RATE)
+    samples = max(-len(waveform), min(round(seconds * SAMPLE_RATE), len(waveform)))
     return F.pad(waveform, (samples, -samples))
 
 

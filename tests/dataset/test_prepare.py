@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from dheads.config import preset
 from dheads.dataset import prepare
+from dheads.dataset.clip_worker import Finished
 from dheads.dataset.extraction import Detector
 from dheads.dataset.sources import Source
 from dheads.faces import alignment as faces
@@ -73,7 +74,7 @@ def test_clips_csv(prepared: Prepared) -> None:
     rows = read_csv(prepared.data / "clips.csv")
     found = {row["clip"]: (row["speaker"], row["split"], int(row["frames"]), row["source"]) for row in rows}
     assert found == VIDEOS | PHOTOS
-    assert list(rows[0]) == ["clip", "speaker", "split", "frames", "source"]
+    assert list(rows[0]) == ["clip", "speaker", "split", "frames", "source", "offset_ms", "sync"]
     assert [row["clip"] for row in rows] == sorted(found)
 
 
@@ -356,7 +357,8 @@ def test_missing_raw_folder_and_folder_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_the_result_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    results = {"ann/1.mp4": 50, "ann/2.mp4": 25, "bob/1.mp4": "no face in 3 of 8 frames", "cy.jpg": Died}
+    done = {"ann/1.mp4": Finished(50, None), "ann/2.mp4": Finished(25, None)}
+    results = {**done, "bob/1.mp4": "no face in 3 of 8 frames", "cy.jpg": Died}
     monkeypatch.setattr(prepare, "run", lambda start, todo, count: ((s, results[s.name]) for s in todo))
     monkeypatch.setattr(prepare, "write_contact_sheet", lambda out, clips, path: path)
     for name in results:

@@ -22,7 +22,7 @@ from real_data import cut, in_this_process
 
 from dheads.config import override, preset
 from dheads.dataset import clip_worker, prepare
-from dheads.dataset.clip_worker import prepare_clip
+from dheads.dataset.clip_worker import Finished, prepare_clip
 from dheads.dataset.extraction import Detector, Extract
 from dheads.dataset.manifest import Clip, read_clips
 from dheads.dataset.sources import Source
@@ -193,7 +193,7 @@ def test_shards_in_one_folder_are_the_whole(whole: Whole, tmp_path: Path, tried:
 def test_a_shard_may_be_empty(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
     summary = prepare.prepare(whole.raw, tmp_path, TINY, shard=(8, 8), progress=False)
     assert (summary.clips, summary.contact_sheet, summary.failed) == (0, None, [])
-    assert (tmp_path / "clips.8-of-8.csv").read_text() == "clip,speaker,split,frames,source\n"
+    assert (tmp_path / "clips.8-of-8.csv").read_text() == "clip,speaker,split,frames,source,offset_ms,sync\n"
     for shard in ((0, 2), (3, 2)):
         with pytest.raises(DheadsError, match=rf"there is no shard {shard[0]}/2; shards count from 1"):
             prepare.prepare(whole.raw, tmp_path / "x", TINY, shard=shard, progress=False)
@@ -240,14 +240,14 @@ def test_under_torchrun_each_process_has_its_gpu_and_its_share_of_the_cores(monk
 # --- Crashes
 
 
-def start_crashing(*arguments: object) -> Callable[[Source], int]:
+def start_crashing(*arguments: object) -> Callable[[Source], Finished]:
     return crash_at_one
 
 
-def crash_at_one(source: Source) -> int:
+def crash_at_one(source: Source) -> Finished:
     if source.name == "ann/2.mp4":
         os._exit(9)  # as a crash or a lack of memory would
-    return 7
+    return Finished(7, None)
 
 
 def test_a_clip_that_kills_its_worker_is_left_out(

@@ -12,5 +12,5 @@ def test_names_are_paths_below_the_folder(tmp_path: Path) -> None:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
     pairs, failed = find_pairs(tmp_path / "a", tmp_path / "b")
-    assert pairs == [("speaker/one", tmp_path / "a/speaker/one.mp4", tmp_path / "b/speaker/one.avi")]
+    assert pairs == [("speaker/one", tmp_path / "a/speaker/one.mp4", tmp_path / "b/speaker/one.avi", None)]
     assert [name for name, _ in failed] == ["two"]

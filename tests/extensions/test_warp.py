@@ -11,9 +11,10 @@ from dheads.config import Config, override, preset
 from dheads.denoiser import training_schedule
 from dheads.errors import DheadsError
 from dheads.extensions.copying import mouth_mask
+from dheads.extensions.head_motion import HeadMotion
 from dheads.extensions.motion import anchored, condition_with
 from dheads.extensions.network import ExtendedOutput, ExtendedUNet
-from dheads.extensions.pose import PoseCode, composed, done, reframed, relative, undone
+from dheads.extensions.pose import composed, done, reframed, relative, undone
 from dheads.extensions.warp import blended, flowing, landmark_error, moved_photo, pixel_grid, sampled, shares
 
 SIZE = 32
@@ -213,5 +214,5 @@ def test_what_the_warp_needs(changes: dict[str, object], message: str) -> None:
 
 
 def test_a_still_head_keeps_to_the_photo() -> None:
-    track = PoseCode().track(None, 0, 0.3)
-    assert torch.equal(track.window(7, torch.empty(0), 0, 2), torch.zeros(5, 6))
+    track = HeadMotion(8).track(0, 0.0)
+    assert torch.equal(track.window(7, torch.zeros(1, 8), 0, 2), torch.zeros(5, 6))

@@ -26,6 +26,7 @@ from dheads.extensions.network import ExtendedUNet
 from dheads.media.reading import read_frames
 from dheads.media.sound import SAMPLES_PER_FRAME, frame_count
 from dheads.sampling import talker
+from dheads.sampling.lockstep import VideoSpec
 
 FRAME = 0.04  # seconds
 SECONDS = 2.7
@@ -221,10 +222,8 @@ class Energy:
         yield sound[: frames * SAMPLES_PER_FRAME].view(frames, -1).square().mean(dim=1, keepdim=True)
 
 
-def bright_where_loud(
-    _: object, photo: np.ndarray, chunks: Iterator[torch.Tensor], **__: object
-) -> Iterator[np.ndarray]:
-    speech = torch.cat(list(chunks))
+def bright_where_loud(_: object, video: VideoSpec) -> Iterator[np.ndarray]:
+    photo, speech = video.photo, torch.cat(list(video.speech))
     for level in (speech[:, 0] / speech.max()).tolist():
         yield np.full_like(photo, 20 + round(200 * level))
 
@@ -237,7 +236,7 @@ def test_sampled_flashes_and_beeps_are_together(
     tiny = preset("tiny")
     monkeypatch.setattr(talker, "load_model", lambda *_: (ExtendedUNet(tiny), tiny, {}))
     monkeypatch.setattr(talker, "load_speech_encoder", lambda *_: Energy())
-    monkeypatch.setattr(talker, "generate", bright_where_loud)
+    monkeypatch.setattr(talker, "frames_of", bright_where_loud)
     made = talker.load(device="cpu", progress=False).sample(
         examples / "face.jpg", tmp_path / take.name, tmp_path / "out.mp4"
     )

@@ -36,6 +36,7 @@ from dheads.media.writing import write_video
 from dheads.sampling import outputs, talker
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job
+from dheads.sampling.lockstep import VideoSpec
 from dheads.sampling.portrait import find_portrait
 from dheads.sampling.talker import Result as Made
 from dheads.sampling.talker import Scene, Talker, enlarge, generate
@@ -131,12 +132,12 @@ def test_steps_and_solver_are_the_weights_own_unless_given(
 ) -> None:
     given: list[dict[str, object]] = []
 
-    def fake(engine: Engine, photo: np.ndarray, speech: Iterator[Tensor], **options: object) -> Iterator[np.ndarray]:
-        given.append({"steps": engine.sampling.steps, "solver": engine.sampling.solver, **options})
-        assert torch.cat(list(speech)).shape == (FRAMES, 384)
-        return itertools.repeat(photo, FRAMES)
+    def fake(engine: Engine, video: VideoSpec) -> Iterator[np.ndarray]:
+        given.append({"steps": engine.sampling.steps, "solver": engine.sampling.solver, "seed": video.seed})
+        assert torch.cat(list(video.speech)).shape == (FRAMES, 384)
+        return itertools.repeat(video.photo, FRAMES)
 
-    monkeypatch.setattr(talker, "generate", fake)
+    monkeypatch.setattr(talker, "frames_of", fake)
     assert command(folder, face, tmp_path / "out.mp4", "--seed", 9, *options).exit_code == 0
     assert given == [{"steps": steps, "solver": solver, "seed": 9}]
 
@@ -180,12 +181,12 @@ def test_what_is_unusual_about_the_sound_is_noted(folder: Path, face: Path, tmp_
 def test_an_interrupt_leaves_nothing_behind(
     folder: Path, face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(engine: Engine, photo: np.ndarray, *rest: object, **options: object) -> Iterator[np.ndarray]:
-        yield photo
-        yield photo
+    def interrupted(engine: Engine, video: VideoSpec) -> Iterator[np.ndarray]:
+        yield video.photo
+        yield video.photo
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(talker, "generate", interrupted)
+    monkeypatch.setattr(talker, "frames_of", interrupted)
     done = command(folder, face, tmp_path / "out.mp4")
     assert done.exit_code == 130
     assert done.stdout == ""
