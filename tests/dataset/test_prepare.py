@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from dheads.config import preset
 from dheads.dataset import prepare
+from dheads.dataset.clip_worker import Finished
 from dheads.dataset.extraction import Detector
 from dheads.dataset.sources import Source
 from dheads.faces import alignment as faces
@@ -30,6 +31,7 @@ from dheads.media.reading import read_frames
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
 from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.sync import Sync
 from dheads.system.workers import Died
 
 pytest_plugins = "real_data"
@@ -73,7 +75,8 @@ def test_clips_csv(prepared: Prepared) -> None:
     rows = read_csv(prepared.data / "clips.csv")
     found = {row["clip"]: (row["speaker"], row["split"], int(row["frames"]), row["source"]) for row in rows}
     assert found == VIDEOS | PHOTOS
-    assert list(rows[0]) == ["clip", "speaker", "split", "frames", "source"]
+    assert list(rows[0]) == ["clip", "speaker", "split", "frames", "source", "offset_ms", "sync"]
+    assert {row["offset_ms"] for row in rows} == {""}  # shorter than 70 frames
     assert [row["clip"] for row in rows] == sorted(found)
 
 
@@ -356,7 +359,12 @@ def test_missing_raw_folder_and_folder_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_the_result_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    results = {"ann/1.mp4": 50, "ann/2.mp4": 25, "bob/1.mp4": "no face in 3 of 8 frames", "cy.jpg": Died}
+    results = {
+        "ann/1.mp4": Finished(50, None),
+        "ann/2.mp4": Finished(25, Sync(0.05, 0.7)),
+        "bob/1.mp4": "no face in 3 of 8 frames",
+        "cy.jpg": Died,
+    }
     monkeypatch.setattr(prepare, "run", lambda start, todo, count: ((s, results[s.name]) for s in todo))
     monkeypatch.setattr(prepare, "write_contact_sheet", lambda out, clips, path: path)
     for name in results:
@@ -377,4 +385,7 @@ def test_the_result_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         "drops": {"no face in N of N frames": 1, DIED: 1},
         "passed_over": {},
     }
-    assert len(read_csv(tmp_path / "data" / "clips.csv")) == 2
+    assert [(row["offset_ms"], row["sync"]) for row in read_csv(tmp_path / "data" / "clips.csv")] == [
+        ("", ""),
+        ("50.0", "0.7"),
+    ]

@@ -22,7 +22,7 @@ from real_data import cut, in_this_process
 
 from dheads.config import override, preset
 from dheads.dataset import clip_worker, prepare
-from dheads.dataset.clip_worker import prepare_clip
+from dheads.dataset.clip_worker import Finished, prepare_clip
 from dheads.dataset.extraction import Detector, Extract
 from dheads.dataset.manifest import Clip, read_clips
 from dheads.dataset.sources import Source
@@ -240,14 +240,14 @@ def test_under_torchrun_each_process_has_its_gpu_and_its_share_of_the_cores(monk
 # --- Crashes
 
 
-def start_crashing(*arguments: object) -> Callable[[Source], int]:
+def start_crashing(*arguments: object) -> Callable[[Source], Finished]:
     return crash_at_one
 
 
-def crash_at_one(source: Source) -> int:
+def crash_at_one(source: Source) -> Finished:
     if source.name == "ann/2.mp4":
         os._exit(9)  # as a crash or a lack of memory would
-    return 7
+    return Finished(7, None)
 
 
 def test_a_clip_that_kills_its_worker_is_left_out(
