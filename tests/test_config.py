@@ -313,7 +313,7 @@ NEW: dict[str, Any] = {
         "identity_frame": "random",
     },
     "alignment": OLD["alignment"],
-    "preparation": OLD["preparation"] | {"speech_tempos": (0.85, 1.18)},
+    "preparation": OLD["preparation"] | {"max_offset_seconds": 0.2, "min_sync": 0.25, "speech_tempos": (0.85, 1.18)},
     "sampling": {"steps": 3, "solver": "dpm++2m", "spacing": "quadratic"},
     "optimisation": {
         "steps": 9250,

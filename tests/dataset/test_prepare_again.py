@@ -193,7 +193,7 @@ def test_shards_in_one_folder_are_the_whole(whole: Whole, tmp_path: Path, tried:
 def test_a_shard_may_be_empty(whole: Whole, tmp_path: Path, tried: list[str]) -> None:
     summary = prepare.prepare(whole.raw, tmp_path, TINY, shard=(8, 8), progress=False)
     assert (summary.clips, summary.contact_sheet, summary.failed) == (0, None, [])
-    assert (tmp_path / "clips.8-of-8.csv").read_text() == "clip,speaker,split,frames,source\n"
+    assert (tmp_path / "clips.8-of-8.csv").read_text() == "clip,speaker,split,frames,source,offset_ms,sync\n"
     for shard in ((0, 2), (3, 2)):
         with pytest.raises(DheadsError, match=rf"there is no shard {shard[0]}/2; shards count from 1"):
             prepare.prepare(whole.raw, tmp_path / "x", TINY, shard=shard, progress=False)
