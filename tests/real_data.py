@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 from dheads import cli
 from dheads.config import SAMPLE_RATE, preset
 from dheads.dataset import clip_worker, prepare
+from dheads.dataset.clip_worker import Finished
 from dheads.dataset.extraction import Detector
 from dheads.dataset.sources import Source
 from dheads.media.sound import load_waveform
@@ -91,7 +92,7 @@ def tried(monkeypatch: pytest.MonkeyPatch, detector: Detector) -> list[str]:
 def in_this_process(patch: pytest.MonkeyPatch, detector: Detector) -> list[str]:
     tried: list[str] = []
 
-    def run(start: Callable, todo: list[Source], count: int) -> Iterator[tuple[Source, int | str]]:
+    def run(start: Callable, todo: list[Source], count: int) -> Iterator[tuple[Source, Finished | str]]:
         work = start(0)
         for source in todo:
             tried.append(source.name)

@@ -31,6 +31,7 @@ from dheads.media.reading import read_frames
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
 from dheads.speech.encoders import load_speech_encoder
+from dheads.speech.sync import Sync
 from dheads.system.workers import Died
 
 pytest_plugins = "real_data"
@@ -379,4 +380,7 @@ def test_the_result_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         "drops": {"no face in N of N frames": 1, DIED: 1},
         "passed_over": {},
     }
-    assert len(read_csv(tmp_path / "data" / "clips.csv")) == 2
+    assert [(row["offset_ms"], row["sync"]) for row in read_csv(tmp_path / "data" / "clips.csv")] == [
+        ("", ""),
+        ("50.0", "0.7"),
+    ]
