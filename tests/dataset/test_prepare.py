@@ -76,6 +76,7 @@ def test_clips_csv(prepared: Prepared) -> None:
     found = {row["clip"]: (row["speaker"], row["split"], int(row["frames"]), row["source"]) for row in rows}
     assert found == VIDEOS | PHOTOS
     assert list(rows[0]) == ["clip", "speaker", "split", "frames", "source", "offset_ms", "sync"]
+    assert {row["offset_ms"] for row in rows} == {""}  # shorter than 70 frames
     assert [row["clip"] for row in rows] == sorted(found)
 
 
@@ -358,8 +359,12 @@ def test_missing_raw_folder_and_folder_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_the_result_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    done = {"ann/1.mp4": Finished(50, None), "ann/2.mp4": Finished(25, None)}
-    results = {**done, "bob/1.mp4": "no face in 3 of 8 frames", "cy.jpg": Died}
+    results = {
+        "ann/1.mp4": Finished(50, None),
+        "ann/2.mp4": Finished(25, Sync(0.05, 0.7)),
+        "bob/1.mp4": "no face in 3 of 8 frames",
+        "cy.jpg": Died,
+    }
     monkeypatch.setattr(prepare, "run", lambda start, todo, count: ((s, results[s.name]) for s in todo))
     monkeypatch.setattr(prepare, "write_contact_sheet", lambda out, clips, path: path)
     for name in results:
