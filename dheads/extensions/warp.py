@@ -2,7 +2,8 @@
 
 A similarity moves the photo as the head moves, rigidly; the network sees the result, and adds a flow, for what turns
 and bends. Of every pixel it says how much is its own, how much the photo in place (the background), and how much the
-photo moved; around the mouth, whose mask moves with the head, there is no photo in place.
+photo moved; around the mouth, whose mask moves with the head, all is its own: with shares of the photo moved there,
+mouths on photos opened by a third less.
 Every frame is sampled from the photo, so nothing accumulates over a video.
 Why: pixels copied from the same place keep a head from moving, and pixels drawn anew are soft.
 Off: extensions.warp.flow = false.
@@ -62,13 +63,11 @@ def flowing(grid: Tensor, flow: Tensor) -> Tensor:
 def shares(gates: Tensor, mask: Tensor) -> Tensor:
     """How much of each pixel is the network's own, the photo in place and the photo moved, (B, 3, H, W).
 
-    gates (B, 2, H, W): logits of the latter two; mask (B, 1, H, W): around the mouth nothing is the photo in place.
+    gates (B, 2, H, W): logits of the latter two; mask (B, 1, H, W): around the mouth all is its own.
     """
-    own = torch.zeros_like(gates[:, :1])
-    outside = F.softmax(torch.cat([own, gates], 1), 1)
-    moved = torch.sigmoid(gates[:, 1:])
-    around_mouth = torch.cat([1 - moved, own, moved], 1)
-    return torch.lerp(outside, around_mouth, mask)
+    outside = F.softmax(F.pad(gates, (0, 0, 0, 0, 1, 0)), dim=1)
+    own = outside.new_tensor([1.0, 0.0, 0.0])[:, None, None]
+    return torch.lerp(outside, own.expand_as(outside), mask)
 
 
 def blended(x_0: Tensor, photo: Tensor, moved: Tensor, share: Tensor) -> Tensor:
