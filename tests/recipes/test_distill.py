@@ -24,7 +24,7 @@ TINY = preset("tiny")
 def distill(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = program("recipes/distill.py")
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # takes minutes
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda _: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _, **__: None)
     return module
 
 
