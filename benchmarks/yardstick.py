@@ -40,6 +40,7 @@ from dheads.evaluation.measures import slope
 from dheads.evaluation.remake import chosen_clips, raw_videos
 from dheads.evaluation.scoring import mean_values
 from dheads.extensions.lips import LipPredictor, centred
+from dheads.extensions.pose import reframed, relative
 from dheads.faces.alignment import mouth_opening
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
@@ -194,11 +195,11 @@ def read_takes(
     sources = raw_videos(clips, raw)
     for clip in clips:
         label, truth = dataset.labels(clip), dataset.frames(clip)[:frames]
-        moves = "pose" in config.extensions.codes
+        moves = config.extensions.warp.flow
         takes.append(
             Take(
                 clip,
-                dataset.photo(clip) if moves else truth[0],
+                dataset.photo(clip, config),
                 truth,
                 label["speech"][:frames],
                 centred(label["lips"])[:frames],
@@ -212,8 +213,6 @@ def read_takes(
 
 def true_poses(poses: Tensor) -> Tensor:
     """Poses (F, 6) in the crops of a clip -> relative to its first frame's, in the crop that shows it as a photo."""
-    from dheads.extensions.pose import reframed, relative
-
     return reframed(relative(poses, poses[:1]), poses[:1], torch.tensor(False))
 
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from dheads.config import FPS, AlignmentConfig, Config
+from dheads.config import FPS, AlignmentConfig, Config, from_dict
 from dheads.dataset.manifest import Clip, clip_path, read_clips
 from dheads.errors import DheadsError
 from dheads.extensions.codes import CODES, Code
@@ -60,7 +60,7 @@ class Dataset:
         self.info = _read_info(self.root / "dataset.toml")
         self.clips = read_clips(self.root)
         self.size: int = self.info["size"]  # px, of a side of the pictures
-        self.alignment = AlignmentConfig(**self.info["alignment"])
+        self.alignment = _alignment(self.root / "dataset.toml", self.info.get("alignment"))
         self._keep = self.bytes_of(self.clips) <= _KEPT_BYTES
         self._frames: dict[str, np.ndarray] = {}
         self._labels: dict[str, dict[str, Tensor]] = {}
@@ -114,12 +114,15 @@ class Dataset:
             return self.frames(clip)[list(indices)]
         return self.read(clip, indices)
 
-    def photo(self, clip: Clip) -> np.ndarray:
-        """The first picture of a clip, (H, W, 3) uint8, framed as a photo is: its own face where the mean face is.
+    def photo(self, clip: Clip, config: Config) -> np.ndarray:
+        """The first picture of a clip, (H, W, 3) uint8, as the photo that weights of that configuration start from.
 
-        Within a clip frames may have one transform, so that heads move (alignment.smooth_frames).
+        Where heads move within the crop, it is framed as a photo is: its own face where the mean face is.
         """
-        picture, landmarks = self.pictures(clip, [0])[0], self.labels(clip)["landmarks"][:1].numpy()
+        picture = self.pictures(clip, [0])[0]
+        if not config.extensions.warp.flow:
+            return picture
+        landmarks = self.labels(clip)["landmarks"][:1].numpy()
         return framed(picture, align_transforms(landmarks, self.alignment, self.size)[0], self.size)
 
     def lip_clips(self, split: str) -> list[LipClip]:
@@ -187,6 +190,13 @@ def _read_info(path: Path) -> dict[str, Any]:
     if type(info.get("size")) is not int or info["size"] < 1:
         raise DheadsError(f"{path}: size {info.get('size')!r} is no number of pixels; prepare the data again")
     return info
+
+
+def _alignment(path: Path, table: object) -> AlignmentConfig:
+    try:
+        return from_dict({"alignment": table}).alignment
+    except DheadsError as error:
+        raise DheadsError(f"{path}: {error}; prepare the data again") from error
 
 
 def _read_pictures(path: Path, frames: int, size: int, indices: Sequence[int], scaler: VideoReformatter) -> np.ndarray:

@@ -99,9 +99,7 @@ def remake(
     def videos() -> Iterator[VideoSpec]:
         for clip in todo:
             try:
-                moves = engine.config.extensions.warp.flow
-                photo = dataset.photo(clip) if moves else dataset.pictures(clip, [0])[0]
-                video = VideoSpec(photo, speech(clip), seed)
+                video = VideoSpec(dataset.photo(clip, engine.config), speech(clip), seed)
             except DheadsError as error:
                 failed.append((clip.clip, str(error)))
                 continue

@@ -26,13 +26,18 @@ def uses_mouth_mask(config: Config) -> bool:
 def mouth_mask(alignment: AlignmentConfig, size: int, device: torch.device) -> Tensor:
     """(1, 1, H, W) in [0, 1]: `mouth_ellipse` in a crop of `size` px."""
     with torch.inference_mode(False):  # the kept tensor is also used where gradients are computed
-        pixels = (2 * torch.arange(size) + 1) / size - 1
-        x, y = torch.meshgrid(pixels, pixels, indexing="xy")
-        return mouth_ellipse(alignment, x, y)[None, None].to(device)
+        return mouth_ellipse(alignment, pixel_grid(size, device))[None, None]
 
 
-def mouth_ellipse(alignment: AlignmentConfig, x: Tensor, y: Tensor) -> Tensor:
-    """In [0, 1], at points from -1 to 1 across the crop: an ellipse around the mean face's mouth and chin."""
+def pixel_grid(size: int, device: torch.device) -> Tensor:
+    """The centres of all pixels, (H, W, 2) as x and y from -1 to 1."""
+    pixels = (2 * torch.arange(size, device=device) + 1) / size - 1
+    return torch.stack(torch.meshgrid(pixels, pixels, indexing="xy"), -1)
+
+
+def mouth_ellipse(alignment: AlignmentConfig, points: Tensor) -> Tensor:
+    """In [0, 1] at points (..., 2) from -1 to 1 across the crop: an ellipse around the mean face's mouth and chin."""
+    x, y = points.unbind(-1)
     d = 2 * alignment.eye_distance
     centre_y, radius_x, radius_y, edge = 2 * alignment.eye_y - 1 + 1.28 * d, 0.72 * d, 0.60 * d, 0.2
     radius = torch.hypot(x / radius_x, (y - centre_y) / radius_y)  # 1 on the ellipse

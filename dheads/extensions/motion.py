@@ -19,7 +19,7 @@ from dheads.conditioning import Condition, Cues
 from dheads.config import Config
 from dheads.extensions.copying import mouth_mask
 from dheads.extensions.pose import PoseCode
-from dheads.extensions.warp import MovedPhoto, moved_photo
+from dheads.extensions.warp import MovedPhoto, moved_grid, moved_photo, sampled
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def anchored(config: Config, frames: Tensor, identity: Tensor, pose: Tensor | No
     share = config.extensions.motion.anchor
     if share == 0:
         return frames
-    photo = identity if pose is None else moved_photo(config, identity, pose).picture
+    photo = identity if pose is None else sampled(identity, moved_grid(identity, pose))
     return torch.lerp(frames, photo, share)
 
 

@@ -30,10 +30,8 @@ from dheads.model import Layer, Output, ResBlock, UNet, mlp, timestep_embedding,
 class ExtendedOutput(Output):
     """The raw output with what extensions predict."""
 
-    gates: Tensor | None = (
-        None  # (B, 2, H, W) logits of copying: of the last motion frame and the identity (copying.py),
-    )
-    # or of the photo in place and moved (warp.py)
+    # (B, 2, H, W) logits of copying the last motion frame and the identity, or the photo in place and moved (warp.py)
+    gates: Tensor | None = None
     keep: Tensor | None = None  # (B, 1, H, W) logits of keeping the detail of x_t
     flow: Tensor | None = None  # (B, 2, h, w) px, where the photo moves beyond its pose
 
@@ -43,10 +41,8 @@ class ExtendedUNet(UNet):
 
     def __init__(self, config: Config) -> None:
         net, patches = config.network, config.extensions.patches
-        has_gates, has_flow = (
-            config.extensions.copying.gates or config.extensions.warp.flow,
-            config.extensions.warp.flow,
-        )
+        has_flow = config.extensions.warp.flow
+        has_gates = config.extensions.copying.gates or has_flow
         splits = [3, 3 if net.learned_variance else 0, 2 if has_gates else 0]
         inputs, area = input_channels(config) + (3 if has_flow else 0), patches.size**2
         self.codes: list[Code] = codes_of(config)

@@ -27,9 +27,9 @@ def relative(pose: Tensor, photo: Tensor) -> Tensor:
 
 
 def reframed(pose: Tensor, frame: Tensor, mirrored: Tensor) -> Tensor:
-    """Relative poses (..., 6) of pictures that are framed anew.
+    """Relative poses (..., 6) of pictures -> the same in another frame of these pictures.
 
-    frame (..., 6): similarities from the new frame, mirrored before where `mirrored` (...) is true, to the old one.
+    frame (..., 6): the similarity from the other frame to this one, after a reflection of x where `mirrored` (...).
     """
     # A^-1 T A z = a z + (a d + b - d) / c with T z = a z + b, A z = c z + d; between reflections conj(a) and -conj(b)
     turn, c, d = _factor(pose), _factor(frame), _shift(frame)

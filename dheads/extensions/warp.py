@@ -5,7 +5,7 @@ and bends. Of every pixel it says how much is its own, how much the photo in pla
 photo moved; around the mouth, whose mask moves with the head, all is its own: with shares of the photo moved there,
 mouths on photos opened by a third less.
 Every frame is sampled from the photo, so nothing accumulates over a video.
-Why: pixels copied from the same place keep a head from moving, and pixels drawn anew are soft.
+Why: pixels copied from the same place keep a head from moving, and a face that the network draws whole is soft.
 Off: extensions.warp.flow = false.
 """
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dheads.config import Config
-from dheads.extensions.copying import mouth_ellipse
+from dheads.extensions.copying import mouth_ellipse, pixel_grid
 from dheads.extensions.pose import undone
 
 
@@ -38,14 +38,13 @@ class MovedPhoto:
 
 def moved_photo(config: Config, photo: Tensor, pose: Tensor) -> MovedPhoto:
     """The photo (B, 3, H, W) moved by the pose (B, 6)."""
-    grid = undone(pose[:, None, None], pixel_grid(photo.shape[-1], photo.device))
-    return MovedPhoto(grid, sampled(photo, grid), mouth_ellipse(config.alignment, *grid.unbind(-1))[:, None])
+    grid = moved_grid(photo, pose)
+    return MovedPhoto(grid, sampled(photo, grid), mouth_ellipse(config.alignment, grid)[:, None])
 
 
-def pixel_grid(size: int, device: torch.device) -> Tensor:
-    """The centres of all pixels, (H, W, 2) as x and y from -1 to 1."""
-    pixels = (2 * torch.arange(size, device=device) + 1) / size - 1
-    return torch.stack(torch.meshgrid(pixels, pixels, indexing="xy"), -1)
+def moved_grid(photo: Tensor, pose: Tensor) -> Tensor:
+    """Where each pixel of the photo (B, 3, H, W) moved by the pose (B, 6) comes from, (B, H, W, 2)."""
+    return undone(pose[:, None, None], pixel_grid(photo.shape[-1], photo.device))
 
 
 def sampled(picture: Tensor, grid: Tensor, mode: str = "bicubic") -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures framed anew in training: mirrored, turned, scaled, shifted and bent, with all that is measured in them.
+"""The frame of pictures in training: mirrored, turned, scaled, shifted and bent, with all that is measured in them.
 
 Coordinates run from -1 to 1 across a picture, about its centre.
 """

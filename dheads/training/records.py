@@ -123,8 +123,7 @@ class Records:
                 folder.mkdir(exist_ok=True)
                 truth = self._dataset.frames(clip)[:_SAMPLE_FRAMES]
                 speech = self._dataset.labels(clip)["speech"][: len(truth)]
-                photo = self._dataset.photo(clip) if config.extensions.warp.flow else truth[0]
-                generated = generate(Engine(self._state.ema), photo, speech)
+                generated = generate(Engine(self._state.ema), self._dataset.photo(clip, config), speech)
                 pairs = (np.concatenate(pair, axis=1) for pair in zip(generated, truth, strict=True))
                 waveform = load_waveform(clip_path(self._dataset.root, clip.clip, "mp4"))
                 sound = wav_file(waveform[: len(truth) * SAMPLES_PER_FRAME])

@@ -25,6 +25,8 @@ _START = (
     "conditioning.",
     "alignment.",
     "extensions.patches.",
+    "extensions.copying.",
+    "extensions.warp.flow",
     "extensions.motion.noise",
     "extensions.motion.hide_mouth",
     *(f"extensions.codes.{name}.context" for name, code in CODES.items() if not code.begins_at_zero),
@@ -36,6 +38,8 @@ _START_FREE = (
     "conditioning.identity_frame",
     "alignment.smooth_frames",
 )
+# Weights with copy gates can be trained on to move the photo, whose gates are as many.
+_START_WARP = ("extensions.copying.gates", "extensions.warp.flow")
 # Raised for a damaged file.
 _DAMAGE = (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError)
 _CALM_STEPS = 100  # at the start of a run, where gradients have no usual size, so that none counts as exploding
@@ -224,8 +228,10 @@ def check_start(ours: Config, theirs: Config, name: str) -> None:
 
     name: of the weights, for the message.
     """
+    moves_photo = ours.extensions.warp.flow and theirs.extensions.copying.gates
+    free = (*_START_FREE, *(_START_WARP if moves_photo else ()))
     for key, (value, other) in differences(ours, theirs).items():
-        if key.startswith(_START) and key not in _START_FREE:
+        if key.startswith(_START) and key not in free:
             raise DheadsError(
                 f"{name}: was trained with {key} = {other!r}, but the configuration has {value!r}; choose the preset "
                 f"it was trained with, or set {key}"

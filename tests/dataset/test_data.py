@@ -195,6 +195,9 @@ def test_a_dataset_made_for_another_network_is_refused(dataset: Dataset) -> None
         (b"format = 2\n", "size None is no number of pixels; prepare the data again"),
         (b"format = 2\nsize = true\n", "size True is no number of pixels"),
         (b"format = 2\nsize = -32\n", "size -32 is no number of pixels"),
+        (b"format = 2\nsize = 32\n", "alignment must be a table, not None; prepare the data again"),
+        (b"format = 2\nsize = 32\n[alignment]\nodd = 1\n", r"dataset\.toml: .*unknown key alignment\.odd"),
+        (b"format = 2\nsize = 32\n[alignment]\neye_distance = 0\n", r"dataset\.toml: .*alignment\.eye_distance"),
     ],
 )
 def test_a_damaged_description_is_refused(copy: Path, content: bytes, reason: str) -> None:

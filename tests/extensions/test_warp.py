@@ -10,12 +10,12 @@ from dheads.conditioning import Cues
 from dheads.config import Config, override, preset
 from dheads.denoiser import training_schedule
 from dheads.errors import DheadsError
-from dheads.extensions.copying import mouth_mask
+from dheads.extensions.copying import mouth_mask, pixel_grid
 from dheads.extensions.head_motion import HeadMotion
 from dheads.extensions.motion import anchored, condition_with
 from dheads.extensions.network import ExtendedOutput, ExtendedUNet
 from dheads.extensions.pose import composed, done, reframed, relative, undone
-from dheads.extensions.warp import blended, flowing, landmark_error, moved_photo, pixel_grid, sampled, shares
+from dheads.extensions.warp import blended, flowing, landmark_error, moved_photo, sampled, shares
 
 SIZE = 32
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Pictures framed anew, with their boxes, points and poses."""
+"""Pictures in another frame, with their boxes, points and poses."""
 
 from __future__ import annotations
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from dheads.config import Config, override, preset, to_toml
 from dheads.dataset.dataset import Dataset, dataset_info
 from dheads.dataset.manifest import Clip, write_clips
+from dheads.extensions.copying import pixel_grid
 from dheads.extensions.pose import done, undone
-from dheads.extensions.warp import landmark_error, moved_photo, pixel_grid, sampled
+from dheads.extensions.warp import landmark_error, moved_photo, sampled
 from dheads.faces.alignment import mean_face
 from dheads.media.pixels import to_uint8
 from dheads.media.writing import write_clip

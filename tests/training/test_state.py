@@ -441,3 +441,14 @@ def test_training_cannot_start_from_weights_of_another_network() -> None:
 def test_training_can_start_from_weights_of_another_training() -> None:
     changes = {"optimisation": {"learning_rate": 1.0}, "sampling": {"steps": 1}, "network": {"dropout": 0.5}}
     check_start(override(TINY, changes, {"name": "mine"}), TINY, "w")
+
+
+def test_what_gates_mean_may_change_in_one_direction_only() -> None:
+    """Weights with copy gates can be trained on to move the photo; others lack gates, or have one input too many."""
+    warp = {"copying": {"gates": False}, "warp": {"flow": True}, "codes": {"pose": {"context": 0}}}
+    moving, plain = (override(TINY, {"extensions": change}) for change in (warp, {"copying": {"gates": False}}))
+    check_start(moving, TINY, "w")
+    check_start(override(moving, {"extensions": {"codes": {"pose": {"noise": 0.1}}}}), moving, "w")
+    for ours, theirs in ((plain, TINY), (TINY, plain), (moving, plain), (TINY, moving), (plain, moving)):
+        with pytest.raises(DheadsError, match=r"w: was trained with extensions\.(copying\.gates|warp\.flow)"):
+            check_start(ours, theirs, "w")
