@@ -64,9 +64,8 @@ def shares(gates: Tensor, mask: Tensor) -> Tensor:
 
     gates (B, 2, H, W): logits of the latter two; mask (B, 1, H, W): around the mouth all is its own.
     """
-    outside = F.softmax(F.pad(gates, (0, 0, 0, 0, 1, 0)), dim=1)
-    own = outside.new_tensor([1.0, 0.0, 0.0])[:, None, None]
-    return torch.lerp(outside, own.expand_as(outside), mask)
+    outside = F.softmax(F.pad(gates, (0, 0, 0, 0, 1, 0)), dim=1) * (1 - mask)
+    return torch.cat([outside[:, :1] + mask, outside[:, 1:]], 1)
 
 
 def blended(x_0: Tensor, photo: Tensor, moved: Tensor, share: Tensor) -> Tensor:

@@ -137,33 +137,36 @@ class Batches:
 
     def assemble(self, chosen: Chosen) -> Batch:
         """The second half of `batch`, which runs on the device that holds the clips."""
-        examples, source, config = chosen.examples, self._source, self._config
-        frames = to_unit(source.gathered(PICTURES, torch.stack([example.pictures for example in examples])))
-        boxes = torch.stack([example.boxes for example in examples])  # (B, 1 + codes, 4)
+        examples, device, config = chosen.examples, self._source.device, self._config
+        pictures = torch.stack([example.pictures for example in examples])
+        frames = to_unit(self._source.gathered(PICTURES, pictures))
+        boxes = torch.stack([example.boxes for example in examples]).to(device)  # (B, 1 + codes, 4)
         cues = self._cues(examples)  # (B, 1 or M + 1, ...)
         seed = int(self._rng(_AUGMENT, chosen.step * self._parts + chosen.part).integers(2**62))
         generator, size = torch.Generator().manual_seed(seed), frames.shape[-1]
         augments, moves = config.extensions.examples.augment, config.extensions.warp.flow
-        geometry = Geometry.random(len(frames), size, generator) if augments else Geometry.none(len(frames))
+        geometry = Geometry.none(len(frames), device)
+        if augments:
+            geometry = Geometry.random(len(frames), size, generator, device)
         pose = points = None
         if moves:
-            pose = torch.stack([example.poses for example in examples])  # (B, 2 + M, 6)
+            pose = torch.stack([example.poses for example in examples]).to(device)  # (B, 2 + M, 6)
             geometry = geometry.about(pose[:, 1])  # the identity is framed as a photo
-            points = (2 * torch.stack([example.landmarks for example in examples]) + 1) / size - 1  # (B, 2, 68, 2)
+            landmarks = torch.stack([example.landmarks for example in examples]).to(device)
+            points = (2 * landmarks + 1) / size - 1  # (B, 2, 68, 2)
             points = geometry.points(points.flatten(1, 2)).view_as(points)
-            cues = self._framed(cues, geometry, pose[:, 1])
-            pose = geometry.poses(relative(pose, pose[:, 1:2])).to(source.device)
+            cues = _framed(cues, geometry, pose[:, 1])
+            pose = geometry.poses(relative(pose, pose[:, 1:2]))
         if augments or moves:
-            boxes, frames = geometry.boxes(boxes, size), geometry.to(frames.device).pictures(frames)
+            boxes, frames = geometry.boxes(boxes, size), geometry.pictures(frames)
         if augments:
             frames = altered(frames, generator)
         count = config.conditioning.motion_frames
         motion_frames = self._anchored(frames, pose)
-        boxes = boxes.to(source.device)
         index = torch.tensor([number for number, example in enumerate(examples) if example.has_rollout])
         lead = None
         if len(index):
-            index = index.to(source.device)
+            index = index.to(device)
             lead = Lead(index, motion_frames[index, count:], cues[index].map(lambda windows: windows[:, :-1]))
         return Batch(
             target=frames[:, 0],
@@ -176,12 +179,6 @@ class Batches:
             points=points,
             lead=lead,
         )
-
-    def _framed(self, cues: Cues, geometry: Geometry, identity: Tensor) -> Cues:
-        """Cues (B, n, ...) with their pose relative to the identity's, (B, 6), in the new frame."""
-        device = cues.audio_window.device
-        pose = relative(cues.codes[PoseCode.name], identity.to(device)[:, None, None])
-        return Cues(cues.audio_window, {**cues.codes, PoseCode.name: geometry.to(device).poses(pose)})
 
     def _anchored(self, frames: Tensor, pose: Tensor | None) -> Tensor:
         """The motion frames among the pictures (B, N, 3, H, W) of poses (B, N, 6), as sampling has them."""
@@ -334,6 +331,12 @@ class Batches:
         except DheadsError as error:
             self._note_failure(other, error)
             return None
+
+
+def _framed(cues: Cues, geometry: Geometry, identity: Tensor) -> Cues:
+    """Cues (B, n, ...) with their pose relative to the identity's, (B, 6), in the new frame."""
+    pose = relative(cues.codes[PoseCode.name], identity[:, None, None])
+    return Cues(cues.audio_window, {**cues.codes, PoseCode.name: geometry.poses(pose)})
 
 
 def seeded(*numbers: int) -> torch.Generator:

@@ -25,29 +25,30 @@ class Geometry:
     bend: Tensor | None = None  # (B, 2, H, W)
 
     @staticmethod
-    def none(batch: int) -> Geometry:
+    def none(batch: int, device: torch.device | str = "cpu") -> Geometry:
         """Leaves pictures as they are."""
-        return Geometry(torch.zeros(batch, 6), torch.zeros(batch, dtype=torch.bool))
+        return Geometry(torch.zeros(batch, 6, device=device), torch.zeros(batch, dtype=torch.bool, device=device))
 
     @staticmethod
-    def random(batch: int, size: int, generator: torch.Generator) -> Geometry:
-        """Mirrors, rotates by some degrees, scales, shifts, and bends smoothly, as if to another face's proportions."""
+    def random(
+        batch: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu"
+    ) -> Geometry:
+        """Mirrors, rotates by some degrees, scales, shifts, and bends smoothly, as if to another face's proportions.
+
+        generator: on the CPU, so that the numbers do not depend on the device.
+        """
         angle = normal((batch,), math.radians(3), generator)
         zoom = normal((batch,), 0.04, generator)
         mirrored = chance(batch, 0.5, generator)
         shift = normal((batch, 2), 0.025, generator)
-        bend = normal((batch, 2, 4, 4), 0.025, generator)
+        bend = normal((batch, 2, 4, 4), 0.025, generator).to(device)
         bend = F.interpolate(bend, (size, size), mode="bicubic", align_corners=True)
         frame = torch.stack([-zoom, angle, shift[:, 0], shift[:, 1], torch.zeros(batch), torch.zeros(batch)], 1)
-        return Geometry(frame, mirrored, bend)
+        return Geometry(frame.to(device), mirrored.to(device), bend)
 
     def about(self, pose: Tensor) -> Geometry:
         """The same after pictures are framed so that a head of that pose (B, 6) is where the mean face is."""
         return replace(self, frame=composed(pose, self.frame))
-
-    def to(self, device: torch.device) -> Geometry:
-        bend = None if self.bend is None else self.bend.to(device)
-        return Geometry(self.frame.to(device), self.mirrored.to(device), bend)
 
     def pictures(self, frames: Tensor) -> Tensor:
         """Frames (B, N, 3, H, W), the N of an example alike."""

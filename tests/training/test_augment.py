@@ -17,9 +17,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def augment(frames: Tensor, box: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Frames and boxes changed in every way."""
-    geometry = Geometry.random(len(frames), frames.shape[-1], generator)
-    changed = geometry.to(frames.device).pictures(frames)
-    return altered(changed, generator), geometry.boxes(box, frames.shape[-1])
+    geometry = Geometry.random(len(frames), frames.shape[-1], generator, frames.device)
+    return altered(geometry.pictures(frames), generator), geometry.boxes(box.to(frames.device), frames.shape[-1])
 
 
 def boxes(count: int, x0: int, y0: int, x1: int, y1: int) -> Tensor:
