@@ -22,7 +22,7 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from dheads.config import override
+from dheads.config import Config, override
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import SOLVERS, Denoised, respaced
@@ -40,8 +40,6 @@ from dheads.training.state import update_ema
 from dheads.weights.checkpoints import build_model, load, save_checkpoint
 
 WARMUP = 50  # steps of the optimiser
-# The student's numbers of steps, chosen at random. With a number that was not trained, frames come out far too sharp.
-STEPS = (2, 2, 2, 2, 2, 2, 3, 4, 6, 12)
 FRAMES = (20, 80)  # of a video, at least and at most
 
 
@@ -51,6 +49,8 @@ def main(
     weights: Annotated[str, typer.Option(help="The teacher: a name, or a checkpoint.")] = "small",
     steps: Annotated[int, typer.Option(help="Sampling steps a frame, stored in the checkpoint.")] = 3,
     teacher_steps: Annotated[int, typer.Option(help="The teacher's steps a frame.")] = 12,
+    guidance: Annotated[float, typer.Option(help="By sound, of the teacher; the student has it for nothing.")] = 1.0,
+    start: Annotated[str | None, typer.Option(help="The student's first weights; None: the teacher's.")] = None,
     batches: Annotated[int, typer.Option(help="Training steps, one a batch of frames.")] = 1500,
     batch_size: Annotated[int, typer.Option(help="Videos generated at once.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Largest learning rate.")] = 2e-4,
@@ -59,9 +59,11 @@ def main(
 ) -> None:
     """Distil weights to fewer steps."""
     torch.manual_seed(0)
-    checkpoint = load(weights)
-    unet = build_model(checkpoint, resolve_device(device))
-    pair = Pair(unet, teacher_steps, batches, learning_rate, ema_decay)
+    checkpoint, place = load(weights), resolve_device(device)
+    teaching = {"sampling": {"steps": teacher_steps}, "extensions": {"sound": {"guidance": guidance}}}
+    student = build_model(checkpoint if start is None else load(start), place)
+    teacher, sampled = build_model(checkpoint, place), override(checkpoint.config, teaching)
+    pair = Pair(teacher, sampled, student, steps, batches, learning_rate, ema_decay)
     dataset = Dataset(data)
     config = override(checkpoint.config, {"sampling": {"steps": steps}})
 
@@ -117,19 +119,28 @@ class Pair(Engine):
     """The teacher's engine, which trains the student on every batch of frames that it generates."""
 
     def __init__(
-        self, unet: ExtendedUNet, teacher_steps: int, batches: int, learning_rate: float, ema_decay: float
+        self,
+        teacher: ExtendedUNet,
+        config: Config,
+        student: ExtendedUNet,
+        steps: int,
+        batches: int,
+        learning_rate: float,
+        ema_decay: float,
     ) -> None:
-        super().__init__(unet, override(unet.config, {"sampling": {"steps": teacher_steps}}), compiled=True)
-        self.student = copy.deepcopy(unet).requires_grad_(True)  # in eval mode: imitation needs no dropout
-        self.ema = copy.deepcopy(unet)
+        """config: how the teacher samples. steps: of the student."""
+        super().__init__(teacher, config, compiled=True)
+        self.student = student.requires_grad_(True)  # in eval mode: imitation needs no dropout
+        self.ema = copy.deepcopy(student).requires_grad_(False)
         self.updates = 0  # of the student's weights
         self.loss = float("nan")
+        self._steps_mix = mixed_steps(steps)
         self._batches, self._learning_rate, self._ema_decay = batches, learning_rate, ema_decay
         self._optimizer = torch.optim.AdamW(self.student.parameters(), learning_rate, weight_decay=0)
         self.student.compile(options=COMPILE_OPTIONS)
         self._denoiser = Denoiser(self.student, "bf16" if self.dtype == torch.bfloat16 else "fp32")
         self._rng = np.random.default_rng(1)
-        config, self._mask = unet.config, None
+        self._mask = None
         if uses_mouth_mask(config):
             self._mask = mouth_mask(config.alignment, config.network.image_size, self.device)
 
@@ -147,7 +158,7 @@ class Pair(Engine):
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate * min(1, 2 * left) * min(1, (self.updates + 1) / WARMUP)
         condition = self.condition(inputs)
-        own, path = self.student_frame(condition, inputs.noise, int(self._rng.choice(STEPS)))
+        own, path = self.student_frame(condition, inputs.noise, int(self._rng.choice(self._steps_mix)))
         mask = self._mask if condition.photo is None else condition.photo.mask
         early = torch.stack([frame_loss(x_0, target, mask) for x_0 in path])
         loss = frame_loss(own, target, mask) + 0.25 * early.mean()
@@ -176,6 +187,11 @@ class Pair(Engine):
         fresh = iter(added)
         frame = SOLVERS[self.sampling.solver](denoise, schedule, x_T, lambda: next(fresh))
         return frame, predictions[:-1]
+
+
+def mixed_steps(steps: int) -> tuple[int, ...]:
+    """Numbers of steps to train, one is chosen at random: with one that was not, frames come out far too sharp."""
+    return (steps,) * 5 + (max(2, steps - 1),) * 2 + (steps + 1, 2 * steps)
 
 
 def frame_loss(own: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:

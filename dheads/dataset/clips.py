@@ -19,10 +19,10 @@ from dheads.dataset.dataset import Dataset, box_label, code_label
 from dheads.dataset.manifest import Clip
 from dheads.errors import DheadsError
 from dheads.extensions.codes import CODES
+from dheads.extensions.head_motion import FURTHEST
 from dheads.system.prefetch import prefetch
 
 PICTURES, SPEECH = "pictures", "speech"  # kinds of values; further ones are the names of codes
-_FRAMED = 0.25  # scale, roll, x and y of a head pose at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +176,7 @@ def _facts(clip: Clip, labels: dict[str, Tensor], speech_dim: int) -> Facts:
 
 def _framed(pose: Tensor) -> list[int]:
     """The frames of poses (F, 6) with the head near the middle of the crop; all where there are fewer than two."""
-    near = (pose[:, :4].abs() <= _FRAMED).all(1).nonzero()[:, 0].tolist()
+    near = (pose[:, :4].abs() <= FURTHEST).all(1).nonzero()[:, 0].tolist()
     return near if len(near) > 1 else list(range(len(pose)))
 
 

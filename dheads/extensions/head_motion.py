@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from dheads.conditioning import window
 
 DIMS = 6
+FURTHEST = 0.25  # scale, roll, x and y at most; networks are not trained on heads further from the middle of the crop
 _CAPACITY = 12_000  # frames of the bank, 8 minutes
 _LEAST, _MOST = 40, 90  # frames of the bank that a piece has
 _CLIP = _LEAST + 3  # frames of the shortest clip: a piece has neighbours on either side
@@ -70,7 +71,7 @@ class HeadMotion(nn.Module):
         self.register_buffer("poses", torch.zeros(_CAPACITY, DIMS))  # of one clip after the other
         self.register_buffer("lengths", torch.zeros(_CAPACITY // _CLIP))  # frames of each clip
         self.register_buffer("chances", torch.zeros(_CAPACITY // _CLIP))  # of each frame of a clip, logarithms
-        self.register_buffer("spread", torch.ones(DIMS))  # standard deviation in a clip, the mean of people
+        self.register_buffer("spread", torch.ones(DIMS))  # standard deviation in a clip, the median of people
         self.register_buffer("mean", torch.zeros(speech_dim))
         self.register_buffer("components", torch.zeros(speech_dim, _COMPONENTS))
         # (features, 7): poses in units of `spread`, and the logarithm of the squared speed
@@ -93,13 +94,14 @@ class HeadMotion(nn.Module):
         clips = [clip for clip in clips if lively[clip.speaker] >= least]
         names = _spread_out(sorted({clip.speaker for clip in clips}), _CAPACITY // _PERSON)
         clips = [clip for clip in clips if clip.speaker in names]
-        self.spread.copy_(torch.stack([ranges[name] for name in names]).mean(0))
+        # The median: a few people who walk about would make the others restless.
+        self.spread.copy_(torch.stack([ranges[name] for name in names]).median(0).values)
         self._fit_components(clips)
         self._fit_response(clips, ranges)
         quota = _quota([sum(len(c.poses) for c in clips if c.speaker == name) for name in names])
         pieces: list[tuple[Tensor, float]] = []
         for name in names:
-            # Halfway to the average range: heads differ, but no video turns from a nodding one to a frozen one.
+            # Halfway to the usual range: heads differ, but no video turns from a nodding one to a frozen one.
             gain = ((ranges[name] / self.spread).log().mean() * -0.5).exp()
             own = _longest([self._unheard(clip, gain) for clip in clips if clip.speaker == name], quota)
             pieces += [(poses, -math.log(sum(map(len, own)))) for poses in own]
@@ -194,7 +196,8 @@ class HeadTrack:
         heard = self._motion.heard(near, torch.tensor([row - begin]))[0]
         followed = _eased(torch.tensor(count / _BEGIN)) * heard[:DIMS] * self._motion.spread
         # Speed is the root of the squared speed that is heard.
-        return self._scale * (self._player.next((0.5 * heard[DIMS]).exp().clamp(*_RATES).item()) + followed)
+        played = self._player.next((0.5 * heard[DIMS]).exp().clamp(*_RATES).item())
+        return bounded(self._scale * (played + followed))
 
 
 class _Player:
@@ -257,6 +260,12 @@ class _Player:
         u = min(1.0, (self._row - self._first) / _FADE)
         pose, slope = 1 - u**3 * (10 - 15 * u + 6 * u * u), u - u**3 * (6 - 8 * u + 3 * u * u)
         return pose * self._apart[0] + slope * _FADE * self._apart[1]
+
+
+def bounded(poses: Tensor) -> Tensor:
+    """Poses (..., 6) whose scale, roll, x and y come no further than FURTHEST; small ones hardly change."""
+    # p' = L tanh(p / L)
+    return torch.cat([FURTHEST * torch.tanh(poses[..., :4] / FURTHEST), poses[..., 4:]], -1)
 
 
 def _centred(clip: MotionClip) -> MotionClip:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dheads.config import FPS, AudioCodec, Config, override
 from dheads.errors import DheadsError
 from dheads.extensions.codes import Track
+from dheads.extensions.head_motion import bounded
 from dheads.extensions.pose import PoseCode
 from dheads.faces.alignment import framed
 from dheads.faces.detection import LandmarkBackend
@@ -223,7 +224,7 @@ class Talker:
         if job.motion_from is None:
             return {PoseCode.name: head.track(job.seed, scale)}
         measured = motion_of(job.motion_from, self.config, self.backend, frames)
-        measured[PoseCode.name] *= scale
+        measured[PoseCode.name] = bounded(scale * measured[PoseCode.name])
         codes = [code for code in self.unet.codes if code.name in measured]
         return {code.name: Repeated(code.normalised(measured[code.name], self.unet.fitted(code))) for code in codes}
 

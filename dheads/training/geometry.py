@@ -30,9 +30,7 @@ class Geometry:
         return Geometry(torch.zeros(batch, 6, device=device), torch.zeros(batch, dtype=torch.bool, device=device))
 
     @staticmethod
-    def random(
-        batch: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu"
-    ) -> Geometry:
+    def random(batch: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Geometry:
         """Mirrors, rotates by some degrees, scales, shifts, and bends smoothly, as if to another face's proportions.
 
         generator: on the CPU, so that the numbers do not depend on the device.

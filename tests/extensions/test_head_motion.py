@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dheads.config import override, preset
-from dheads.extensions.head_motion import HeadMotion, MotionClip
+from dheads.extensions.head_motion import FURTHEST, HeadMotion, MotionClip, bounded
 from dheads.extensions.network import ExtendedUNet
 from dheads.extensions.pose import PoseCode
 from dheads.sampling.lockstep import _SpeechWindow
@@ -76,11 +76,23 @@ def test_it_goes_as_far_as_the_clips_and_comes_back(motion: HeadMotion) -> None:
     torch.testing.assert_close(steps.std(0) / true.std(0), torch.ones(6), rtol=0, atol=0.4)
 
 
+def unbounded(poses: Tensor) -> Tensor:
+    """The inverse of `bounded`."""
+    return torch.cat([FURTHEST * torch.atanh(poses[:, :4] / FURTHEST), poses[:, 4:]], 1)
+
+
 def test_the_scale_multiplies_it(motion: HeadMotion) -> None:
     sound = speech(60, 0)
-    usual = poses(motion, 3, sound)
-    torch.testing.assert_close(poses(motion, 3, sound, 1.5), 1.5 * usual)
+    usual = unbounded(poses(motion, 3, sound))
+    torch.testing.assert_close(unbounded(poses(motion, 3, sound, 1.5)), 1.5 * usual)
     assert (poses(motion, 3, sound, 0) == 0).all()
+
+
+def test_heads_stay_where_networks_are_trained(motion: HeadMotion) -> None:
+    wild = poses(motion, 3, speech(400, 0), 20.0)
+    assert 0.2 < wild[:, :4].abs().max() <= FURTHEST
+    small = torch.full((1, 6), 0.02)
+    torch.testing.assert_close(bounded(small), small, rtol=0.003, atol=0)
 
 
 def test_a_seed_means_one_motion_however_the_speech_comes(motion: HeadMotion) -> None:
@@ -115,7 +127,7 @@ def test_nods_follow_the_sound_but_turns_to_a_side_do_not() -> None:
     motion.response[:, 6] = 0  # every piece at its own speed
     nodding = poses(motion, 0, sound)
     motion.response.zero_()
-    added = nodding - poses(motion, 0, sound)
+    added = unbounded(nodding) - unbounded(poses(motion, 0, sound))
     torch.testing.assert_close(added[25:], (heard[:, :6] * motion.spread)[25:], rtol=0, atol=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ from real_data import Prepared
 from test_engine import WARP, inputs, lively
 
 from dheads.config import Config, override, preset
+from dheads.extensions.network import ExtendedUNet
 from dheads.sampling.engine import Engine
 from dheads.weights.checkpoints import load_checkpoint, save_checkpoint
 
@@ -28,10 +30,16 @@ def distill(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+def pair_of(distill: ModuleType, unet: ExtendedUNet, learning_rate: float, guidance: float = 1.0) -> Engine:
+    """A teacher of six steps, and a student of three with the same weights."""
+    config = override(TINY, {"sampling": {"steps": 6}, "extensions": {"sound": {"guidance": guidance}}})
+    return distill.Pair(unet, config, copy.deepcopy(unet), 3, 100, learning_rate, 0.9)
+
+
 def test_the_student_generates_frames_as_the_engine_does(distill: ModuleType) -> None:
     torch.manual_seed(0)
     unet, given = lively(TINY), inputs(TINY, 2)
-    pair = distill.Pair(unet, 6, 100, 1e-3, 0.9)
+    pair = pair_of(distill, unet, 1e-3)
     own, path = pair.student_frame(pair.condition(given), given.noise, 3)
     expected = Engine(unet, override(TINY, {"sampling": {"steps": 3}}), torch.float32).generate(given)
     assert len(path) == 2
@@ -42,7 +50,7 @@ def test_the_student_learns_the_frames_of_the_teacher(distill: ModuleType) -> No
     torch.manual_seed(0)
     unet, given = lively(TINY), inputs(TINY, 2)
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-    pair = distill.Pair(unet, 6, 100, 3e-3, 0.9)
+    pair = pair_of(distill, unet, 3e-3)
     losses = []
     for _ in range(40):
         frames = pair.generate(given)
@@ -52,6 +60,15 @@ def test_the_student_learns_the_frames_of_the_teacher(distill: ModuleType) -> No
     target = Engine.generate(pair, given)
     assert torch.equal(frames[::2], target[::2])  # every other video continues from the student's frame
     assert not torch.equal(frames[1::2], target[1::2])
+
+
+def test_the_teacher_may_be_guided(distill: ModuleType) -> None:
+    torch.manual_seed(0)
+    unet, given = lively(TINY), inputs(TINY, 2)
+    plain, guided = (Engine.generate(pair_of(distill, unet, 1e-3, guidance), given) for guidance in (1.0, 2.0))
+    expected = Engine(unet, override(TINY, {"sampling": {"steps": 6}, "extensions": {"sound": {"guidance": 2.0}}}))
+    assert torch.equal(guided, expected.generate(given))
+    assert not torch.equal(guided, plain)
 
 
 def test_a_sharp_guess_has_a_lower_loss_than_a_blurred_mean(distill: ModuleType) -> None:
