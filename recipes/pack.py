@@ -24,6 +24,7 @@ NAME = "small"
 
 # Keys of extensions that change sampling only, by table.
 SAMPLING = {
+    "warp": ("favour",),
     "motion": ("sampling_noise", "anchor"),
     "noise": ("shared", "outer_shared", "outer_temperature", "pause_shared", "warm_steps"),
     "sound": ("guidance", "room_noise"),

@@ -42,6 +42,8 @@ class WarpConfig:
     """Weight of the difference between the photo moved and the true frame."""
     own_weight: float = bounded(0.01, 0, 1e6)
     """Price of what the network does not take from the photo, outside the mouth region."""
+    favour: float = bounded(0.0, 0, 100)
+    """In sampling, what is added to the logits of the photo's shares, away from mouth and eyes."""
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,21 @@ def mouth_ellipse(alignment: AlignmentConfig, points: Tensor) -> Tensor:
     """In [0, 1] at points (..., 2) from -1 to 1 across the crop: an ellipse around the mean face's mouth and chin."""
     x, y = points.unbind(-1)
     d = 2 * alignment.eye_distance
-    centre_y, radius_x, radius_y, edge = 2 * alignment.eye_y - 1 + 1.28 * d, 0.72 * d, 0.60 * d, 0.2
-    radius = torch.hypot(x / radius_x, (y - centre_y) / radius_y)  # 1 on the ellipse
+    return _ellipse(x, y - (2 * alignment.eye_y - 1 + 1.28 * d), 0.72 * d, 0.60 * d)
+
+
+def eye_ellipses(alignment: AlignmentConfig, points: Tensor) -> Tensor:
+    """As `mouth_ellipse`, around the mean face's eyes with their lids."""
+    x, y = points.unbind(-1)
+    d = 2 * alignment.eye_distance
+    # Both eyes at once, as a face is alike on its two sides
+    return _ellipse(x.abs() - d / 2, y - (2 * alignment.eye_y - 1), 0.36 * d, 0.26 * d)
+
+
+def _ellipse(x: Tensor, y: Tensor, radius_x: float, radius_y: float) -> Tensor:
+    """1 within an ellipse about the origin, 0 outside, with a soft edge."""
+    edge = 0.2
+    radius = torch.hypot(x / radius_x, y / radius_y)  # 1 on the ellipse
     return ((1 + edge / 2 - radius) / edge).clamp(0, 1)
 
 

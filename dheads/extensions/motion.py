@@ -37,15 +37,17 @@ def condition_with(
     cues: Cues,
     level: Tensor | None = None,
     eps: Tensor | None = None,
+    favour: float = 0.0,
 ) -> MotionCondition:
     """The condition of clean frames in [-1, 1]: noise is added to the motion frames, then their mouths are blanked.
 
     identity (B, 3, H, W), motion_frames (B, M, 3, H, W). level (B,): standard deviation of the noise; eps: standard
     normal, like motion_frames. Networks that are given a noise level get 0 where there is none.
+    favour: of the photo where it is moved (warp.py).
     """
     motion, photo = config.extensions.motion, None
     if config.extensions.warp.flow:
-        photo = moved_photo(config, identity, pose_of(config, cues))
+        photo = moved_photo(config, identity, pose_of(config, cues), favour)
     if level is not None and eps is not None:
         motion_frames = motion_frames + level[:, None, None, None, None] * eps
     if motion.hide_mouth:

@@ -174,7 +174,7 @@ class ExtendedUNet(UNet):
             assert isinstance(condition, MotionCondition)
             assert condition.photo is not None
             moved = sampled(condition.identity, flowing(condition.photo.grid, output.flow.float()))
-            share = shares(output.gates.float(), condition.photo.mask)
+            share = shares(output.gates.float(), condition.photo)
             x_0 = blended(x_0, condition.identity, moved, share)
         elif output.gates is not None:
             mask = mouth_mask(self.config.alignment, x_0.shape[-1], x_0.device)

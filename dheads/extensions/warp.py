@@ -3,7 +3,8 @@
 A similarity moves the photo as the head moves, rigidly; the network sees the result, and adds a flow, for what turns
 and bends. Of every pixel it says how much is its own, how much the photo in place (the background), and how much the
 photo moved; around the mouth, whose mask moves with the head, all is its own: with shares of the photo moved there,
-mouths on photos opened by a third less.
+mouths on photos opened by a third less. In sampling the photo's shares are favoured, except around the eyes, which
+blink: what a network draws by itself is softer than the photo, and errors can accumulate in it.
 Every frame is sampled from the photo, so nothing accumulates over a video.
 Why: pixels copied from the same place keep a head from moving, and a face that the network draws whole is soft.
 Off: extensions.warp.flow = false.
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dheads.config import Config
-from dheads.extensions.copying import mouth_ellipse, pixel_grid
+from dheads.extensions.copying import eye_ellipses, mouth_ellipse, pixel_grid
 from dheads.extensions.pose import undone
 
 
@@ -30,16 +31,21 @@ class MovedPhoto:
     grid: Tensor  # (B, H, W, 2) where each pixel comes from in the photo, -1 to 1
     picture: Tensor  # (B, 3, H, W)
     mask: Tensor  # (B, 1, H, W) in [0, 1], 1 around the mouth
+    favour: Tensor  # (B, 1, H, W) added to the logits of the photo's shares
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MovedPhoto:
         """The same with every tensor changed alike."""
-        return MovedPhoto(change(self.grid), change(self.picture), change(self.mask))
+        return MovedPhoto(change(self.grid), change(self.picture), change(self.mask), change(self.favour))
 
 
-def moved_photo(config: Config, photo: Tensor, pose: Tensor) -> MovedPhoto:
-    """The photo (B, 3, H, W) moved by the pose (B, 6)."""
+def moved_photo(config: Config, photo: Tensor, pose: Tensor, favour: float = 0.0) -> MovedPhoto:
+    """The photo (B, 3, H, W) moved by the pose (B, 6); favour: see MovedPhoto, away from the eyes."""
     grid = moved_grid(photo, pose)
-    return MovedPhoto(grid, sampled(photo, grid), mouth_ellipse(config.alignment, grid)[:, None])
+    mouth = mouth_ellipse(config.alignment, grid)[:, None]
+    favoured = torch.zeros_like(mouth)
+    if favour:
+        favoured = favour * (1 - eye_ellipses(config.alignment, grid)[:, None])
+    return MovedPhoto(grid, sampled(photo, grid), mouth, favoured)
 
 
 def moved_grid(photo: Tensor, pose: Tensor) -> Tensor:
@@ -59,13 +65,13 @@ def flowing(grid: Tensor, flow: Tensor) -> Tensor:
     return grid + enlarged.permute(0, 2, 3, 1) * (2 / size)
 
 
-def shares(gates: Tensor, mask: Tensor) -> Tensor:
+def shares(gates: Tensor, photo: MovedPhoto) -> Tensor:
     """How much of each pixel is the network's own, the photo in place and the photo moved, (B, 3, H, W).
 
-    gates (B, 2, H, W): logits of the latter two; mask (B, 1, H, W): around the mouth all is its own.
+    gates (B, 2, H, W): logits of the latter two. Around the mouth all is its own.
     """
-    outside = F.softmax(F.pad(gates, (0, 0, 0, 0, 1, 0)), dim=1) * (1 - mask)
-    return torch.cat([outside[:, :1] + mask, outside[:, 1:]], 1)
+    outside = F.softmax(F.pad(gates + photo.favour, (0, 0, 0, 0, 1, 0)), dim=1) * (1 - photo.mask)
+    return torch.cat([outside[:, :1] + photo.mask, outside[:, 1:]], 1)
 
 
 def blended(x_0: Tensor, photo: Tensor, moved: Tensor, share: Tensor) -> Tensor:

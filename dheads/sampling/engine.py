@@ -143,7 +143,8 @@ class Engine:
         motion, level = self.extensions.motion, None
         if motion.noise:
             level = inputs.identity.new_full((len(inputs.identity),), motion.sampling_noise)
-        return condition_with(self.config, inputs.identity, inputs.motion_frames, inputs.cues, level, inputs.motion_eps)
+        frames, favour = inputs.motion_frames, self.extensions.warp.favour
+        return condition_with(self.config, inputs.identity, frames, inputs.cues, level, inputs.motion_eps, favour)
 
     def _conditioned(self, condition: MotionCondition) -> Denoise:
         guidance = self.extensions.sound.guidance

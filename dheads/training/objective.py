@@ -92,7 +92,7 @@ def _warp_terms(output: Output, condition: MotionCondition, points: Tensor | Non
     assert points is not None
     grid = flowing(condition.photo.grid, output.flow.float())
     moved = sampled(condition.identity, grid, "bilinear")
-    own = shares(output.gates.float(), condition.photo.mask)[:, :1] * (1 - condition.photo.mask)
+    own = shares(output.gates.float(), condition.photo)[:, :1] * (1 - condition.photo.mask)
     return {
         "landmarks": landmark_error(grid, *points.to(grid.device).unbind(1)),
         "moved": (moved - x_0).square().flatten(1).mean(1),

@@ -15,7 +15,7 @@ from dheads.extensions.head_motion import HeadMotion
 from dheads.extensions.motion import anchored, condition_with
 from dheads.extensions.network import ExtendedOutput, ExtendedUNet
 from dheads.extensions.pose import composed, done, reframed, relative, undone
-from dheads.extensions.warp import blended, flowing, landmark_error, moved_photo, sampled, shares
+from dheads.extensions.warp import MovedPhoto, blended, flowing, landmark_error, moved_photo, sampled, shares
 
 SIZE = 32
 CPU = torch.device("cpu")
@@ -124,11 +124,33 @@ def test_the_landmark_error_is_the_mean_squared_distance_in_pixels() -> None:
     assert landmark_error(pixel_grid(SIZE, CPU)[None], points, points) < 1e-6
 
 
+def masked(mask: float, favour: float = 0.0) -> MovedPhoto:
+    """A photo of 4 px with that mask and favour throughout."""
+    one = torch.ones(1, 1, 4, 4)
+    return MovedPhoto(torch.zeros(1, 4, 4, 2), torch.zeros(1, 3, 4, 4), mask * one, favour * one)
+
+
+def test_the_photo_is_favoured_in_sampling_but_around_moved_eyes() -> None:
+    config, pose = config_of(), torch.zeros(1, 6)
+    pose[:, 2] = 2 * 6 / SIZE  # 6 px to the right
+    photo = smooth_picture()
+    assert (moved_photo(config, photo, pose).favour == 0).all(), "as in training"
+    favour = moved_photo(config, photo, pose, favour=2.5).favour[0, 0]
+    eye_y, middle = round(config.alignment.eye_y * SIZE), SIZE // 2 + 6
+    apart = round(config.alignment.eye_distance / 2 * SIZE)
+    assert favour[eye_y, middle - apart] == favour[eye_y, middle + apart] == 0
+    assert favour[eye_y, middle] > 0, "the bridge of the nose"
+    assert (favour[: SIZE // 8] == 2.5).all()
+    assert (favour[-SIZE // 8 :] == 2.5).all()
+
+
 def test_shares_are_a_softmax_and_around_the_mouth_all_is_the_networks_own() -> None:
     gates = torch.tensor([0.7, -0.4])[None, :, None, None].expand(1, 2, 4, 4)
-    outside = shares(gates, torch.zeros(1, 1, 4, 4))
+    outside = shares(gates, masked(0.0))
     torch.testing.assert_close(outside[0, :, 0, 0], torch.tensor([0.0, 0.7, -0.4]).softmax(0))
-    inside = shares(gates, torch.ones(1, 1, 4, 4))[0, :, 0, 0]
+    favoured = shares(gates, masked(0.0, favour=2.5))
+    torch.testing.assert_close(favoured[0, :, 0, 0], torch.tensor([0.0, 3.2, 2.1]).softmax(0))
+    inside = shares(gates, masked(1.0, favour=2.5))[0, :, 0, 0]
     torch.testing.assert_close(inside, torch.tensor([1.0, 0.0, 0.0]))
     parts = [torch.full((1, 3, 4, 4), value) for value in (1.0, 10.0, 100.0)]
     expected = float(torch.tensor([1.0, 10.0, 100.0]) @ outside[0, :, 0, 0])
