@@ -54,8 +54,9 @@ def moved_grid(photo: Tensor, pose: Tensor) -> Tensor:
 
 
 def sampled(picture: Tensor, grid: Tensor, mode: str = "bicubic") -> Tensor:
-    """The picture (B, C, H, W) at the points of a grid (B, H', W', 2); beyond the edge, its edge pixels."""
-    return F.grid_sample(picture, grid, mode=mode, padding_mode="border", align_corners=False)
+    """The picture (B, C, H, W) at the points of a grid (B, H', W', 2); beyond the edge, its mirror image."""
+    # Edge pixels repeated would be streaks of hair above a head that moves down.
+    return F.grid_sample(picture, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
 
 def flowing(grid: Tensor, flow: Tensor) -> Tensor:
