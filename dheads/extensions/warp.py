@@ -80,6 +80,46 @@ def blended(x_0: Tensor, photo: Tensor, moved: Tensor, share: Tensor) -> Tensor:
     return share[:, :1] * x_0 + share[:, 1:2] * photo + share[:, 2:] * moved
 
 
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """What frames take from the photo."""
+
+    grid: Tensor  # (B, H, W, 2) where the photo moved comes from in the photo, -1 to 1
+    share: Tensor  # (B, 3, H, W), as `shares` has it
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Taken:
+        """The same with every tensor changed alike."""
+        return Taken(change(self.grid), change(self.share))
+
+    def of(self, number: int) -> Taken:
+        """What one frame of the batch takes, B = 1."""
+        return self.map(lambda values: values[number : number + 1])
+
+
+def fine_detail(large: Tensor, photo: Tensor) -> Tensor:
+    """What the photo (B, 3, H, W) lacks of the same picture at another size, (B, 3, S, S)."""
+    return large - resized(photo, large.shape[-1])
+
+
+def with_detail(frame: Tensor, detail: Tensor, taken: Taken) -> Tensor:
+    """Frames (B, 3, H, W) at the size of the photo's `fine_detail` (B, 3, S, S), which is taken as the photo itself.
+
+    Every frame takes it from the photo, so nothing softens over a video. What the network drew is enlarged.
+    """
+    size, device = detail.shape[-1], detail.device
+    # Enlarged as an offset, which hardly changes in the outermost half pixel.
+    offset = taken.grid - pixel_grid(frame.shape[-1], device)
+    grid = pixel_grid(size, device) + resized(offset.permute(0, 3, 1, 2), size, "bilinear").permute(0, 2, 3, 1)
+    _, in_place, moved = resized(taken.share, size, "bilinear").split(1, dim=1)
+    # out = up(frame) + g_1 d + g_2 warp(d)
+    return resized(frame, size) + in_place * detail + moved * sampled(detail, grid)
+
+
+def resized(picture: Tensor, size: int, mode: str = "bicubic") -> Tensor:
+    """A picture (B, C, H, W) as (B, C, S, S)."""
+    return F.interpolate(picture, (size, size), mode=mode, align_corners=False)
+
+
 def landmark_error(grid: Tensor, points: Tensor, sources: Tensor) -> Tensor:
     """How far from the photo's landmarks the grid reaches at the frame's landmarks, px^2, (B,).
 

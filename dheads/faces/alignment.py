@@ -133,6 +133,13 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     return _resample(image, matrix, (size, size), cv2.BORDER_REPLICATE)
 
 
+def scaled_transform(matrix: np.ndarray, factor: float) -> np.ndarray:
+    """The transform (2, 3) to crops of `factor` times as many pixels a side that show the same."""
+    scaled: np.ndarray = factor * matrix
+    scaled[:, 2] += (factor - 1) / 2  # pixels are counted from the centre of the first
+    return scaled
+
+
 def framed(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """As `warp`, but beyond the picture the crop is blurred, the more the farther from the edge, to show no streaks."""
     cropped = warp(image, matrix, size)

@@ -22,8 +22,9 @@ from dheads.denoiser import denoised, training_schedule
 from dheads.diffusion import SOLVERS, Denoise, Denoised, q_sample, respaced, shortened
 from dheads.extensions.guidance import guided, with_and_without_sound
 from dheads.extensions.motion import MotionCondition, condition_with
-from dheads.extensions.network import ExtendedUNet
+from dheads.extensions.network import ExtendedOutput, ExtendedUNet
 from dheads.extensions.noise import NoiseSharing
+from dheads.extensions.warp import Taken, flowing, shares
 from dheads.model import modulation
 from dheads.system.devices import COMPILE_OPTIONS, best_dtype
 
@@ -63,6 +64,18 @@ class Inputs:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Made:
+    """Frames of B videos, and what they take from their photos where these are moved."""
+
+    x_0: Tensor  # (B, 3, H, W)
+    taken: Taken | None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Made:
+        """The same with every tensor changed alike."""
+        return Made(change(self.x_0), None if self.taken is None else self.taken.map(change))
+
+
 class Engine:
     """Generates frames with one network and one way of sampling; x_t and the solver's arithmetic stay float32."""
 
@@ -98,6 +111,8 @@ class Engine:
             self._times = self._time_affines()
         self.frame_noise = NoiseSharing(self.config, self.device)
         self._graphs: dict[tuple[int, bool], _Graph] = {}
+        self._output: ExtendedOutput  # of the network's last call
+        self.taken: Taken | None = None  # by the frames generated last, from their photos
 
     @torch.no_grad()
     def renew(self) -> None:
@@ -123,20 +138,33 @@ class Engine:
         first: whether these are the videos' first frames.
         """
         warm = self.warms and not first
-        if not self.records:
-            return self._generate(inputs, warm)
-        key = (len(inputs.identity), warm)
-        if key not in self._graphs:
-            self._graphs[key] = _Graph(lambda given: self._generate(given, warm))
-        return self._graphs[key](inputs)
+        if self.records:
+            key = (len(inputs.identity), warm)
+            if key not in self._graphs:
+                self._graphs[key] = _Graph(lambda given: self._generate(given, warm))
+            made = self._graphs[key](inputs)
+        else:
+            made = self._generate(inputs, warm)
+        self.taken = made.taken
+        return made.x_0
 
-    def _generate(self, inputs: Inputs, warm: bool) -> Tensor:
+    def _generate(self, inputs: Inputs, warm: bool) -> Made:
         schedule, (x_T, *added) = self.schedule, inputs.noise.unbind(1)
         if warm:
             schedule = shortened(schedule, self.extensions.noise.warm_steps)
             x_T = q_sample(schedule, inputs.motion_frames[:, -1], schedule.num_steps - 1, x_T)
-        denoise, noise = self._conditioned(self.condition(inputs)), iter(added)
-        return SOLVERS[self.sampling.solver](denoise, schedule, x_T, lambda: next(noise)).clamp(-1, 1)
+        condition, noise = self.condition(inputs), iter(added)
+        x_0 = SOLVERS[self.sampling.solver](self._conditioned(condition), schedule, x_T, lambda: next(noise))
+        return Made(x_0.clamp(-1, 1), self._taken_in(condition))
+
+    def _taken_in(self, condition: MotionCondition) -> Taken | None:
+        """What the last step took from the photos."""
+        flow, gates, count = self._output.flow, self._output.gates, len(condition.identity)
+        if condition.photo is None or flow is None or gates is None:
+            return None
+        # With guidance the first half of the batch is the one that hears.
+        grid = flowing(condition.photo.grid, flow[:count].float())
+        return Taken(grid, shares(gates[:count].float(), condition.photo))
 
     def condition(self, inputs: Inputs) -> MotionCondition:
         """What the network is given of a frame."""
@@ -174,8 +202,8 @@ class Engine:
                 for (_, patch), kernel, constant in zip(self._stems, kernels, still, strict=True)
             ]
             step = self._steps[t]
-            output = self._denoise(stems, [[part[step] for part in layer] for layer in modulations])
-            return denoised(self.unet, self._full, x_t, t, output, condition)
+            self._output = self._denoise(stems, [[part[step] for part in layer] for layer in modulations])
+            return denoised(self.unet, self._full, x_t, t, self._output, condition)
 
         return denoise
 
@@ -194,12 +222,12 @@ class Engine:
 class _Graph:
     """Work on inputs of one shape as a CUDA graph. The first call does it in the ordinary way, which warms it up."""
 
-    def __init__(self, work: Callable[[Inputs], Tensor]) -> None:
+    def __init__(self, work: Callable[[Inputs], Made]) -> None:
         self._work = work
         self._warmed = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, inputs: Inputs) -> Tensor:
+    def __call__(self, inputs: Inputs) -> Made:
         if not self._warmed:
             self._warmed = True
             return self._work(inputs)
@@ -208,8 +236,8 @@ class _Graph:
             self._graph = torch.cuda.CUDAGraph()
             # Other threads may go on using the device, as the loader of a training run does.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._output = self._work(self._inputs)
+                self._made = self._work(self._inputs)
         for kept, value in zip(self._inputs.tensors(), inputs.tensors(), strict=True):
             kept.copy_(value)
         self._graph.replay()
-        return self._output.clone()
+        return self._made.map(torch.clone)

@@ -18,6 +18,7 @@ from dheads.extensions.codes import Track
 from dheads.extensions.lips import LipTrack
 from dheads.extensions.motion import as_motion_frame, rested
 from dheads.extensions.pauses import CONTEXT, hushed, pause_degree
+from dheads.extensions.warp import Taken, fine_detail, with_detail
 from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
 
@@ -31,6 +32,7 @@ class VideoSpec:
     seed: int = 0
     codes: Mapping[str, Tensor] = field(default_factory=dict)  # (F, C) normalised, instead of those predicted
     tracks: Mapping[str, Track] = field(default_factory=dict)  # instead of the codes' own
+    large: np.ndarray | None = None  # (S, S, 3) uint8, the photo at the size of the video, for networks that move it
 
 
 def in_lockstep(
@@ -81,6 +83,9 @@ class _Slot:
         # The generator lives on the CPU, so that a seed means the same noise on every device.
         self._generator = torch.Generator().manual_seed(video.seed)
         self._identity = to_unit(video.photo)[None].to(device)  # (1, 3, H, W)
+        self._detail: Tensor | None = None  # (1, 3, S, S) that the photo lacks at the network's size
+        if video.large is not None:
+            self._detail = fine_detail(to_unit(video.large)[None].to(device), self._identity)
         self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
         self._rest = 0.0  # how far the current frame is in a pause
         self._cues: Cues  # of the current frame
@@ -143,6 +148,12 @@ class _Slot:
         self._buffer.push(rested(frame, self._buffer.stacked(), self._rest))
         self._frame += 1
 
+    def shown(self, x_0: Tensor, taken: Taken | None) -> Tensor:
+        """The finished frame (1, 3, H, W) at the size of the video, (1, 3, S, S)."""
+        if self._detail is None or taken is None:
+            return x_0
+        return with_detail(x_0, self._detail, taken).clamp(-1, 1)
+
     def _random(self, shape: tuple[int, ...]) -> Tensor:
         return self._sent(torch.randn(shape, generator=self._generator))
 
@@ -190,13 +201,14 @@ class _SpeechWindow:
 class _Arrival:
     """Frames on their way from the device."""
 
-    def __init__(self, x_0: Tensor, labels: list[tuple[int, bool]]) -> None:
-        """x_0 (B, 3, H, W); labels: (index of the video, whether this is its last frame) of those that count."""
-        on_cuda = x_0.device.type == "cuda"
+    def __init__(self, frames: list[Tensor], labels: list[tuple[int, bool]]) -> None:
+        """frames (1, 3, S, S) each; labels: of each, the index of its video and whether this is its last frame."""
+        on_cuda = frames[0].device.type == "cuda"
         self._labels = labels
         # In the same direction and as little waited for as the pixels, which would hide it.
-        self._broken = x_0.isnan().any().to("cpu", non_blocking=on_cuda)
-        self._pixels = to_uint8(x_0).to("cpu", non_blocking=on_cuda)
+        broken = torch.stack([frame.isnan().any() for frame in frames]).any()
+        self._broken = broken.to("cpu", non_blocking=on_cuda)
+        self._pixels = [to_uint8(frame).to("cpu", non_blocking=on_cuda) for frame in frames]
         self._there = torch.cuda.current_stream().record_event() if on_cuda else None
 
     def frames(self) -> Iterator[tuple[int, np.ndarray, bool]]:
@@ -208,8 +220,8 @@ class _Arrival:
                 "the network gave numbers that are not finite; leave out --compile, choose other weights, or another "
                 "--device"
             )
-        for (index, last), picture in zip(self._labels, self._pixels.numpy(), strict=False):
-            yield index, picture, last
+        for (index, last), pixels in zip(self._labels, self._pixels, strict=True):
+            yield index, pixels[0].numpy(), last
 
 
 def _groups(engine: Engine, slots: list[_Slot]) -> list[list[_Slot]]:
@@ -226,6 +238,8 @@ def _generate(engine: Engine, group: list[_Slot], count: int) -> _Arrival:
     spare = count - len(group) if engine.records else 0
     each = [slot.inputs() for slot in group]
     x_0 = engine.generate(Inputs.cat(each + each[:1] * spare), first=group[0].is_new)
-    for slot, frame in zip(group, x_0.split(1), strict=False):
+    shown = []
+    for number, (slot, frame) in enumerate(zip(group, x_0.split(1), strict=False)):
         slot.push(frame)
-    return _Arrival(x_0, [(slot.index, not slot.goes_on) for slot in group])
+        shown.append(slot.shown(frame, engine.taken and engine.taken.of(number)))
+    return _Arrival(shown, [(slot.index, not slot.goes_on) for slot in group])

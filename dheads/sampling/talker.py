@@ -24,7 +24,7 @@ from dheads.errors import DheadsError
 from dheads.extensions.codes import Track
 from dheads.extensions.head_motion import bounded
 from dheads.extensions.pose import PoseCode
-from dheads.faces.alignment import framed
+from dheads.faces.alignment import framed, scaled_transform
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
 from dheads.faces.paste import Paster
@@ -200,12 +200,14 @@ class Talker:
         finish: Callable[[np.ndarray], np.ndarray] = partial(enlarge, size=job.size)
         if job.paste:
             finish = Paster(portrait.picture, portrait.matrix, size, self.config.alignment)
-        photo = framed(portrait.picture, portrait.matrix, size)
+        photo, large = framed(portrait.picture, portrait.matrix, size), None
+        if self.config.extensions.warp.flow and not job.paste and job.size is not None and job.size > size:
+            large = framed(portrait.picture, scaled_transform(portrait.matrix, job.size / size), job.size)
         hearing = hear(job.audio)
         seconds = claimed_seconds(job.audio, hearing)
         frames = None if seconds is None else round(seconds * FPS)
         tracks = self._tracks(job, frames)
-        video = VideoSpec(photo, self._speech(job.audio, hearing, seconds), job.seed, tracks=tracks)
+        video = VideoSpec(photo, self._speech(job.audio, hearing, seconds), job.seed, tracks=tracks, large=large)
         name = "the given picture" if isinstance(job.face, np.ndarray) else str(job.face)
         notes = portrait.notes if job.paste else [*portrait.notes, *notes_on_edge(portrait, size, name)]
         return Scene(video, frames, finish, [*notes, *hearing.notes])
@@ -220,7 +222,10 @@ class Talker:
                 f"{self._weights}: was trained without extensions.codes.pose, so its head cannot be moved; leave out "
                 "--motion and --motion-from"
             )
-        scale = 0.0 if job.still else 1.0 if job.motion is None else job.motion
+        scale = job.motion
+        if scale is None:
+            # Around a face that is pasted back the picture stands still.
+            scale = 0.0 if job.still or (job.paste and job.motion_from is None) else 1.0
         if job.motion_from is None:
             return {PoseCode.name: head.track(job.seed, scale)}
         measured = motion_of(job.motion_from, self.config, self.backend, frames)

@@ -265,8 +265,9 @@ class Tape(TorchDispatchMode):
         return result
 
     def replay(self) -> None:
-        """Repeat the operations on the present values of outer tensors; the last result is written in place."""
+        """Repeat the operations on the present values of outer tensors; all results are written in place."""
         made: dict[int, Tensor] = {}
+        places: list[tuple[Tensor, Tensor]] = []
 
         def now(tensor: Tensor) -> Tensor:
             return made.get(id(tensor), tensor)
@@ -275,8 +276,14 @@ class Tape(TorchDispatchMode):
             args, kwargs = tree_map_only(Tensor, now, (args, kwargs))
             result = func(*args, **kwargs)
             pairs = zip(tree_leaves(recorded), tree_leaves(result), strict=True)
-            made.update((id(old), new) for old, new in pairs if isinstance(old, Tensor))
-        recorded.copy_(result)
+            tensors = [(old, new) for old, new in pairs if isinstance(old, Tensor)]
+            made.update((id(old), new) for old, new in tensors)
+            # Expanded tensors are views of others.
+            places += [
+                pair for pair in tensors if pair[0].data_ptr() != pair[1].data_ptr() and 0 not in pair[0].stride()
+            ]
+        for old, new in places:
+            old.copy_(new)
 
 
 @pytest.fixture
@@ -302,9 +309,12 @@ def test_a_recorded_frame_replays_with_new_inputs(name: str, tapes: list[Tape]) 
     engine, eager = Engine(unet, config, torch.float32), Engine(unet, config, torch.float32)
     engine.records = True
     frames = [inputs(config, 2, engine.noises) for _ in range(4)]
-    kept = [engine.generate(given) for given in frames]
-    for given, ours in zip(frames, kept, strict=True):
+    kept = [(engine.generate(given), engine.taken) for given in frames]
+    for given, (ours, taken) in zip(frames, kept, strict=True):
         torch.testing.assert_close(ours, eager.generate(given), rtol=1e-5, atol=1e-5)
+        assert (taken is None) == (eager.taken is None) == (not config.extensions.warp.flow)
+        if taken is not None and eager.taken is not None:
+            torch.testing.assert_close((taken.grid, taken.share), (eager.taken.grid, eager.taken.share))
     assert len(tapes) == 1, "the first frame warms up, the second is recorded, all later ones are replayed"
     for _ in range(2):
         engine.generate(inputs(config, 1, engine.noises))

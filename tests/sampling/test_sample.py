@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -39,7 +40,7 @@ from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec
 from dheads.sampling.portrait import find_portrait
 from dheads.sampling.talker import Result as Made
-from dheads.sampling.talker import Scene, Talker, enlarge, generate
+from dheads.sampling.talker import Scene, Talker, enlarge, generate, load
 from dheads.speech import encoders as audio
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import save_checkpoint
@@ -404,6 +405,26 @@ def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
 
 
 # --- The photo, the size, the device
+
+
+def test_a_larger_video_is_as_sharp_as_the_photo_where_it_shows_it(examples: Path) -> None:
+    sound = torch.randn(1_920, generator=torch.Generator().manual_seed(0)) * 0.1  # 3 frames
+    packaged = load(device="cpu", progress=False)
+    small, large = (
+        np.stack(list(packaged.frames(examples / "face.jpg", sound, seed=1, size=size))) for size in (None, 256)
+    )
+    assert (small.shape, large.shape) == ((3, 128, 128, 3), (3, 256, 256, 3))
+    job = Job(examples / "face.jpg", examples / "speech.wav", Path("x.mp4"), size=256)
+    photo = packaged.scene(job).video.large
+    assert photo is not None
+
+    def detail(picture: np.ndarray) -> float:
+        return float(cv2.Laplacian(picture[:60, 40:216], cv2.CV_64F).var())  # of hair
+
+    for frame, shown in zip(small, large, strict=True):
+        assert np.abs(cv2.resize(shown, (128, 128), interpolation=cv2.INTER_AREA) - frame.astype(int)).mean() < 3
+        assert detail(shown) > 0.9 * detail(photo)
+        assert detail(cv2.resize(frame, (256, 256), interpolation=cv2.INTER_LANCZOS4)) < 0.65 * detail(photo)
 
 
 def test_the_photo_is_aligned_as_the_weights_want(face: Path) -> None:
