@@ -2,8 +2,7 @@
 
     python recipes/fit_lips.py --weights small --data data --out start.safetensors
 
-For a dataset with more clips, or one prepared with other `preparation.speech_tempos`. Fit before adding the clips of
-`recipes/animate.py`, as they repeat the lip motion of others.
+For a dataset with more clips, or one prepared with other `preparation.speech_tempos`.
 """
 
 from __future__ import annotations

@@ -20,6 +20,10 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # the slow ones first
+
+
 def program(path: str) -> ModuleType:
     """A program of benchmarks/ or recipes/ as a module."""
     file = ROOT / path

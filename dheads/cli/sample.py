@@ -119,8 +119,8 @@ def sample(
         typer.Option(
             min=SIZES[0],
             max=SIZES[1],
-            help="Side of the video in px; frames are enlarged or reduced to it.",
-            show_default="that of the network's frames",
+            help="Side of the video in px. Frames larger than the network's take the photo's detail from FACE.",
+            show_default="that of the face in FACE, 256 to 512",
         ),
     ] = None,
     paste: Annotated[

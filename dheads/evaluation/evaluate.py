@@ -156,6 +156,7 @@ def _settings(config: Config, checkpoint: Path, data: Path, seed: int, device: t
         **asdict(config.sampling),
         **asdict(config.extensions.noise),
         "anchor": config.extensions.motion.anchor,
+        "favour": config.extensions.warp.favour,
     }
 
 

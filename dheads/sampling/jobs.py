@@ -45,7 +45,7 @@ class Job:
     seed: int = 0
     """Seed of the sampling noise."""
     size: int | None = None
-    """Side of the video, px."""
+    """Side of the video, px; None: the face's own in its picture."""
     steps: int | None = None
     """Denoising steps per frame."""
     solver: str | None = None

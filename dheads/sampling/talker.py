@@ -37,13 +37,14 @@ from dheads.sampling.jobs import Job, check_inputs
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.motion_video import Repeated, motion_of
 from dheads.sampling.outputs import check
-from dheads.sampling.portrait import find_portrait, notes_on_edge
+from dheads.sampling.portrait import Portrait, find_portrait, notes_on_edge
 from dheads.speech.encoders import load_speech_encoder
 from dheads.speech.interface import SpeechEncoder
 from dheads.system.devices import resolve_device
 from dheads.system.files import as_path
 from dheads.weights.checkpoints import load_model
 
+_LEAST_SIDE, _MOST_SIDE = 256, 512  # px of a video, by default, where the photo's own detail is shown
 _STILL = 0.8  # share of the identity in the motion frames of a still head
 
 Face = Path | str | np.ndarray
@@ -107,7 +108,8 @@ class Talker:
         which can be played before the video ends. The same seed on the same device gives the same video. Sound is
         read while frames are generated, so hours of it take no more memory than a minute.
 
-        size: side of the video in px; None: the network's own. steps, solver, guidance: how frames are sampled; None:
+        size: side of the video in px; None: the face's own in its picture, 256 to 512, or the network's where heads do
+        not move. steps, solver, guidance: how frames are sampled; None:
         as the weights recommend. at: seconds into a video as face; None: its first frame with a face. which: of
         several faces, from the largest: 1. paste: the face goes back into its picture. still: the head keeps to its
         place in the photo. motion: how far the head moves, 0 to 2 times as far as people do; None: 1. motion_from: a
@@ -197,12 +199,13 @@ class Talker:
         """The photo of a job, read, and its sound, begun. Raises DheadsError for what cannot be used."""
         portrait = find_portrait(job.face, self.config, self.backend, at=job.at, which=job.which)
         size = self.config.network.image_size
-        finish: Callable[[np.ndarray], np.ndarray] = partial(enlarge, size=job.size)
+        side = self._side(job, portrait)
+        finish: Callable[[np.ndarray], np.ndarray] = partial(enlarge, size=side)
         if job.paste:
             finish = Paster(portrait.picture, portrait.matrix, size, self.config.alignment)
         photo, large = framed(portrait.picture, portrait.matrix, size), None
-        if self.config.extensions.warp.flow and not job.paste and job.size is not None and job.size > size:
-            large = framed(portrait.picture, scaled_transform(portrait.matrix, job.size / size), job.size)
+        if self.config.extensions.warp.flow and side is not None and side > size:
+            large = framed(portrait.picture, scaled_transform(portrait.matrix, side / size), side)
         hearing = hear(job.audio)
         seconds = claimed_seconds(job.audio, hearing)
         frames = None if seconds is None else round(seconds * FPS)
@@ -211,6 +214,14 @@ class Talker:
         name = "the given picture" if isinstance(job.face, np.ndarray) else str(job.face)
         notes = portrait.notes if job.paste else [*portrait.notes, *notes_on_edge(portrait, size, name)]
         return Scene(video, frames, finish, [*notes, *hearing.notes])
+
+    def _side(self, job: Job, portrait: Portrait) -> int | None:
+        """The side of the video in px; None: of the network's frames, or of the picture that they are pasted into."""
+        if job.size is not None or job.paste or not self.config.extensions.warp.flow:
+            return job.size
+        # The face's own resolution: a pixel of the picture becomes one of the video.
+        own = self.config.network.image_size / float(np.sqrt(np.linalg.det(portrait.matrix[:, :2])))
+        return 2 * round(min(max(own, _LEAST_SIDE), _MOST_SIDE) / 2)
 
     def _tracks(self, job: Job, frames: int | None) -> dict[str, Track]:
         """The tracks of head and eyes where the job says how they move. frames: of the video, if known."""

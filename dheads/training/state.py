@@ -46,7 +46,7 @@ _CALM_STEPS = 100  # at the start of a run, where gradients have no usual size, 
 _EXPLODED = 100.0  # times the running average of the gradient's norm
 _NORM_DECAY = 0.99
 _AHEAD = 32  # steps whose batches may already be prepared
-_FILES = 8  # a state is divided into at most this many, unless they would be smaller than _FILE_BYTES
+_FILES = 9  # a state is divided into at most this many, unless they would be smaller than _FILE_BYTES
 _FILE_BYTES = 15 * 2**20  # few mail servers and repositories accept larger files
 _OLD_ROWS = {"eye": "eyes"}  # values of the log row under way that earlier versions named otherwise
 

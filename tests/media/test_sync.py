@@ -28,6 +28,8 @@ from dheads.media.sound import SAMPLES_PER_FRAME, frame_count
 from dheads.sampling import talker
 from dheads.sampling.lockstep import VideoSpec
 
+pytestmark = pytest.mark.slow
+
 FRAME = 0.04  # seconds
 SECONDS = 2.7
 BEEP = 0.04

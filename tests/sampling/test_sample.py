@@ -383,6 +383,16 @@ def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
     assert not np.array_equal(frames(2), first)
 
 
+@pytest.mark.parametrize(("factor", "side"), [(1.0, 256), (2.5, 368), (4.0, 512)])
+def test_a_video_is_as_large_as_the_face_in_its_picture(examples: Path, factor: float, side: int) -> None:
+    """The face of the example is framed by 147 px."""
+    picture = cv2.cvtColor(cv2.imread(str(examples / "face.jpg")), cv2.COLOR_BGR2RGB)
+    resized = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    packaged = load(device="cpu", progress=False)
+    frame = next(packaged.frames(resized, torch.zeros(1_280)))
+    assert frame.shape == pytest.approx((side, side, 3), abs=6)
+
+
 def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
     """Noise prediction, learned variance, gray motion frames, no lip code; and a model without motion frames."""
     plain = override(
@@ -411,7 +421,7 @@ def test_a_larger_video_is_as_sharp_as_the_photo_where_it_shows_it(examples: Pat
     sound = torch.randn(1_920, generator=torch.Generator().manual_seed(0)) * 0.1  # 3 frames
     packaged = load(device="cpu", progress=False)
     small, large = (
-        np.stack(list(packaged.frames(examples / "face.jpg", sound, seed=1, size=size))) for size in (None, 256)
+        np.stack(list(packaged.frames(examples / "face.jpg", sound, seed=1, size=size))) for size in (128, 256)
     )
     assert (small.shape, large.shape) == ((3, 128, 128, 3), (3, 256, 256, 3))
     job = Job(examples / "face.jpg", examples / "speech.wav", Path("x.mp4"), size=256)
@@ -423,7 +433,7 @@ def test_a_larger_video_is_as_sharp_as_the_photo_where_it_shows_it(examples: Pat
 
     for frame, shown in zip(small, large, strict=True):
         assert np.abs(cv2.resize(shown, (128, 128), interpolation=cv2.INTER_AREA) - frame.astype(int)).mean() < 3
-        assert detail(shown) > 0.9 * detail(photo)
+        assert detail(shown) > 0.8 * detail(photo)
         assert detail(cv2.resize(frame, (256, 256), interpolation=cv2.INTER_LANCZOS4)) < 0.65 * detail(photo)
 
 

@@ -157,4 +157,4 @@ def test_pictures_stay_on_their_device() -> None:
         motion = punch_holes(drift(frames[:, 1:], 1.0, generator(3)), 0.5, generator(4))
     assert frames.is_meta
     assert motion.is_meta
-    assert torch.equal(moved, augment(torch.zeros(32, 3, 3, 32, 32), boxes(32, 10, 18, 22, 26), generator(2))[1])
+    assert moved.is_meta

@@ -261,6 +261,8 @@ train.TrainingState.advance = killed
 train.train(config.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]), progress=False)
 """
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_killed_run_is_resumed_without_a_difference(
