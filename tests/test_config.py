@@ -345,7 +345,7 @@ NEW: dict[str, Any] = {
         "snr_clip": 20.0,
         "patches": {"size": 4, "detail_channels": 32},
         "copying": {"gates": True},
-        "warp": {"flow": False, "landmark_weight": 0.01, "moved_weight": 2.0, "own_weight": 0.01},
+        "warp": {"flow": False, "landmark_weight": 0.01, "moved_weight": 2.0, "own_weight": 0.01, "favour": 0.0},
         "motion": {
             "hide_mouth": True,
             "noise": 0.25,

@@ -27,7 +27,7 @@ def test_arrays_give_the_frames_of_files(talker: Talker, examples: Path, tmp_pat
     of_files = list(talker.frames(str(examples / "face.jpg"), str(tmp_path / "speech.wav"), seed=3))
     of_arrays = list(talker.frames(load_photo(examples / "face.jpg", []), waveform, seed=3))
     assert len(of_files) == 10
-    assert of_files[0].shape == (128, 128, 3)
+    assert of_files[0].shape == (256, 256, 3)
     assert np.array_equal(of_files, of_arrays)
 
 

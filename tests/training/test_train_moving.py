@@ -37,4 +37,4 @@ def test_a_run_with_the_photo_moved_makes_weights_that_sample(
     weights = ["--weights", tmp_path / "run" / "weights.safetensors", "--steps", 2, "--quiet"]
     made = dheads("sample", examples / "face.jpg", examples / "speech.wav", "-o", tmp_path / "out.mp4", *weights)
     assert made.exit_code == 0, made.stderr
-    assert np.stack(list(read_frames(tmp_path / "out.mp4"))).shape == (92, 32, 32, 3)
+    assert np.stack(list(read_frames(tmp_path / "out.mp4"))).shape == (92, 256, 256, 3)
