@@ -12,10 +12,8 @@ import tomllib
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dheads.config import Config, override, preset, to_dict
-from dheads.extensions.lips import LipCode
 from dheads.weights.checkpoints import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,12 +42,6 @@ def with_sampling_of(chosen: Config, trained: Config) -> Config:
     return override(trained, {"sampling": sampling, "extensions": extensions})
 
 
-def have_one_lip_code(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Whether the lip codes of two sets of weights are the same in fp16."""
-    lips = {name for name in a.keys() | b.keys() if name.startswith(f"{LipCode.name}.")}
-    return all(name in a and name in b and torch.equal(a[name].half(), b[name].half()) for name in lips)
-
-
 def pack(trained: Path) -> None:
     listing = ROOT / "weights.toml"
     entry = tomllib.loads(listing.read_text(encoding="utf-8"))[NAME]
@@ -57,16 +49,12 @@ def pack(trained: Path) -> None:
     config = with_sampling_of(preset(NAME), checkpoint.config)
     info = {**checkpoint.info, **{key: entry[key] for key in ("license", "purpose", "data")}}
     target = ROOT / "dheads" / "assets" / entry["file"]
-    packed_before = load_checkpoint(target).tensors
     save_checkpoint(target, checkpoint.tensors, config, info, torch.float16)
     packed = target.read_bytes()
     text = listing.read_text(encoding="utf-8")
     head, table, rest = text.partition(f"[{NAME}]\n")
     rest = re.sub(r"^bytes = .*$", f"bytes = {len(packed)}", rest, count=1, flags=re.M)
     rest = re.sub(r"^sha256 = .*$", f'sha256 = "{hashlib.sha256(packed).hexdigest()}"', rest, count=1, flags=re.M)
-    if not have_one_lip_code(packed_before, checkpoint.tensors):
-        # A lip code that is fitted again is fitted to clips that `dheads prepare` has put in step.
-        rest = re.sub(r"^lip_zero_seconds = .*\n", "", rest, count=1, flags=re.M)
     listing.write_text(head + table + rest, encoding="utf-8")
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dheads.config import FPS
 from dheads.weights.checkpoints import build_model, load
-from dheads.weights.listing import known
 
 ENCODER = "whisper-tiny.en"  # whose embeddings the packaged lip code takes
 _WEIGHTS = "small"
@@ -91,7 +90,6 @@ class LipSync:
         predictor = build_model(load(_WEIGHTS)).lip_predictor
         assert predictor is not None
         self._predictor = predictor
-        self._zero = known()[_WEIGHTS].get("lip_zero_seconds", 0.0)
 
     def __call__(self, speech: Tensor, opening: np.ndarray) -> Sync | None:
         """The offset of embeddings (F, D) of ENCODER and the mouth's opening (F,) in eye distances, NaN without a face.
@@ -102,7 +100,7 @@ class LipSync:
         if not is_long_enough(opening) or heard.std() < _MIN_SPREAD:
             return None
         late, r = lag(opening, heard, _REACH)
-        return Sync(late / FPS - self._zero, r)
+        return Sync(late / FPS, r)
 
     @torch.no_grad()
     def heard(self, speech: Tensor) -> np.ndarray:

@@ -30,7 +30,6 @@ class Entry(TypedDict, total=False):
     sha256: str
     license: str
     purpose: str
-    lip_zero_seconds: float
     data: list[dict[str, str]]
 
 

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dheads.speech import sync
 from dheads.speech.sync import LipSync, Sync, correlation, lag
-from dheads.weights.listing import known
 
 RNG = np.random.default_rng(0)
 WAVES = [(RNG.uniform(0.02, 0.12), RNG.uniform(0, 2 * math.pi)) for _ in range(9)]  # of a mouth: 0.5 to 3 Hz
@@ -72,13 +70,11 @@ def speech() -> torch.Tensor:
 
 
 def test_the_offset_is_how_late_the_picture_is(lips: LipSync, speech: torch.Tensor) -> None:
-    """Less what the packaged lip code measures of clips in step."""
-    zero = known()["small"].get("lip_zero_seconds", 0.0)
     heard = lips.heard(speech)
     for frames in (-4, 0, 3):
         found = lips(speech, np.roll(0.1 + 0.05 * heard, frames))
         assert found is not None
-        assert found.offset_seconds + zero == pytest.approx(frames / 25, abs=0.004)
+        assert found.offset_seconds == pytest.approx(frames / 25, abs=0.004)
         assert found.correlation == pytest.approx(1, abs=0.02)
 
 
@@ -95,16 +91,3 @@ def test_clips_that_are_too_short_or_silent_are_not_measured(lips: LipSync, spee
 
 def test_offsets_of_a_frame_are_within_the_measures_error() -> None:
     assert [Sync(late, 0.7).is_off for late in (-0.041, -0.03, 0.0, 0.03, 0.041)] == [True, False, False, False, True]
-
-
-def test_the_zero_is_subtracted(monkeypatch: pytest.MonkeyPatch, speech: torch.Tensor) -> None:
-    offsets = []
-    for zero in (0.0, 0.1):
-        monkeypatch.setattr(sync, "known", lambda zero=zero: {"small": {"lip_zero_seconds": zero}})
-        monkeypatch.setattr(sync, "load", lambda name: CHECKPOINT)
-        lips = LipSync()
-        offsets.append(lips(speech, lips.heard(speech)).offset_seconds)
-    assert offsets == pytest.approx([0, -0.1])
-
-
-CHECKPOINT = sync.load("small")
