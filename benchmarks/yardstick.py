@@ -37,7 +37,7 @@ from dheads.errors import DheadsError
 from dheads.evaluation.comparison import compare
 from dheads.evaluation.footage import Footage, Recording, shortened, track_face
 from dheads.evaluation.measures import slope
-from dheads.evaluation.remake import chosen_clips, raw_videos
+from dheads.evaluation.remake import chosen_clips, clip_seed, raw_videos
 from dheads.evaluation.scoring import mean_values
 from dheads.extensions.lips import LipPredictor, centred
 from dheads.extensions.pose import reframed, relative
@@ -83,10 +83,10 @@ class Talker:
     engine: Engine
     seed: int
 
-    def say(self, name: str, photo: np.ndarray, speech: Tensor, codes: dict[str, Tensor] | None = None) -> np.ndarray:
-        """(F, H, W, 3) uint8."""
-        frames = generate(self.engine, photo, speech, seed=self.seed, codes=codes)
-        bar = tqdm(frames, total=len(speech), desc=name, unit="frame", leave=False)
+    def say(self, take: Take, what: str, speech: Tensor, codes: dict[str, Tensor] | None = None) -> np.ndarray:
+        """The take's photo (F, H, W, 3) uint8 with that speech; what: for the bar."""
+        frames = generate(self.engine, take.photo, speech, seed=clip_seed(self.seed, take.clip), codes=codes)
+        bar = tqdm(frames, total=len(speech), desc=f"{take.clip.clip}, {what}", unit="frame", leave=False)
         return np.stack(list(bar))
 
 
@@ -243,15 +243,15 @@ def repeated(speech: Tensor, count: int) -> Tensor:
 
 def speak(talker: Talker, take: Take, other: Tensor | None) -> dict[str, np.ndarray]:
     """The clip generated with its own sound, another's, with its true lip code, and with its true poses."""
-    name, photo, lips = take.clip.clip, take.photo, talker.engine.unet.lip_predictor
-    variants = {"own": talker.say(name, photo, take.speech)}
+    lips = talker.engine.unet.lip_predictor
+    variants = {"own": talker.say(take, "own sound", take.speech)}
     if other is not None:
-        variants["control"] = talker.say(f"{name}, control", photo, other)
+        variants["control"] = talker.say(take, "control", other)
     if lips is not None:
         code = lips.normalise(take.lips.to(lips.mean.device)).cpu()
-        variants["code"] = talker.say(f"{name}, true code", photo, take.speech, {"lips": code})
+        variants["code"] = talker.say(take, "true code", take.speech, {"lips": code})
     if take.poses is not None:
-        variants["poses"] = talker.say(f"{name}, true poses", photo, take.speech, {"pose": take.poses})
+        variants["poses"] = talker.say(take, "true poses", take.speech, {"pose": take.poses})
     return variants
 
 
@@ -311,7 +311,7 @@ def measure_drift(
     rows: list[dict[str, float | str]] = []
     for take in takes[-DRIFT_PEOPLE:] if len(speech) else []:
         name = take.clip.clip
-        video = talker.say(f"{name}, drift", take.photo, speech)
+        video = talker.say(take, "drift", speech)
         if out:
             write_video(ready(out / "drift" / f"{name}.mp4"), iter(video), None)
         rows.append({"clip": name, **measure(video, None, backend)})

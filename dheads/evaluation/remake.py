@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def remake(
     def videos() -> Iterator[VideoSpec]:
         for clip in todo:
             try:
-                video = VideoSpec(dataset.photo(clip, engine.config), speech(clip), seed)
+                video = VideoSpec(dataset.photo(clip, engine.config), speech(clip), clip_seed(seed, clip))
             except DheadsError as error:
                 failed.append((clip.clip, str(error)))
                 continue
@@ -115,6 +116,11 @@ def remake(
             if last:
                 _write(folder, dataset, started[index], unfinished.pop(index))
     return failed
+
+
+def clip_seed(seed: int, clip: Clip) -> int:
+    """The seed of one clip's video: with one seed for all, all heads would move alike."""
+    return seed + zlib.crc32(clip.clip.encode())
 
 
 def _write(folder: Path, dataset: Dataset, clip: Clip, frames: list[np.ndarray]) -> None:
