@@ -190,7 +190,7 @@ def sampling(place: Place) -> Iterator[Row]:
 def compiled(place: Place) -> Iterator[Row]:
     peak = peak_flops_per_second(place.device, 2)
     for name, clips in (("crema", 1), ("small", 1), ("crema", 16), ("small", 16)):
-        if place.dry and clips > 1:
+        if place.dry and (name, clips) != ("small", 1):
             continue  # a CPU compiles for a minute
         unet = place.network(name)
         for count in place.steps():

@@ -55,8 +55,11 @@ def moved_grid(photo: Tensor, pose: Tensor) -> Tensor:
 
 def sampled(picture: Tensor, grid: Tensor, mode: str = "bicubic") -> Tensor:
     """The picture (B, C, H, W) at the points of a grid (B, H', W', 2); beyond the edge, its mirror image."""
+    device = picture.device
+    if device.type == "mps":
+        picture, grid = picture.cpu(), grid.cpu()  # not every version of PyTorch samples bicubically there
     # Edge pixels repeated would be streaks of hair above a head that moves down.
-    return F.grid_sample(picture, grid, mode=mode, padding_mode="reflection", align_corners=False)
+    return F.grid_sample(picture, grid, mode=mode, padding_mode="reflection", align_corners=False).to(device)
 
 
 def flowing(grid: Tensor, flow: Tensor) -> Tensor:

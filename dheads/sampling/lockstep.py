@@ -85,7 +85,8 @@ class _Slot:
         self._identity = to_unit(video.photo)[None].to(device)  # (1, 3, H, W)
         self._detail: Tensor | None = None  # (1, 3, S, S) that the photo lacks at the network's size
         if video.large is not None:
-            self._detail = fine_detail(to_unit(video.large)[None].to(device), self._identity)
+            place = device if device.type == "cuda" else torch.device("cpu")
+            self._detail = fine_detail(to_unit(video.large)[None].to(place), self._identity.to(place))
         self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
         self._rest = 0.0  # how far the current frame is in a pause
         self._cues: Cues  # of the current frame
@@ -152,7 +153,8 @@ class _Slot:
         """The finished frame (1, 3, H, W) at the size of the video, (1, 3, S, S)."""
         if self._detail is None or taken is None:
             return x_0
-        return with_detail(x_0, self._detail, taken).clamp(-1, 1)
+        place = self._detail.device
+        return with_detail(x_0.to(place), self._detail, taken.map(lambda values: values.to(place))).clamp(-1, 1)
 
     def _random(self, shape: tuple[int, ...]) -> Tensor:
         return self._sent(torch.randn(shape, generator=self._generator))
