@@ -22,7 +22,7 @@ from dheads.extensions.head_motion import HeadMotion
 from dheads.extensions.lips import LipCode, LipPredictor
 from dheads.extensions.motion import MotionCondition
 from dheads.extensions.pose import PoseCode
-from dheads.extensions.warp import blended, flowing, sampled, shares
+from dheads.extensions.warp import blended, sampled, taken_from
 from dheads.model import Layer, Output, ResBlock, UNet, mlp, timestep_embedding, zero_init
 
 
@@ -173,9 +173,8 @@ class ExtendedUNet(UNet):
         if output.flow is not None and output.gates is not None:
             assert isinstance(condition, MotionCondition)
             assert condition.photo is not None
-            moved = sampled(condition.identity, flowing(condition.photo.grid, output.flow.float()))
-            share = shares(output.gates.float(), condition.photo)
-            x_0 = blended(x_0, condition.identity, moved, share)
+            taken = taken_from(condition.photo, output.gates, output.flow)
+            x_0 = blended(x_0, condition.identity, sampled(condition.identity, taken.grid), taken.share)
         elif output.gates is not None:
             mask = mouth_mask(self.config.alignment, x_0.shape[-1], x_0.device)
             x_0 = blend_copies(x_0, output.gates.float(), condition, mask)

@@ -65,8 +65,7 @@ def sampled(picture: Tensor, grid: Tensor, mode: str = "bicubic") -> Tensor:
 def flowing(grid: Tensor, flow: Tensor) -> Tensor:
     """A grid (B, H, W, 2) with the network's flow (B, 2, h, w) px of the grid added, enlarged bilinearly."""
     size = grid.shape[1]
-    enlarged = F.interpolate(flow, (size, size), mode="bilinear", align_corners=False)
-    return grid + enlarged.permute(0, 2, 3, 1) * (2 / size)
+    return grid + resized(flow, size, "bilinear").permute(0, 2, 3, 1) * (2 / size)
 
 
 def shares(gates: Tensor, photo: MovedPhoto) -> Tensor:
@@ -76,11 +75,6 @@ def shares(gates: Tensor, photo: MovedPhoto) -> Tensor:
     """
     outside = F.softmax(F.pad(gates + photo.favour, (0, 0, 0, 0, 1, 0)), dim=1) * (1 - photo.mask)
     return torch.cat([outside[:, :1] + photo.mask, outside[:, 1:]], 1)
-
-
-def blended(x_0: Tensor, photo: Tensor, moved: Tensor, share: Tensor) -> Tensor:
-    """x_0 = g_0 x_0 + g_1 x_Id + g_2 warp(x_Id), (B, 3, H, W) each; share: the g of `shares`."""
-    return share[:, :1] * x_0 + share[:, 1:2] * photo + share[:, 2:] * moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +91,16 @@ class Taken:
     def of(self, number: int) -> Taken:
         """What one frame of the batch takes, B = 1."""
         return self.map(lambda values: values[number : number + 1])
+
+
+def taken_from(photo: MovedPhoto, gates: Tensor, flow: Tensor) -> Taken:
+    """What the network's gates (B, 2, H, W) and flow (B, 2, h, w) px take from the photo, in float32."""
+    return Taken(flowing(photo.grid, flow.float()), shares(gates.float(), photo))
+
+
+def blended(x_0: Tensor, photo: Tensor, moved: Tensor, share: Tensor) -> Tensor:
+    """x_0 = g_0 x_0 + g_1 x_Id + g_2 warp(x_Id), (B, 3, H, W) each; share: the g of `shares`."""
+    return share[:, :1] * x_0 + share[:, 1:2] * photo + share[:, 2:] * moved
 
 
 def fine_detail(large: Tensor, photo: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from dheads.extensions.guidance import guided, with_and_without_sound
 from dheads.extensions.motion import MotionCondition, condition_with
 from dheads.extensions.network import ExtendedOutput, ExtendedUNet
 from dheads.extensions.noise import NoiseSharing
-from dheads.extensions.warp import Taken, flowing, shares
+from dheads.extensions.warp import Taken, taken_from
 from dheads.model import modulation
 from dheads.system.devices import COMPILE_OPTIONS, best_dtype
 
@@ -163,8 +163,7 @@ class Engine:
         if condition.photo is None or flow is None or gates is None:
             return None
         # With guidance the first half of the batch is the one that hears.
-        grid = flowing(condition.photo.grid, flow[:count].float())
-        return Taken(grid, shares(gates[:count].float(), condition.photo))
+        return taken_from(condition.photo, gates[:count], flow[:count])
 
     def condition(self, inputs: Inputs) -> MotionCondition:
         """What the network is given of a frame."""

@@ -15,7 +15,7 @@ from dheads.extensions.codes import codes_of
 from dheads.extensions.guidance import silenced
 from dheads.extensions.motion import MotionCondition, condition_with, spoiled
 from dheads.extensions.network import ExtendedOutput, ExtendedUNet
-from dheads.extensions.warp import flowing, landmark_error, sampled, shares
+from dheads.extensions.warp import landmark_error, sampled, taken_from
 from dheads.model import Output
 from dheads.training.batches import Batch, noise_on, seed_from, seeded
 
@@ -90,11 +90,11 @@ def _warp_terms(output: Output, condition: MotionCondition, points: Tensor | Non
     assert output.gates is not None
     assert condition.photo is not None
     assert points is not None
-    grid = flowing(condition.photo.grid, output.flow.float())
-    moved = sampled(condition.identity, grid, "bilinear")
-    own = shares(output.gates.float(), condition.photo)[:, :1] * (1 - condition.photo.mask)
+    taken = taken_from(condition.photo, output.gates, output.flow)
+    moved = sampled(condition.identity, taken.grid, "bilinear")
+    own = taken.share[:, :1] * (1 - condition.photo.mask)
     return {
-        "landmarks": landmark_error(grid, *points.to(grid.device).unbind(1)),
+        "landmarks": landmark_error(taken.grid, *points.to(moved.device).unbind(1)),
         "moved": (moved - x_0).square().flatten(1).mean(1),
         "own": own.flatten(1).mean(1),
     }
