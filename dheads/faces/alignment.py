@@ -133,6 +133,11 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     return _resample(image, matrix, (size, size), cv2.BORDER_REPLICATE)
 
 
+def scale_of(matrix: np.ndarray) -> float:
+    """How many px of the crop a px of the image becomes by a transform (2, 3)."""
+    return math.sqrt(abs(np.linalg.det(matrix[:, :2])))
+
+
 def scaled_transform(matrix: np.ndarray, factor: float) -> np.ndarray:
     """The transform (2, 3) to crops of `factor` times as many pixels a side that show the same."""
     scaled: np.ndarray = factor * matrix
@@ -167,7 +172,7 @@ def beyond_edge(shape: tuple[int, ...], matrix: np.ndarray, size: int) -> np.nda
     points = apply_transform(invert_transform(matrix), grid)  # (size, size, 2), (x, y) in the picture
     last = np.array(shape[1::-1]) - 1
     beyond = np.linalg.norm(np.maximum(np.maximum(-points, points - last) - 0.5, 0), axis=-1)
-    distance: np.ndarray = (beyond * math.sqrt(abs(np.linalg.det(matrix[:, :2])))).astype(np.float32)
+    distance: np.ndarray = (beyond * scale_of(matrix)).astype(np.float32)
     return distance
 
 
@@ -178,7 +183,7 @@ def unwarp(crop: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.n
 
 def _resample(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border: int) -> np.ndarray:
     """cv2.warpAffine to `size` (width, height) that averages when it shrinks: skipped pixels would flicker."""
-    scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    scale = scale_of(matrix)
     factor = max(1, int(1 / scale))
     if scale < 1:
         image, matrix = _reduce(image, matrix, size, factor)

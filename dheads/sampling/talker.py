@@ -24,7 +24,7 @@ from dheads.errors import DheadsError
 from dheads.extensions.codes import Track
 from dheads.extensions.head_motion import bounded
 from dheads.extensions.pose import PoseCode
-from dheads.faces.alignment import framed, scaled_transform
+from dheads.faces.alignment import framed, scale_of, scaled_transform
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
 from dheads.faces.paste import Paster
@@ -109,12 +109,12 @@ class Talker:
         read while frames are generated, so hours of it take no more memory than a minute.
 
         size: side of the video in px; None: the face's own in its picture, 256 to 512, or the network's where heads do
-        not move. steps, solver, guidance: how frames are sampled; None:
-        as the weights recommend. at: seconds into a video as face; None: its first frame with a face. which: of
-        several faces, from the largest: 1. paste: the face goes back into its picture. still: the head keeps to its
-        place in the photo. motion: how far the head moves, 0 to 2 times as far as people do; None: 1. motion_from: a
-        video whose head motion and blinks are repeated. audio_codec: of the video's sound. compiled: torch.compile
-        first, which takes a minute.
+        not move. steps, solver, guidance: how frames are sampled; None: as the weights recommend. at: seconds into a
+        video as face; None: its first frame with a face. which: of several faces, from the largest: 1. paste: the face
+        goes back into its picture. still: the head keeps to its place in the photo. motion: how far the head moves, 0
+        to 2 times as far as people do; None: 1, but 0 with paste and no motion_from. motion_from: a video whose head
+        motion and blinks are repeated. audio_codec: of the video's sound. compiled: torch.compile first, which takes a
+        minute.
         Raises DheadsError for input that cannot be used; then nothing is written.
         """
         job = Job(
@@ -220,7 +220,7 @@ class Talker:
         if job.size is not None or job.paste or not self.config.extensions.warp.flow:
             return job.size
         # The face's own resolution: a pixel of the picture becomes one of the video.
-        own = self.config.network.image_size / float(np.sqrt(np.linalg.det(portrait.matrix[:, :2])))
+        own = self.config.network.image_size / scale_of(portrait.matrix)
         return 2 * round(min(max(own, _LEAST_SIDE), _MOST_SIDE) / 2)
 
     def _tracks(self, job: Job, frames: int | None) -> dict[str, Track]:
