@@ -36,7 +36,7 @@ from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.system.devices import COMPILE_OPTIONS, resolve_device
 from dheads.training.augment import altered
 from dheads.training.geometry import Geometry
-from dheads.training.state import update_ema
+from dheads.training.state import check_start, update_ema
 from dheads.weights.checkpoints import build_model, load, save_checkpoint
 
 WARMUP = 50  # steps of the optimiser
@@ -61,7 +61,9 @@ def main(
     torch.manual_seed(0)
     checkpoint, place = load(weights), resolve_device(device)
     teaching = {"sampling": {"steps": teacher_steps}, "extensions": {"sound": {"guidance": guidance}}}
-    student = build_model(checkpoint if start is None else load(start), place)
+    first = checkpoint if start is None else load(start)
+    check_start(checkpoint.config, first.config, start or weights)
+    student = build_model(first, place)
     teacher, sampled = build_model(checkpoint, place), override(checkpoint.config, teaching)
     pair = Pair(teacher, sampled, student, steps, batches, learning_rate, ema_decay)
     dataset = Dataset(data)
@@ -160,8 +162,9 @@ class Pair(Engine):
         condition = self.condition(inputs)
         own, path = self.student_frame(condition, inputs.noise, int(self._rng.choice(self._steps_mix)))
         mask = self._mask if condition.photo is None else condition.photo.mask
-        early = torch.stack([frame_loss(x_0, target, mask) for x_0 in path])
-        loss = frame_loss(own, target, mask) + 0.25 * early.mean()
+        loss = frame_loss(own, target, mask)
+        if path:
+            loss = loss + 0.25 * torch.stack([frame_loss(x_0, target, mask) for x_0 in path]).mean()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
@@ -190,7 +193,10 @@ class Pair(Engine):
 
 
 def mixed_steps(steps: int) -> tuple[int, ...]:
-    """Numbers of steps to train, one is chosen at random: with one that was not, frames come out far too sharp."""
+    """Numbers of steps to train; one is chosen at random for each batch.
+
+    With a number that was not trained, frames come out far too sharp.
+    """
     return (steps,) * 5 + (max(2, steps - 1),) * 2 + (steps + 1, 2 * steps)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,7 @@ from real_data import Prepared
 from test_engine import WARP, inputs, lively
 
 from dheads.config import Config, override, preset
+from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
 from dheads.sampling.engine import Engine
 from dheads.weights.checkpoints import load_checkpoint, save_checkpoint
@@ -69,6 +71,26 @@ def test_the_teacher_may_be_guided(distill: ModuleType) -> None:
     expected = Engine(unet, override(TINY, {"sampling": {"steps": 6}, "extensions": {"sound": {"guidance": 2.0}}}))
     assert torch.equal(guided, expected.generate(given))
     assert not torch.equal(guided, plain)
+
+
+def test_a_student_may_take_a_single_step(distill: ModuleType) -> None:
+    torch.manual_seed(0)
+    unet, given = lively(TINY), inputs(TINY, 2)
+    pair = distill.Pair(unet, TINY, copy.deepcopy(unet), 1, 100, 1e-3, 0.9)
+    losses = []
+    for _ in range(6):
+        pair.generate(given)
+        losses.append(pair.loss)
+    assert 1 in distill.mixed_steps(1)
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+
+
+def test_a_start_of_another_network_is_refused(distill: ModuleType, tmp_path: Path) -> None:
+    for name, config in (("teacher", TINY), ("start", WARP)):
+        save_checkpoint(tmp_path / f"{name}.safetensors", lively(config).state_dict(), config, {})
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("teacher", "start")]
+    with pytest.raises(DheadsError, match=r"start.safetensors: was trained with network"):
+        distill.main(tmp_path, tmp_path / "out.safetensors", files[0], start=files[1], device="cpu")
 
 
 def test_a_sharp_guess_has_a_lower_loss_than_a_blurred_mean(distill: ModuleType) -> None:
