@@ -61,6 +61,11 @@ def respaced(schedule: Schedule, n: int, spacing: str = "uniform") -> Schedule:
         power = {"uniform": 1, "quadratic": 2}[spacing]
         # Many quadratic steps would meet near 0: none comes twice.
         steps = [max(i, round(last * i**power / (n - 1) ** power)) for i in range(n)]
+    return at_steps(schedule, steps)
+
+
+def at_steps(schedule: Schedule, steps: list[int]) -> Schedule:
+    """A new schedule of these of the steps, in rising order."""
     index = torch.tensor(steps)
     return _schedule(schedule.alpha_bar[index], schedule.timestep_map[index])
 

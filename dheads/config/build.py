@@ -77,6 +77,10 @@ def _problems(config: Config) -> typing.Iterator[str]:
         yield "extensions.warp.flow needs extensions.snr_clip, for a loss that sees the photo moved"
     if config.extensions.warp.flow and "pose" not in config.extensions.codes:
         yield "extensions.warp.flow needs a table extensions.codes.pose"
+    if config.extensions.mouth.channels and not config.extensions.warp.flow:
+        yield "extensions.mouth.channels needs extensions.warp.flow, which moves the photo that the mouth is drawn from"
+    if config.extensions.mouth.channels and network.image_size > 256:
+        yield f"extensions.mouth.channels is for a network.image_size of 256 at most, not {network.image_size}"
     if config.extensions.warp.flow and config.extensions.copying.gates:
         yield "extensions.warp.flow takes the place of extensions.copying.gates; turn one off"
 

@@ -47,6 +47,14 @@ class WarpConfig:
 
 
 @dataclass(frozen=True)
+class MouthConfig:
+    """A network that draws the mouth at 256 px, in videos larger than the network's frames; needs warp.flow."""
+
+    channels: int = bounded(0, 0, 4096)
+    """Width of the mouth network; 0: none."""
+
+
+@dataclass(frozen=True)
 class MotionConfig:
     """Motion frames that are altered on purpose, so that the errors of generated frames do not accumulate."""
 
@@ -159,6 +167,7 @@ class ExtensionsConfig:
     patches: PatchesConfig = field(default_factory=PatchesConfig)
     copying: CopyingConfig = field(default_factory=CopyingConfig)
     warp: WarpConfig = field(default_factory=WarpConfig)
+    mouth: MouthConfig = field(default_factory=MouthConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
     codes: CodeTables = field(default_factory=CodeTables)
     noise: NoiseConfig = field(default_factory=NoiseConfig)

@@ -21,6 +21,7 @@ from dheads.extensions.detail import Detail, keep_seen
 from dheads.extensions.head_motion import HeadMotion
 from dheads.extensions.lips import LipCode, LipPredictor
 from dheads.extensions.motion import MotionCondition
+from dheads.extensions.mouth import MouthNetwork
 from dheads.extensions.pose import PoseCode
 from dheads.extensions.warp import blended, sampled, taken_from
 from dheads.model import Layer, Output, ResBlock, UNet, mlp, timestep_embedding, zero_init
@@ -50,6 +51,9 @@ class ExtendedUNet(UNet):
         self._splits, self.detail = splits, None
         width = net.channel_mult[0] * net.model_channels
         self.flow_head = zero_init(nn.Conv2d(width, 2, 3, padding=1)) if has_flow else None
+        self.mouth: MouthNetwork | None = None
+        if config.extensions.mouth.channels:  # trained apart from the rest
+            self.mouth = MouthNetwork(config.extensions.mouth.channels).requires_grad_(False)
         if patches.detail_channels:
             fine, emb_dim, area = patches.detail_channels, 4 * net.model_channels, area // 4
             blocks = [ResBlock(fine, fine, emb_dim, net.dropout) for _ in range(2)]

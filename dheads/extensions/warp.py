@@ -88,9 +88,9 @@ class Taken:
         """The same with every tensor changed alike."""
         return Taken(change(self.grid), change(self.share))
 
-    def of(self, number: int) -> Taken:
-        """What one frame of the batch takes, B = 1."""
-        return self.map(lambda values: values[number : number + 1])
+    def of(self, numbers: list[int]) -> Taken:
+        """What these frames of the batch take."""
+        return self.map(lambda values: values[numbers])
 
 
 def taken_from(photo: MovedPhoto, gates: Tensor, flow: Tensor) -> Taken:
@@ -103,28 +103,18 @@ def blended(x_0: Tensor, photo: Tensor, moved: Tensor, share: Tensor) -> Tensor:
     return share[:, :1] * x_0 + share[:, 1:2] * photo + share[:, 2:] * moved
 
 
-def fine_detail(large: Tensor, photo: Tensor) -> Tensor:
-    """What the photo (B, 3, H, W) lacks of the same picture at another size, (B, 3, S, S)."""
-    return large - resized(photo, large.shape[-1])
-
-
-def with_detail(frame: Tensor, detail: Tensor, taken: Taken) -> Tensor:
-    """Frames (B, 3, H, W) at the size of the photo's `fine_detail` (B, 3, S, S), which is taken as the photo itself.
-
-    Every frame takes it from the photo, so nothing softens over a video. What the network drew is enlarged.
-    """
-    size, device = detail.shape[-1], detail.device
+def enlarged_grid(grid: Tensor, size: int) -> Tensor:
+    """A grid (B, H, W, 2) of points from -1 to 1 for pictures of another size, (B, S, S, 2)."""
     # Enlarged as an offset, which hardly changes in the outermost half pixel.
-    offset = taken.grid - pixel_grid(frame.shape[-1], device)
+    offset = grid - pixel_grid(grid.shape[1], grid.device)
     offset = resized(offset.permute(0, 3, 1, 2).contiguous(), size, "bilinear")
-    grid = pixel_grid(size, device) + offset.permute(0, 2, 3, 1)
-    in_place, moved = resized(taken.share[:, 1:], size, "bilinear").split(1, dim=1)
-    # out = up(frame) + g_1 d + g_2 warp(d)
-    return resized(frame, size) + in_place * detail + moved * sampled(detail, grid)
+    return pixel_grid(size, grid.device) + offset.permute(0, 2, 3, 1)
 
 
 def resized(picture: Tensor, size: int, mode: str = "bicubic") -> Tensor:
     """A picture (B, C, H, W) as (B, C, S, S)."""
+    if picture.shape[-1] == size:
+        return picture
     # With antialias PyTorch resizes along one axis after the other, which takes half of the time when it enlarges too.
     return F.interpolate(picture, (size, size), mode=mode, align_corners=False, antialias=mode == "bicubic")
 

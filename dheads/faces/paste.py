@@ -51,8 +51,8 @@ class Paster:
         """
         self._rest = framed(photo, matrix, size)  # (S, S, 3), S = size
         self._mask = face_mask(alignment, size)  # (S, S)
-        self._photo, matrix = _reduced(photo, matrix, largest_side)
-        self._region, self._matrix = _face_region(self._photo.shape, matrix, size)
+        self._photo, matrix = reduced(photo, matrix, largest_side)
+        self._region, self._matrix = covered_part(self._photo.shape, matrix, size)
         part = self._photo[self._region]
         self._fine = part - unwarp(self._rest.astype(np.float32), self._matrix, part.shape)
 
@@ -86,10 +86,10 @@ def face_mask(alignment: AlignmentConfig, size: int) -> np.ndarray:
     to_face = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     from_edge = np.minimum(np.arange(size), np.arange(size)[::-1]) - _MARGIN_PX
     to_border = np.maximum(np.minimum(from_edge, from_edge[:, None]), 0)
-    return _smoothstep(to_border / np.maximum(to_border + to_face, _FEATHER * size)).astype(np.float32)
+    return smoothstep(to_border / np.maximum(to_border + to_face, _FEATHER * size)).astype(np.float32)
 
 
-def _smoothstep(t: np.ndarray) -> np.ndarray:
+def smoothstep(t: np.ndarray) -> np.ndarray:
     """3 t^2 - 2 t^3, with t clipped to [0, 1]."""
     t = np.clip(t, 0, 1)
     smooth: np.ndarray = t * t * (3 - 2 * t)
@@ -108,10 +108,12 @@ def _colour_cast(crop: np.ndarray, rest: np.ndarray) -> np.ndarray:
 def _moved(change: np.ndarray) -> np.ndarray:
     """The share of motion (S, S) in [0, 1] in a change (S, S, 3)."""
     amount = cv2.GaussianBlur(np.abs(change).max(axis=-1), (0, 0), _REACH_PX)
-    return _smoothstep((amount - _STILL) / (_MOVED - _STILL))
+    return smoothstep((amount - _STILL) / (_MOVED - _STILL))
 
 
-def _reduced(photo: np.ndarray, matrix: np.ndarray, largest_side: int) -> tuple[np.ndarray, np.ndarray]:
+def reduced(
+    photo: np.ndarray, matrix: np.ndarray, largest_side: int = LARGEST_SIDE_PX
+) -> tuple[np.ndarray, np.ndarray]:
     """The photo reduced to a size that can be encoded, and the transform from it to the crop."""
     height, width = photo.shape[:2]
     scale = min(1, largest_side / max(height, width), math.sqrt(FRAME_LIMIT_PX / (height * width)))
@@ -123,7 +125,7 @@ def _reduced(photo: np.ndarray, matrix: np.ndarray, largest_side: int) -> tuple[
     return np.ascontiguousarray(photo[: height - height % 2, : width - width % 2]), matrix
 
 
-def _face_region(shape: tuple[int, ...], matrix: np.ndarray, size: int) -> tuple[tuple[slice, slice], np.ndarray]:
+def covered_part(shape: tuple[int, ...], matrix: np.ndarray, size: int) -> tuple[tuple[slice, slice], np.ndarray]:
     """The part of a picture of shape (H, W, ...) that the crop covers, and the transform from it to the crop."""
     corners = np.array([(0, 0), (size, 0), (0, size), (size, size)], float) - 0.5
     corners = apply_transform(invert_transform(matrix), corners)

@@ -102,6 +102,7 @@ class Engine:
         # Embeddings, scales and shifts cost little: they stay float32.
         self._network = copy.deepcopy(unet).eval().to(self.dtype)
         self._network.to(memory_format=torch.channels_last)
+        self.mouth = self._network.mouth
         self._stems = self._network.stems()
         self._denoise = self._network.denoise
         if compiled:

@@ -16,11 +16,11 @@ from dheads.conditioning import Cues, MotionBuffer, window
 from dheads.errors import DheadsError
 from dheads.extensions.codes import Track
 from dheads.extensions.lips import LipTrack
-from dheads.extensions.motion import as_motion_frame, rested
+from dheads.extensions.motion import as_motion_frame, pose_of, rested
 from dheads.extensions.pauses import CONTEXT, hushed, pause_degree
-from dheads.extensions.warp import Taken, fine_detail, with_detail
 from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.engine import Engine, Inputs
+from dheads.sampling.layers import layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +32,15 @@ class VideoSpec:
     seed: int = 0
     codes: Mapping[str, Tensor] = field(default_factory=dict)  # (F, C) normalised, instead of those predicted
     tracks: Mapping[str, Track] = field(default_factory=dict)  # instead of the codes' own
-    large: np.ndarray | None = None  # (S, S, 3) uint8, the photo at the size of the video, for networks that move it
+    # (S, S, 3) uint8, the same photo at the size of layers: frames come as layers then, for networks that move it
+    middle: np.ndarray | None = None
 
 
 def in_lockstep(
     engine: Engine, videos: Iterable[VideoSpec], slots: int = 1, stopped: Container[int] = ()
 ) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """Yield (index of the video, its next frame (H, W, 3) uint8, whether it is the last one), `slots` videos at once
-    (paper section 3.5).
+    """Yield (index of the video, its next frame, whether it is the last one), `slots` videos at once (paper section
+    3.5). A frame is (H, W, 3) uint8, or layers (S, S, 7) float32 of a video with `middle`.
 
     A video is taken from the iterable when a slot is free; a video's frames come in order. Each has random numbers of
     its own: other videos of its batch change its pixels by no more than the device's rounding does.
@@ -82,15 +83,12 @@ class _Slot:
         self._speech = _SpeechWindow(video.speech, max(config.conditioning.audio_context, reach))
         # The generator lives on the CPU, so that a seed means the same noise on every device.
         self._generator = torch.Generator().manual_seed(video.seed)
-        self._identity = to_unit(video.photo)[None].to(device)  # (1, 3, H, W)
-        self._detail: Tensor | None = None  # (1, 3, S, S) that the photo lacks at the network's size
-        if video.large is not None:
-            place = device if device.type == "cuda" else torch.device("cpu")
-            self._detail = fine_detail(to_unit(video.large)[None].to(place), self._identity.to(place))
+        self.identity = to_unit(video.photo)[None].to(device)  # (1, 3, H, W)
+        self.middle = None if video.middle is None else to_unit(video.middle)[None].to(device)  # (1, 3, S, S)
         self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
         self._rest = 0.0  # how far the current frame is in a pause
-        self._cues: Cues  # of the current frame
-        self._buffer = MotionBuffer(self._identity, config.conditioning.motion_frames)
+        self.cues: Cues  # of the current frame, B = 1
+        self._buffer = MotionBuffer(self.identity, config.conditioning.motion_frames)
 
     @property
     def is_new(self) -> bool:
@@ -109,11 +107,11 @@ class _Slot:
         calm = hushed(speech, self._rest) if self._rest else speech
         noisy = self._engine.extensions.motion.noise > 0
         audio_window = window(calm, at, self._engine.config.conditioning.audio_context)
-        self._cues = Cues(audio_window, self._codes(speech, calm, at)).map(lambda value: self._sent(value[None]))
+        self.cues = Cues(audio_window, self._codes(speech, calm, at)).map(lambda value: self._sent(value[None]))
         return Inputs(
-            self._identity,
+            self.identity,
             motion_frames,
-            self._cues,
+            self.cues,
             self._random(motion_frames.shape) if noisy else None,
             self._noise(),
         )
@@ -139,22 +137,15 @@ class _Slot:
 
     def _noise(self) -> Tensor:
         """(1, N, 3, H, W): x_T, which a frame shares with the one before, and what the solver adds."""
-        fresh = self._random((1, self._engine.noises, *self._identity.shape[1:]))
+        fresh = self._random((1, self._engine.noises, *self.identity.shape[1:]))
         noise, self._x_T = self._engine.frame_noise(fresh, self._x_T, self._rest)
         return noise
 
     def push(self, x_0: Tensor) -> None:
         """Take in the finished frame (1, 3, H, W)."""
-        frame = as_motion_frame(self._engine.config, x_0, self._identity, self._cues)
+        frame = as_motion_frame(self._engine.config, x_0, self.identity, self.cues)
         self._buffer.push(rested(frame, self._buffer.stacked(), self._rest))
         self._frame += 1
-
-    def shown(self, x_0: Tensor, taken: Taken | None) -> Tensor:
-        """The finished frame (1, 3, H, W) at the size of the video, (1, 3, S, S)."""
-        if self._detail is None or taken is None:
-            return x_0
-        place = self._detail.device
-        return with_detail(x_0.to(place), self._detail, taken.map(lambda values: values.to(place))).clamp(-1, 1)
 
     def _random(self, shape: tuple[int, ...]) -> Tensor:
         return self._sent(torch.randn(shape, generator=self._generator))
@@ -204,17 +195,18 @@ class _Arrival:
     """Frames on their way from the device."""
 
     def __init__(self, frames: list[Tensor], labels: list[tuple[int, bool]]) -> None:
-        """frames (1, 3, S, S) each; labels: of each, the index of its video and whether this is its last frame."""
+        """frames: (1, 3, H, W), or layers; labels: of each, the index of its video and whether this is its last."""
         on_cuda = frames[0].device.type == "cuda"
         self._labels = labels
         # In the same direction and as little waited for as the pixels, which would hide it.
         broken = torch.stack([frame.isnan().any() for frame in frames]).any()
         self._broken = broken.to("cpu", non_blocking=on_cuda)
-        self._pixels = [to_uint8(frame).to("cpu", non_blocking=on_cuda) for frame in frames]
+        pixels = [to_uint8(frame) if frame.shape[1] == 3 else frame for frame in frames]
+        self._pixels = [values.to("cpu", non_blocking=on_cuda) for values in pixels]
         self._there = torch.cuda.current_stream().record_event() if on_cuda else None
 
     def frames(self) -> Iterator[tuple[int, np.ndarray, bool]]:
-        """(index of the video, (H, W, 3) uint8, whether it is the last one)."""
+        """(index of the video, (H, W, 3) uint8 or layers (S, S, 7) float32, whether it is the last one)."""
         if self._there is not None:
             self._there.synchronize()
         if self._broken:
@@ -239,9 +231,24 @@ def _generate(engine: Engine, group: list[_Slot], count: int) -> _Arrival:
     # A CUDA graph has one batch size: free slots repeat the first.
     spare = count - len(group) if engine.records else 0
     each = [slot.inputs() for slot in group]
-    x_0 = engine.generate(Inputs.cat(each + each[:1] * spare), first=group[0].is_new)
-    shown = []
-    for number, (slot, frame) in enumerate(zip(group, x_0.split(1), strict=False)):
+    x_0 = engine.generate(Inputs.cat(each + each[:1] * spare), first=group[0].is_new)[: len(group)]
+    shown = _shown(engine, group, x_0)
+    for slot, frame in zip(group, x_0.split(1), strict=True):
         slot.push(frame)
-        shown.append(slot.shown(frame, engine.taken and engine.taken.of(number)))
     return _Arrival(shown, [(slot.index, not slot.goes_on) for slot in group])
+
+
+def _shown(engine: Engine, group: list[_Slot], x_0: Tensor) -> list[Tensor]:
+    """What is shown of the frames (B, 3, H, W): as they are, (1, 3, H, W), or as layers (1, S, S, 7)."""
+    shown = list(x_0.split(1))
+    larger = [number for number, slot in enumerate(group) if slot.middle is not None]
+    if not larger or engine.taken is None:
+        return shown
+    slots = [group[number] for number in larger]
+    photos = torch.cat([slot.identity for slot in slots])
+    middles = torch.cat([slot.middle for slot in slots if slot.middle is not None])
+    pose = pose_of(engine.config, Cues.cat([slot.cues for slot in slots]))
+    cut = layers(x_0[larger], engine.taken.of(larger), photos, middles, engine.mouth, engine.config.alignment, pose)
+    for number, frame in zip(larger, cut.split(1), strict=True):
+        shown[number] = frame
+    return shown

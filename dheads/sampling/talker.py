@@ -25,6 +25,7 @@ from dheads.extensions.codes import Track
 from dheads.extensions.head_motion import bounded
 from dheads.extensions.pose import PoseCode
 from dheads.faces.alignment import framed, scale_of, scaled_transform
+from dheads.faces.composition import PastedComposition, crop_composition
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
 from dheads.faces.paste import Paster
@@ -34,6 +35,7 @@ from dheads.media.sound import add_noise, claimed_seconds, wav_file, waveform_pi
 from dheads.media.writing import video_writer
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job, check_inputs
+from dheads.sampling.layers import layer_size
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.motion_video import Repeated, motion_of
 from dheads.sampling.outputs import check
@@ -199,25 +201,37 @@ class Talker:
         """The photo of a job, read, and its sound, begun. Raises DheadsError for what cannot be used."""
         portrait = find_portrait(job.face, self.config, self.backend, at=job.at, which=job.which)
         size = self.config.network.image_size
+        photo, middle = framed(portrait.picture, portrait.matrix, size), None
         side = self._side(job, portrait)
         finish: Callable[[np.ndarray], np.ndarray] = partial(enlarge, size=side)
-        if job.paste:
+        if self.config.extensions.warp.flow and (job.paste or (side is not None and side > size)):
+            layer = layer_size(self.config)
+            middle = framed(portrait.picture, scaled_transform(portrait.matrix, layer / size), layer)
+            finish = self._composition(portrait, side)
+        elif job.paste:
             finish = Paster(portrait.picture, portrait.matrix, size, self.config.alignment)
-        photo, large = framed(portrait.picture, portrait.matrix, size), None
-        if self.config.extensions.warp.flow and side is not None and side > size:
-            large = framed(portrait.picture, scaled_transform(portrait.matrix, side / size), side)
         hearing = hear(job.audio)
         seconds = claimed_seconds(job.audio, hearing)
         frames = None if seconds is None else round(seconds * FPS)
         tracks = self._tracks(job, frames)
-        video = VideoSpec(photo, self._speech(job.audio, hearing, seconds), job.seed, tracks=tracks, large=large)
+        video = VideoSpec(photo, self._speech(job.audio, hearing, seconds), job.seed, tracks=tracks, middle=middle)
         name = "the given picture" if isinstance(job.face, np.ndarray) else str(job.face)
         notes = portrait.notes if job.paste else [*portrait.notes, *notes_on_edge(portrait, size, name)]
         return Scene(video, frames, finish, [*notes, *hearing.notes])
 
+    def _composition(self, portrait: Portrait, side: int | None) -> Callable[[np.ndarray], np.ndarray]:
+        """What makes frames of layers: of `side` px, or None: of the whole picture."""
+        size = self.config.network.image_size
+        if side is None:
+            return PastedComposition(portrait.picture, portrait.matrix, size, self.config.alignment)
+        composed = crop_composition(portrait.picture, portrait.matrix, size, max(side, layer_size(self.config)))
+        return lambda layers: enlarge(composed(layers), side)
+
     def _side(self, job: Job, portrait: Portrait) -> int | None:
         """The side of the video in px; None: of the network's frames, or of the picture that they are pasted into."""
-        if job.size is not None or job.paste or not self.config.extensions.warp.flow:
+        if job.paste:
+            return None
+        if job.size is not None or not self.config.extensions.warp.flow:
             return job.size
         # The face's own resolution: a pixel of the picture becomes one of the video.
         own = self.config.network.image_size / scale_of(portrait.matrix)

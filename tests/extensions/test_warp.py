@@ -17,17 +17,12 @@ from dheads.extensions.network import ExtendedOutput, ExtendedUNet
 from dheads.extensions.pose import composed, done, reframed, relative, undone
 from dheads.extensions.warp import (
     MovedPhoto,
-    Taken,
     blended,
-    fine_detail,
     flowing,
     landmark_error,
-    moved_grid,
     moved_photo,
-    resized,
     sampled,
     shares,
-    with_detail,
 )
 
 SIZE = 32
@@ -158,40 +153,6 @@ def test_the_photo_is_favoured_in_sampling_but_around_moved_eyes() -> None:
 
 
 # --- Frames larger than the network's
-
-
-def large_picture() -> Tensor:
-    """(1, 3, 128, 128), with detail that 32 px cannot hold."""
-    rough = torch.rand((1, 3, 40, 40), generator=torch.Generator().manual_seed(7)) * 2 - 1
-    return torch.nn.functional.interpolate(rough, (4 * SIZE, 4 * SIZE), mode="bicubic", align_corners=False)
-
-
-def taken(share: tuple[float, float, float], pose: Tensor) -> Taken:
-    return Taken(
-        moved_grid(torch.zeros(1, 3, SIZE, SIZE), pose),
-        torch.tensor(share)[None, :, None, None].expand(1, 3, SIZE, SIZE),
-    )
-
-
-def test_what_is_taken_from_the_photo_is_the_large_photo() -> None:
-    large = large_picture()
-    photo = torch.nn.functional.interpolate(large, (SIZE, SIZE), mode="area")
-    detail, still = fine_detail(large, photo), torch.zeros(1, 6)
-    for share in ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.4, 0.6)):
-        torch.testing.assert_close(with_detail(photo, detail, taken(share, still)), large, rtol=0, atol=2e-4)
-    own = with_detail(photo, detail, taken((1.0, 0.0, 0.0), still))
-    assert torch.equal(own, resized(photo, 4 * SIZE)), "what the network drew is enlarged"
-
-
-def test_the_detail_moves_with_the_photo() -> None:
-    large, pose = large_picture(), torch.zeros(1, 6)
-    pose[:, 2], pose[:, 3] = 2 * 3 / SIZE, -2 * 5 / SIZE  # 3 px to the right, 5 up, of 32
-    photo = torch.nn.functional.interpolate(large, (SIZE, SIZE), mode="area")
-    frame = sampled(photo, moved_grid(photo, pose))
-    shown = with_detail(frame, fine_detail(large, photo), taken((0.0, 0.0, 1.0), pose))
-    inner = slice(24, -24)  # of 128 px: nothing from beyond the edge
-    torch.testing.assert_close(shown[..., 24:-44, 36:-24], large[..., 44:-24, 24:-36], rtol=0, atol=0.05)
-    assert (resized(frame, 4 * SIZE) - shown)[..., inner, inner].std() > 0.1
 
 
 def test_shares_are_a_softmax_and_around_the_mouth_all_is_the_networks_own() -> None:

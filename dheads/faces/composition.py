@@ -1,0 +1,125 @@
+"""Frames of a video composed of a photo's own pixels, moved, and of what a network drew.
+
+    out = drawn + g_1 photo + g_2 warp(photo),  g_0 + g_1 + g_2 = 1
+
+A frame comes as layers (h, w, 7) float32 over the crop: what was drawn, in levels of 255 and already multiplied by its
+share g_0 (3); the shares g_0 and g_1 of what is drawn and of the photo in place (2); and the offset from each pixel to
+where the photo moved comes from, in half sides of the crop (2). Every frame is sampled from the photo, so nothing
+softens over time, and at any size what comes from the photo is as sharp as the photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from dheads.config import AlignmentConfig
+from dheads.faces.alignment import framed, mean_face, scaled_transform, transform_of_part, unwarp
+from dheads.faces.paste import covered_part, reduced, smoothstep
+
+_MARGIN = 0.2  # of the crop's side: what a head that moves uncovers beyond the crop
+_REACH = 1.6  # times the crop's side: how far from the face its motion ends, where it is pasted into the photo
+_SEAM = 0.1  # of the crop's side: width of the border over which what is drawn ends
+_FIELD_PX = 160  # of a side of the picture in which this is computed
+
+
+class Composition:
+    """Composes the frames of one video."""
+
+    def __init__(self, source: np.ndarray, part: tuple[slice, slice], matrix: np.ndarray, size: int) -> None:
+        """source (H, W, 3) uint8: the photo; part: the rows and columns of it that frames show; matrix (2, 3): from
+        that part to the crop of `size` px."""
+        self._source, self._photo = source, source[part]
+        self._shape, self._matrix, self._size = self._photo.shape[:2], matrix, size
+        rows, columns = (np.arange(axis.start, axis.stop, dtype=np.float32) for axis in part)
+        self._own_place = np.dstack(np.meshgrid(columns, rows))  # (H', W', 2), where the photo in place comes from
+        self._back = np.linalg.inv(matrix[:, :2]).astype(np.float32) * (size / 2)  # half sides of the crop -> px
+
+    def __call__(
+        self, layers: np.ndarray, steady: np.ndarray | None = None, inside: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The frame (H', W', 3) uint8 of layers (h, w, 7).
+
+        steady (H', W', 1): factor of the offset; inside (H', W', 1): factor of g_0 and g_1. None: 1 everywhere.
+        """
+        drawn, shares = self._placed(layers[..., :3], cv2.INTER_CUBIC), self._placed(layers[..., 3:5])
+        offset = self._placed(layers[..., 5:], border=cv2.BORDER_REPLICATE) @ self._back.T
+        if inside is not None and steady is not None:
+            drawn, shares, offset = drawn * inside, shares * inside, offset * steady
+        x, y = cv2.split(self._own_place + offset)
+        moved = cv2.remap(self._source, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+        in_place = shares[..., 1:]
+        drawn += in_place * self._photo
+        drawn += (1 - shares[..., :1] - in_place) * moved
+        return np.clip(np.rint(drawn, out=drawn), 0, 255, out=drawn).astype(np.uint8)
+
+    def _placed(
+        self, values: np.ndarray, kernel: int = cv2.INTER_LINEAR, border: int = cv2.BORDER_REPLICATE
+    ) -> np.ndarray:
+        """Values over the crop (h, w, C) where they are in the frame, (H', W', C)."""
+        matrix = scaled_transform(self._matrix, len(values) / self._size)
+        height, width = self._shape
+        flags = kernel | cv2.WARP_INVERSE_MAP
+        placed: np.ndarray = cv2.warpAffine(
+            np.ascontiguousarray(values), matrix, (width, height), flags=flags, borderMode=border
+        )
+        return placed
+
+
+def crop_composition(
+    picture: np.ndarray, matrix: np.ndarray, size: int, side: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Frames of `side` px that show the crop. matrix (2, 3): from the picture to crops of `size` px."""
+    margin = round(_MARGIN * side)
+    wide = scaled_transform(matrix, side / size)
+    wide[:, 2] += margin
+    source = framed(picture, wide, side + 2 * margin)
+    part = slice(margin, margin + side)
+    return Composition(source, (part, part), scaled_transform(np.eye(2, 3), size / side), size)
+
+
+class PastedComposition:
+    """Composes frames that show the whole photo: the motion of the head ends around it, and nothing has an edge."""
+
+    def __init__(self, picture: np.ndarray, matrix: np.ndarray, size: int, alignment: AlignmentConfig) -> None:
+        """matrix (2, 3): from the picture to crops of `size` px. A picture too large to be encoded is reduced."""
+        self._photo, matrix = reduced(picture, matrix)
+        to_field = scaled_transform(matrix, _FIELD_PX / (_REACH * size))
+        to_field[:, 2] += _FIELD_PX * (_REACH - 1) / (2 * _REACH)
+        self._part, to_field = covered_part(self._photo.shape, to_field, _FIELD_PX)
+        corner = np.array([self._part[1].start, self._part[0].start])
+        self._composition = Composition(self._photo, self._part, transform_of_part(matrix, corner), size)
+        shape = self._photo[self._part].shape
+        steady, inside = (unwarp(field, to_field, shape)[..., None] for field in _fields(alignment))
+        self._steady, self._inside = np.clip(steady, 0, 1), np.clip(inside, 0, 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the frames, px, both even."""
+        height, width = self._photo.shape[:2]
+        return height, width
+
+    def __call__(self, layers: np.ndarray) -> np.ndarray:
+        """The frame of `shape` (H', W', 3) uint8."""
+        frame = self._photo.copy()
+        frame[self._part] = self._composition(layers, self._steady, self._inside)
+        return frame
+
+
+def _fields(alignment: AlignmentConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Around the crop, at _FIELD_PX: how far the photo moves with the head, and how much of what is drawn is shown.
+
+    Both are 1 on the mean face; the first falls to 0 at the border, the second at the border of the crop.
+    """
+    size = round(_FIELD_PX / _REACH)  # of the crop
+    corner = (_FIELD_PX - size) / 2
+    face = cv2.convexHull(np.rint(mean_face(alignment, size) + corner).astype(np.int32))
+    outside = cv2.fillConvexPoly(np.ones((_FIELD_PX, _FIELD_PX), np.uint8), face, 0)
+    to_face = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    from_edge = np.minimum(np.arange(_FIELD_PX), np.arange(_FIELD_PX)[::-1])
+    to_border = np.minimum(from_edge, from_edge[:, None])
+    steady = smoothstep(to_border / np.maximum(to_border + to_face, 1))
+    inside = smoothstep((to_border - corner) / (_SEAM * size))
+    return steady.astype(np.float32), inside.astype(np.float32)
