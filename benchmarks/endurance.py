@@ -13,6 +13,7 @@ The videos are written to --out.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +35,7 @@ from dheads.evaluation.measures import (
     sharpness,
 )
 from dheads.evaluation.recognition import similarity
-from dheads.faces.alignment import STABLE, eye_distance, framed, mouth_opening
+from dheads.faces.alignment import STABLE, eye_distance, framed, mouth_opening, scaled_transform
 from dheads.faces.eyelids import eye_openness
 from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
@@ -43,6 +44,7 @@ from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.portrait import find_portrait
+from dheads.sampling.staging import Stage, staged
 from dheads.sampling.talker import Talker, load
 from dheads.speech.sync import correlation
 
@@ -73,6 +75,7 @@ def main(
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the weights' own by default.")] = None,
     identity_net: Annotated[Path | None, typer.Option(help="MobileFaceNet, an ONNX file.")] = None,
     still: Annotated[bool, typer.Option("--still", help="As `dheads sample --still`.")] = False,
+    size: Annotated[int, typer.Option(help="Side of the videos, px.")] = 256,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -85,8 +88,8 @@ def main(
     embeddings = loop[torch.arange(count) % len(loop)]
     lips = talker.unet.lip_predictor
     predicted = lips.predict(loop)[:, 0].cpu().numpy() if lips else np.zeros(len(loop))
-    faces = [crop(talker, photo) for photo in photos]
-    made = animate(engine, [VideoSpec(face, embeddings, seed) for face in faces])
+    stages, faces = zip(*(stage_of(talker, photo, size) for photo in photos), strict=True)
+    made = animate(engine, stages, [VideoSpec(s.photo, embeddings, seed, middle=s.middle) for s in stages])
     out.mkdir(parents=True, exist_ok=True)
     net = IdentityNet(identity_net) if identity_net else None
     report = []
@@ -113,18 +116,20 @@ def heard(talker: Talker, speech: Path) -> torch.Tensor:
     return torch.cat(list(talker.hear([once.repeat(3)])))[frames : 2 * frames]
 
 
-def animate(engine: Engine, videos: list[VideoSpec]) -> list[list[np.ndarray]]:
-    """The frames of each video, (H, W, 3) uint8; their speech is (F, D) each."""
+def animate(engine: Engine, stages: Sequence[Stage], videos: list[VideoSpec]) -> list[list[np.ndarray]]:
+    """The frames of each video, (S, S, 3) uint8; their speech is (F, D) each."""
     made: list[list[np.ndarray]] = [[] for _ in videos]
     total = sum(len(video.speech) for video in videos)
-    for index, frame, _ in tqdm(in_lockstep(engine, videos, len(videos)), total=total, unit="frame"):
-        made[index].append(frame)
+    for index, frame, _ in tqdm(in_lockstep(engine, videos, min(8, len(videos))), total=total, unit="frame"):
+        made[index].append(stages[index].finish(frame))
     return made
 
 
-def crop(talker: Talker, photo: Path) -> np.ndarray:
-    portrait = find_portrait(photo, talker.config, talker.backend)
-    return framed(portrait.picture, portrait.matrix, talker.config.network.image_size)
+def stage_of(talker: Talker, photo: Path, size: int) -> tuple[Stage, np.ndarray]:
+    """How a photo is animated in a video of `size` px, and its crop (size, size, 3) there."""
+    portrait, own = find_portrait(photo, talker.config, talker.backend), talker.config.network.image_size
+    stage = staged(talker.config, portrait.picture, portrait.matrix, size)
+    return stage, framed(portrait.picture, scaled_transform(portrait.matrix, size / own), size)
 
 
 def measure(

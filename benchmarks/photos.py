@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 import torch
 import typer
-from endurance import animate, crop
+from endurance import animate, stage_of
 from networks import IdentityNet
 from torch import Tensor
 from yardstick import SHEET_COLUMNS, envelope
@@ -62,6 +62,7 @@ from dheads.media.sound import load_waveform, wav_file
 from dheads.media.writing import write_video
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec
+from dheads.sampling.staging import Stage
 from dheads.sampling.talker import Talker, load
 from dheads.speech.sync import correlation
 
@@ -96,6 +97,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Of the recording.")] = 6.0,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; those of the weights by default.")] = None,
     identity_net: Annotated[Path | None, typer.Option(help="MobileFaceNet, an ONNX file.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the videos, px.")] = 256,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -104,8 +106,9 @@ def main(
     engine = talker.engine(Job(photos[0], speech, out, steps=steps))
     waveform = load_waveform(speech)[: round(seconds * SAMPLE_RATE)]
     embeddings = torch.cat(list(talker.hear([waveform])))
-    faces = read_faces(talker, photos)
-    made = animate(engine, [VideoSpec(face, embeddings, seed + i) for i, face in enumerate(faces.values())])
+    stages, faces = read_faces(talker, photos, size)
+    videos = [VideoSpec(s.photo, embeddings, seed + i, middle=s.middle) for i, s in enumerate(stages)]
+    made = animate(engine, stages, videos)
     net = IdentityNet(identity_net) if identity_net else None
     rows: dict[str, dict[str, float]] = {}
     told = heard(talker, embeddings)
@@ -127,20 +130,22 @@ def main(
 # ---- What the network is given ----
 
 
-def read_faces(talker: Talker, photos: list[Path]) -> dict[str, np.ndarray]:
-    """The aligned crops (S, S, 3) of the photos, by names that are unique; photos without a face are left out."""
+def read_faces(talker: Talker, photos: list[Path], size: int) -> tuple[list[Stage], dict[str, np.ndarray]]:
+    """How the photos are animated, and their crops (S, S, 3) by names that are unique; those without a face are left
+    out."""
     found = [
         path
         for photo in photos
         for path in (sorted(p for p in photo.iterdir() if p.suffix.lower() in PHOTOS) if photo.is_dir() else [photo])
     ]
-    faces = {}
+    stages, faces = [], {}
     for path in found:
         try:
-            faces[f"{path.parent.name}_{path.stem}"] = crop(talker, path)
+            stage, faces[f"{path.parent.name}_{path.stem}"] = stage_of(talker, path, size)
+            stages.append(stage)
         except DheadsError as error:
             print(f"left out: {error}")
-    return faces
+    return stages, faces
 
 
 def heard(talker: Talker, speech: Tensor) -> np.ndarray | None:

@@ -24,7 +24,7 @@ NAME = "small"
 SAMPLING = {
     "warp": ("favour",),
     "motion": ("sampling_noise", "anchor"),
-    "noise": ("shared", "outer_shared", "outer_temperature", "pause_shared", "warm_steps"),
+    "noise": ("shared", "outer_shared", "temperature", "outer_temperature", "pause_shared", "warm_steps"),
     "sound": ("guidance", "room_noise"),
 }
 

@@ -346,6 +346,7 @@ NEW: dict[str, Any] = {
         "patches": {"size": 4, "detail_channels": 32},
         "copying": {"gates": True},
         "warp": {"flow": False, "landmark_weight": 0.01, "moved_weight": 2.0, "own_weight": 0.01, "favour": 0.0},
+        "mouth": {"channels": 0},
         "motion": {
             "hide_mouth": True,
             "noise": 0.25,
@@ -362,6 +363,7 @@ NEW: dict[str, Any] = {
         "noise": {
             "shared": 1.0,
             "outer_shared": 0.9,
+            "temperature": 1.0,
             "outer_temperature": 0.8,
             "pause_shared": 0.99,
             "warm_steps": 0,
@@ -462,6 +464,7 @@ def test_every_field_has_a_docstring(module: ModuleType) -> None:
                 "patches",
                 "copying",
                 "warp",
+                "mouth",
                 "motion",
                 "codes",
                 "noise",

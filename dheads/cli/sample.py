@@ -135,7 +135,7 @@ def sample(
             min=0,
             max=MAX_MOTION,
             help="How far the head moves: 1 as far as people do when they speak, 0 not at all.",
-            show_default="1; 0 with --paste",
+            show_default="1",
         ),
     ] = None,
     motion_from: Annotated[

@@ -43,7 +43,8 @@ class WarpConfig:
     own_weight: float = bounded(0.01, 0, 1e6)
     """Price of what the network does not take from the photo, outside the mouth region."""
     favour: float = bounded(0.0, 0, 100)
-    """In sampling, what is added to the logits of the photo's shares, away from mouth and eyes."""
+    """In sampling, what is added to the logits of the photo's shares, away from mouth and eyes; if it is above 0, the
+    photo in place is not taken where its head is."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,10 @@ class NoiseConfig:
     """Share of x_T's variance around the mouth that comes from the frame before."""
     outer_shared: float = bounded(0.0, 0, 1)
     """The same outside the mouth region, so that hair and shoulders do not shimmer."""
+    temperature: float = bounded(1.0, 0, 10)
+    """Standard deviation of x_T around the mouth; under 1 gives fewer blotches, and 0 one mouth for one sound."""
     outer_temperature: float = bounded(1.0, 0, 10)
-    """Standard deviation of x_T outside the mouth region; under 1 gives fewer specks."""
+    """The same outside the mouth region."""
     pause_shared: float = bounded(0.0, 0, 1)
     """Least share anywhere in pauses, where the sound is also averaged, so that the mouth rests (pauses.py); 0: off."""
     warm_steps: int = bounded(0, 0, 100_000)

@@ -70,9 +70,11 @@ class Dataset:
         """The clips of train, val or test."""
         return [clip for clip in self.clips if clip.split == name]
 
-    def check(self, config: Config) -> None:
-        """Raises DheadsError unless the clips were prepared as `config` asks."""
+    def check(self, config: Config, larger: bool = False) -> None:
+        """Raises DheadsError unless the clips were prepared as `config` asks; larger: or with larger pictures."""
         for key, value in dataset_info(config).items():
+            if key == "size" and larger and self.size > config.network.image_size:
+                continue
             if self.info.get(key) != value:
                 raise DheadsError(
                     f"{self.root}: prepared with {key} = {self.info.get(key)!r}, but the configuration wants "

@@ -115,10 +115,10 @@ def evaluate_weights(
     unet, config, _ = load_model(weights, model_device, progress)
     config = adjusted(config, steps=steps, solver=solver)
     dataset = Dataset(data)
-    dataset.check(config)
+    dataset.check(config, larger=config.extensions.warp.flow)
     clips = chosen_clips(dataset, split, limit)
     sources = raw_videos(clips, raw)
-    settings = _settings(config, resolve(weights, progress), data, seed, model_device)
+    settings = _settings(config, resolve(weights, progress), dataset, seed, model_device)
     claim(out, settings)
     slots = slots or SLOTS[model_device.type]
     speech = clip_speech(dataset, config, model_device, progress)
@@ -145,11 +145,12 @@ def _measure_opening(scorer: Scorer, unet: ExtendedUNet, clips: list[Clip], spee
         scorer.add(OpeningMeter(heard_openings(unet.lip_predictor, clips, speech)))
 
 
-def _settings(config: Config, checkpoint: Path, data: Path, seed: int, device: torch.device) -> Facts:
+def _settings(config: Config, checkpoint: Path, dataset: Dataset, seed: int, device: torch.device) -> Facts:
     """How the videos are generated."""
     return {
         "checkpoint_sha256": file_sha256(checkpoint),
-        "data": str(data.resolve()),
+        "data": str(dataset.root.resolve()),
+        "size": dataset.size,
         "seed": seed,
         "device": device.type,
         "dheads": __version__,

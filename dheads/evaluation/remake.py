@@ -19,10 +19,12 @@ from dheads.dataset.manifest import Clip, clip_path
 from dheads.errors import DheadsError
 from dheads.evaluation.results import Facts
 from dheads.extensions.lips import LipPredictor
+from dheads.faces.alignment import align_transforms
 from dheads.media.sound import add_noise, load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
+from dheads.sampling.staging import Stage, staged
 from dheads.speech.encoders import load_speech_encoder
 from dheads.system.files import complete_or_absent
 
@@ -94,28 +96,39 @@ def remake(
     Raises DheadsError if a video cannot be written.
     """
     todo = [clip for clip in clips if not _target(folder, clip).exists()]
-    started: list[Clip] = []
+    started: list[tuple[Clip, Stage]] = []
     failed: list[tuple[str, str]] = []
 
     def videos() -> Iterator[VideoSpec]:
         for clip in todo:
             try:
-                video = VideoSpec(dataset.photo(clip, engine.config), speech(clip), clip_seed(seed, clip))
+                stage = stage_of(dataset, clip, engine.config)
+                video = VideoSpec(stage.photo, speech(clip), clip_seed(seed, clip), middle=stage.middle)
             except DheadsError as error:
                 failed.append((clip.clip, str(error)))
                 continue
-            started.append(clip)
+            started.append((clip, stage))
             yield video
 
     unfinished: dict[int, list[np.ndarray]] = {}  # frames by index in `started`
     total = sum(clip.frames for clip in todo)
     with tqdm(total=total, desc="sample", unit="frame", disable=not progress or not todo) as bar:
         for index, frame, last in in_lockstep(engine, videos(), max(1, min(slots, len(todo)))):
-            unfinished.setdefault(index, []).append(frame)
+            clip, stage = started[index]
+            unfinished.setdefault(index, []).append(stage.finish(frame))
             bar.update()
             if last:
-                _write(folder, dataset, started[index], unfinished.pop(index))
+                _write(folder, dataset, clip, unfinished.pop(index))
     return failed
+
+
+def stage_of(dataset: Dataset, clip: Clip, config: Config) -> Stage:
+    """How a clip's first picture is given to the network, for a video as large as the clip."""
+    if not config.extensions.warp.flow:
+        return Stage(dataset.photo(clip, config), None, lambda frame: frame)
+    picture, landmarks = dataset.pictures(clip, [0])[0], dataset.labels(clip)["landmarks"][:1].numpy()
+    matrix = align_transforms(landmarks, dataset.alignment, config.network.image_size)[0]
+    return staged(config, picture, matrix, dataset.size)
 
 
 def clip_seed(seed: int, clip: Clip) -> int:

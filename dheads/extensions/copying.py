@@ -50,6 +50,13 @@ def eye_ellipses(alignment: AlignmentConfig, points: Tensor) -> Tensor:
     return _ellipse(x.abs() - d / 2, y - (2 * alignment.eye_y - 1), 0.36 * d, 0.26 * d)
 
 
+def head_ellipse(alignment: AlignmentConfig, points: Tensor) -> Tensor:
+    """As `mouth_ellipse`, around the mean face's head with its ears and most of its hair."""
+    x, y = points.unbind(-1)
+    d = 2 * alignment.eye_distance
+    return _ellipse(x, y - (2 * alignment.eye_y - 1 + 0.4 * d), 1.58 * d, 1.92 * d)
+
+
 def _ellipse(x: Tensor, y: Tensor, radius_x: float, radius_y: float) -> Tensor:
     """1 within an ellipse about the origin, 0 outside, with a soft edge."""
     edge = 0.2

@@ -4,7 +4,8 @@ Around the mouth all is the U-Net's own (warp.py), so a frame that is enlarged i
 as the photo. This network sees the enlarged frame and the photo moved, at 256 px in a box that follows the mouth, and
 says what to add and, of every pixel, how much of the photo moved to take: beards and skin come from there. What it
 draws is shown, and never becomes a motion frame, so nothing accumulates.
-Why: a mouth enlarged has a small part of the detail around it. Trained by `recipes/train_mouth.py`, apart from the rest.
+Why: an enlarged mouth has a fifth of a true mouth's detail, one drawn so nine tenths. Trained by itself, by
+recipes/train_mouth.py.
 Off: extensions.mouth.channels = 0.
 """
 

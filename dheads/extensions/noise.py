@@ -23,7 +23,7 @@ class NoiseSharing:
         if uses_mouth_mask(config):
             mouth = mouth_mask(config.alignment, config.network.image_size, device)[None]
         self._share = noise.outer_shared + (noise.shared - noise.outer_shared) * mouth
-        self._temperature = noise.outer_temperature + (1 - noise.outer_temperature) * mouth
+        self._temperature = noise.outer_temperature + (noise.temperature - noise.outer_temperature) * mouth
         self._in_pauses = noise.pause_shared
 
     def __call__(self, fresh: Tensor, last: Tensor | None, pause: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ A similarity moves the photo as the head moves, rigidly; the network sees the re
 and bends. Of every pixel it says how much is its own, how much the photo in place (the background), and how much the
 photo moved; around the mouth, whose mask moves with the head, all is its own: with shares of the photo moved there,
 mouths on photos opened by a third less. In sampling the photo's shares are favoured, except around the eyes, which
-blink: what a network draws by itself is softer than the photo, and errors can accumulate in it.
+blink: what a network draws by itself is softer than the photo, and errors can accumulate in it. And the photo in place
+serves as the background only, never where its head is.
 Every frame is sampled from the photo, so nothing accumulates over a video.
 Why: pixels copied from the same place keep a head from moving, and a face that the network draws whole is soft.
 Off: extensions.warp.flow = false.
@@ -20,8 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dheads.config import Config
-from dheads.extensions.copying import eye_ellipses, mouth_ellipse, pixel_grid
+from dheads.extensions.copying import eye_ellipses, head_ellipse, mouth_ellipse, pixel_grid
 from dheads.extensions.pose import undone
+
+_NEVER = 30.0  # taken from a logit, leaves no share
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,7 @@ class MovedPhoto:
     grid: Tensor  # (B, H, W, 2) where each pixel comes from in the photo, -1 to 1
     picture: Tensor  # (B, 3, H, W)
     mask: Tensor  # (B, 1, H, W) in [0, 1], 1 around the mouth
-    favour: Tensor  # (B, 1, H, W) added to the logits of the photo's shares
+    favour: Tensor  # (B, 2, H, W) added to the logits of the photo's shares, in place and moved
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MovedPhoto:
         """The same with every tensor changed alike."""
@@ -39,12 +42,15 @@ class MovedPhoto:
 
 
 def moved_photo(config: Config, photo: Tensor, pose: Tensor, favour: float = 0.0) -> MovedPhoto:
-    """The photo (B, 3, H, W) moved by the pose (B, 6); favour: see MovedPhoto, away from the eyes."""
+    """The photo (B, 3, H, W) moved by the pose (B, 6); favour: of its shares, away from the eyes (WarpConfig)."""
     grid = moved_grid(photo, pose)
     mouth = mouth_ellipse(config.alignment, grid)[:, None]
-    favoured = torch.zeros_like(mouth)
+    favoured = torch.zeros_like(mouth).repeat(1, 2, 1, 1)
     if favour:
-        favoured = favour * (1 - eye_ellipses(config.alignment, grid)[:, None])
+        moved = favour * (1 - eye_ellipses(config.alignment, grid))
+        # Where a head has left its place, the photo in place still shows its ear.
+        head = head_ellipse(config.alignment, pixel_grid(photo.shape[-1], photo.device))
+        favoured = torch.stack([moved - _NEVER * head, moved], 1)
     return MovedPhoto(grid, sampled(photo, grid), mouth, favoured)
 
 

@@ -25,47 +25,38 @@ _SEAM = 0.1  # of the crop's side: width of the border over which what is drawn 
 _FIELD_PX = 160  # of a side of the picture in which this is computed
 
 
+Enlarge = Callable[[np.ndarray, int], np.ndarray]  # values over the crop (h, w, C), interpolation -> over the frame
+
+
 class Composition:
     """Composes the frames of one video."""
 
-    def __init__(self, source: np.ndarray, part: tuple[slice, slice], matrix: np.ndarray, size: int) -> None:
-        """source (H, W, 3) uint8: the photo; part: the rows and columns of it that frames show; matrix (2, 3): from
-        that part to the crop of `size` px."""
+    def __init__(self, source: np.ndarray, part: tuple[slice, slice], to_px: np.ndarray, enlarge: Enlarge) -> None:
+        """source (H, W, 3) uint8: the photo; part: the rows and columns of it that frames show; to_px (2, 2): from half
+        sides of the crop to px of the photo."""
         self._source, self._photo = source, source[part]
-        self._shape, self._matrix, self._size = self._photo.shape[:2], matrix, size
         rows, columns = (np.arange(axis.start, axis.stop, dtype=np.float32) for axis in part)
-        self._own_place = np.dstack(np.meshgrid(columns, rows))  # (H', W', 2), where the photo in place comes from
-        self._back = np.linalg.inv(matrix[:, :2]).astype(np.float32) * (size / 2)  # half sides of the crop -> px
+        self._columns, self._rows = np.meshgrid(columns, rows)  # where the photo in place comes from
+        self._to_px, self._enlarge = to_px.astype(np.float32), enlarge
 
     def __call__(
         self, layers: np.ndarray, steady: np.ndarray | None = None, inside: np.ndarray | None = None
     ) -> np.ndarray:
         """The frame (H', W', 3) uint8 of layers (h, w, 7).
 
-        steady (H', W', 1): factor of the offset; inside (H', W', 1): factor of g_0 and g_1. None: 1 everywhere.
+        steady (H', W'): factor of the offset; inside (H', W'): factor of g_0 and g_1; None: 1 everywhere.
         """
-        drawn, shares = self._placed(layers[..., :3], cv2.INTER_CUBIC), self._placed(layers[..., 3:5])
-        offset = self._placed(layers[..., 5:], border=cv2.BORDER_REPLICATE) @ self._back.T
+        offset = cv2.transform(layers[..., 5:], self._to_px)
+        own, in_place, right, down = cv2.split(self._enlarge(np.dstack([layers[..., 3:5], offset]), cv2.INTER_LINEAR))
+        frame = self._enlarge(layers[..., :3], cv2.INTER_CUBIC)
         if inside is not None and steady is not None:
-            drawn, shares, offset = drawn * inside, shares * inside, offset * steady
-        x, y = cv2.split(self._own_place + offset)
-        moved = cv2.remap(self._source, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-        in_place = shares[..., 1:]
-        drawn += in_place * self._photo
-        drawn += (1 - shares[..., :1] - in_place) * moved
-        return np.clip(np.rint(drawn, out=drawn), 0, 255, out=drawn).astype(np.uint8)
-
-    def _placed(
-        self, values: np.ndarray, kernel: int = cv2.INTER_LINEAR, border: int = cv2.BORDER_REPLICATE
-    ) -> np.ndarray:
-        """Values over the crop (h, w, C) where they are in the frame, (H', W', C)."""
-        matrix = scaled_transform(self._matrix, len(values) / self._size)
-        height, width = self._shape
-        flags = kernel | cv2.WARP_INVERSE_MAP
-        placed: np.ndarray = cv2.warpAffine(
-            np.ascontiguousarray(values), matrix, (width, height), flags=flags, borderMode=border
-        )
-        return placed
+            frame, own, in_place = frame * inside[..., None], own * inside, in_place * inside
+            right, down = right * steady, down * steady
+        right, down = right + self._columns, down + self._rows
+        moved = cv2.remap(self._source, right, down, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+        frame = frame + in_place[..., None] * self._photo
+        frame += (1 - own - in_place)[..., None] * moved
+        return np.clip(np.rint(frame, out=frame), 0, 255, out=frame).astype(np.uint8)
 
 
 def crop_composition(
@@ -77,7 +68,11 @@ def crop_composition(
     wide[:, 2] += margin
     source = framed(picture, wide, side + 2 * margin)
     part = slice(margin, margin + side)
-    return Composition(source, (part, part), scaled_transform(np.eye(2, 3), size / side), size)
+
+    def enlarge(values: np.ndarray, kernel: int) -> np.ndarray:
+        return values if len(values) == side else cv2.resize(values, (side, side), interpolation=kernel)
+
+    return Composition(source, (part, part), np.eye(2) * side / 2, enlarge)
 
 
 class PastedComposition:
@@ -90,9 +85,15 @@ class PastedComposition:
         to_field[:, 2] += _FIELD_PX * (_REACH - 1) / (2 * _REACH)
         self._part, to_field = covered_part(self._photo.shape, to_field, _FIELD_PX)
         corner = np.array([self._part[1].start, self._part[0].start])
-        self._composition = Composition(self._photo, self._part, transform_of_part(matrix, corner), size)
-        shape = self._photo[self._part].shape
-        steady, inside = (unwarp(field, to_field, shape)[..., None] for field in _fields(alignment))
+        shape, matrix = self._photo[self._part].shape, transform_of_part(matrix, corner)
+
+        def enlarge(values: np.ndarray, kernel: int) -> np.ndarray:
+            to_layers, flags = scaled_transform(matrix, len(values) / size), kernel | cv2.WARP_INVERSE_MAP
+            return cv2.warpAffine(values, to_layers, shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+        to_px = np.linalg.inv(matrix[:, :2]) * (size / 2)
+        self._composition = Composition(self._photo, self._part, to_px, enlarge)
+        steady, inside = (unwarp(field, to_field, shape) for field in _fields(alignment))
         self._steady, self._inside = np.clip(steady, 0, 1), np.clip(inside, 0, 1)
 
     @property

@@ -63,7 +63,7 @@ class Job:
     still: bool = False
     """Whether the head stays where it is in the photo."""
     motion: float | None = None
-    """How far the head moves, as a multiple of what people do; None: 1, but 0 with paste and no video."""
+    """How far the head moves, as a multiple of what people do; None: 1."""
     motion_from: Path | None = None
     """Video whose head motion and blinks are repeated; None: both come by chance."""
     audio_codec: AudioCodec = "aac"

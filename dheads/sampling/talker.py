@@ -8,12 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,22 +23,20 @@ from dheads.errors import DheadsError
 from dheads.extensions.codes import Track
 from dheads.extensions.head_motion import bounded
 from dheads.extensions.pose import PoseCode
-from dheads.faces.alignment import framed, scale_of, scaled_transform
-from dheads.faces.composition import PastedComposition, crop_composition
+from dheads.faces.alignment import scale_of
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
-from dheads.faces.paste import Paster
 from dheads.media.containers import MAX_SECONDS, name_of
 from dheads.media.hearing import Hearing, hear
 from dheads.media.sound import add_noise, claimed_seconds, wav_file, waveform_pieces
 from dheads.media.writing import video_writer
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job, check_inputs
-from dheads.sampling.layers import layer_size
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.motion_video import Repeated, motion_of
 from dheads.sampling.outputs import check
 from dheads.sampling.portrait import Portrait, find_portrait, notes_on_edge
+from dheads.sampling.staging import staged
 from dheads.speech.encoders import load_speech_encoder
 from dheads.speech.interface import SpeechEncoder
 from dheads.system.devices import resolve_device
@@ -113,10 +110,9 @@ class Talker:
         size: side of the video in px; None: the face's own in its picture, 256 to 512, or the network's where heads do
         not move. steps, solver, guidance: how frames are sampled; None: as the weights recommend. at: seconds into a
         video as face; None: its first frame with a face. which: of several faces, from the largest: 1. paste: the face
-        goes back into its picture. still: the head keeps to its place in the photo. motion: how far the head moves, 0
-        to 2 times as far as people do; None: 1, but 0 with paste and no motion_from. motion_from: a video whose head
-        motion and blinks are repeated. audio_codec: of the video's sound. compiled: torch.compile first, which takes a
-        minute.
+        is shown in its whole picture. still: the head keeps to its place in the photo. motion: how far the head moves,
+        0 to 2 times as far as people do; None: 1. motion_from: a video whose head motion and blinks are repeated.
+        audio_codec: of the video's sound. compiled: torch.compile first, which takes a minute.
         Raises DheadsError for input that cannot be used; then nothing is written.
         """
         job = Job(
@@ -200,32 +196,20 @@ class Talker:
     def scene(self, job: Job) -> Scene:
         """The photo of a job, read, and its sound, begun. Raises DheadsError for what cannot be used."""
         portrait = find_portrait(job.face, self.config, self.backend, at=job.at, which=job.which)
-        size = self.config.network.image_size
-        photo, middle = framed(portrait.picture, portrait.matrix, size), None
-        side = self._side(job, portrait)
-        finish: Callable[[np.ndarray], np.ndarray] = partial(enlarge, size=side)
-        if self.config.extensions.warp.flow and (job.paste or (side is not None and side > size)):
-            layer = layer_size(self.config)
-            middle = framed(portrait.picture, scaled_transform(portrait.matrix, layer / size), layer)
-            finish = self._composition(portrait, side)
-        elif job.paste:
-            finish = Paster(portrait.picture, portrait.matrix, size, self.config.alignment)
+        stage = staged(self.config, portrait.picture, portrait.matrix, self._side(job, portrait), job.paste)
         hearing = hear(job.audio)
         seconds = claimed_seconds(job.audio, hearing)
         frames = None if seconds is None else round(seconds * FPS)
         tracks = self._tracks(job, frames)
-        video = VideoSpec(photo, self._speech(job.audio, hearing, seconds), job.seed, tracks=tracks, middle=middle)
+        speech = self._speech(job.audio, hearing, seconds)
+        video = VideoSpec(stage.photo, speech, job.seed, tracks=tracks, middle=stage.middle)
         name = "the given picture" if isinstance(job.face, np.ndarray) else str(job.face)
-        notes = portrait.notes if job.paste else [*portrait.notes, *notes_on_edge(portrait, size, name)]
-        return Scene(video, frames, finish, [*notes, *hearing.notes])
-
-    def _composition(self, portrait: Portrait, side: int | None) -> Callable[[np.ndarray], np.ndarray]:
-        """What makes frames of layers: of `side` px, or None: of the whole picture."""
-        size = self.config.network.image_size
-        if side is None:
-            return PastedComposition(portrait.picture, portrait.matrix, size, self.config.alignment)
-        composed = crop_composition(portrait.picture, portrait.matrix, size, max(side, layer_size(self.config)))
-        return lambda layers: enlarge(composed(layers), side)
+        notes = (
+            portrait.notes
+            if job.paste
+            else [*portrait.notes, *notes_on_edge(portrait, self.config.network.image_size, name)]
+        )
+        return Scene(video, frames, stage.finish, [*notes, *hearing.notes])
 
     def _side(self, job: Job, portrait: Portrait) -> int | None:
         """The side of the video in px; None: of the network's frames, or of the picture that they are pasted into."""
@@ -249,8 +233,7 @@ class Talker:
             )
         scale = job.motion
         if scale is None:
-            # Around a face that is pasted back the picture stands still.
-            scale = 0.0 if job.still or (job.paste and job.motion_from is None) else 1.0
+            scale = 0.0 if job.still else 1.0
         if job.motion_from is None:
             return {PoseCode.name: head.track(job.seed, scale)}
         measured = motion_of(job.motion_from, self.config, self.backend, frames)
@@ -323,13 +306,6 @@ def frames_of(engine: Engine, video: VideoSpec) -> Iterator[np.ndarray]:
     """Yield the frames, (H, W, 3) uint8, of one video."""
     for _, frame, _ in in_lockstep(engine, [video]):
         yield frame
-
-
-def enlarge(frame: np.ndarray, size: int | None) -> np.ndarray:
-    """A square frame at `size` px; None keeps it."""
-    if size is None or size == len(frame):
-        return frame
-    return cv2.resize(frame, (size, size), interpolation=cv2.INTER_LANCZOS4)
 
 
 @contextmanager

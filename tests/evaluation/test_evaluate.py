@@ -381,6 +381,27 @@ def test_the_packaged_weights_are_scored(no_networks: None, data: Path, tmp_path
         evaluate_weights("small", data, "test", tmp_path, steps=2, seed=1, progress=False, device="cpu")
 
 
+def test_videos_are_compared_at_the_size_of_the_truth(no_networks: None, shared: Path, tmp_path: Path) -> None:
+    cut(shared / "data" / "hdtf" / "WDA_BobMenendez_000.mp4", tmp_path / "raw" / "a" / "one.mp4", 6)
+    size = ["--set", "network.image_size=256"]
+    with pytest.MonkeyPatch.context() as patch:
+        in_this_process(patch, Detector(override(preset("small"), {"network": {"image_size": 256}}), "cpu"))
+        done = dheads("prepare", tmp_path / "raw", "--out", tmp_path / "data", "--preset", "small", *size)
+    assert done.exit_code == 0, done.output
+    split = Dataset(tmp_path / "data").clips[0].split
+    report = evaluate_weights("small", tmp_path / "data", split, tmp_path / "out", progress=False, device="cpu")
+    assert report.facts["size"] == 256
+    shown, truth = (
+        np.stack(list(read_frames(path)))
+        for path in (report.clips[0].generated, next(tmp_path.glob("data/clips/*/*.mp4")))
+    )
+    assert shown.shape == truth.shape == (6, 256, 256, 3)
+    assert report.summary["ssim"] > 0.5
+    hair = np.s_[:, :50, 60:190]
+    sharp = [np.mean([cv2.Laplacian(frame, cv2.CV_64F).var() for frame in frames[hair]]) for frames in (shown, truth)]
+    assert 0.6 < sharp[0] / sharp[1] < 1.4, "hair at 128 px, enlarged, would have a fifth"
+
+
 @pytest.mark.parametrize(("smooth_frames", "warns"), [(5.0, True), (250.0, False)])
 def test_an_alignment_that_follows_the_head_is_warned_of(smooth_frames: float, warns: bool) -> None:
     warnings = _still_heads(smooth_frames)

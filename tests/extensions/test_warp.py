@@ -143,13 +143,16 @@ def test_the_photo_is_favoured_in_sampling_but_around_moved_eyes() -> None:
     pose[:, 2] = 2 * 6 / SIZE  # 6 px to the right
     photo = smooth_picture()
     assert (moved_photo(config, photo, pose).favour == 0).all(), "as in training"
-    favour = moved_photo(config, photo, pose, favour=2.5).favour[0, 0]
+    in_place, favour = moved_photo(config, photo, pose, favour=2.5).favour[0]
     eye_y, middle = round(config.alignment.eye_y * SIZE), SIZE // 2 + 6
     apart = round(config.alignment.eye_distance / 2 * SIZE)
     assert favour[eye_y, middle - apart] == favour[eye_y, middle + apart] == 0
     assert favour[eye_y, middle] > 0, "the bridge of the nose"
     assert (favour[: SIZE // 8] == 2.5).all()
     assert (favour[-SIZE // 8 :] == 2.5).all()
+    middle = SIZE // 2
+    assert in_place[middle, 2:-2].max() < -10, "where the head is in the photo it is never taken in place"
+    assert (in_place[[0, 0, -1, -1], [0, -1, 0, -1]] == 2.5).all(), "the corners are background"
 
 
 # --- Frames larger than the network's

@@ -16,6 +16,7 @@ def test_sampling_settings_are_the_presets_and_the_rest_is_the_trainings() -> No
             "noise": {
                 "shared": 0.3,
                 "outer_shared": 0.4,
+                "temperature": 0.45,
                 "outer_temperature": 0.5,
                 "pause_shared": 0.6,
                 "warm_steps": 7,

@@ -230,12 +230,12 @@ def test_a_share_of_the_noise_is_that_of_the_frame_before(share: float, outer: f
         assert inside.var() == pytest.approx(1, abs=0.1)
 
 
-def test_the_temperature_scales_x_T_outside_the_mouth() -> None:
-    engine = Noted(sampled(DDPM, {"noise": {"outer_shared": 0.9, "outer_temperature": 0.5}}))
+def test_the_temperatures_scale_x_T_around_the_mouth_and_outside() -> None:
+    engine = Noted(sampled(DDPM, {"noise": {"outer_shared": 0.9, "temperature": 0.7, "outer_temperature": 0.5}}))
     frames_of(engine, [video(1, 30)], 1)
     noise = torch.cat(engine.noise)  # (F, N, 3, H, W)
     spreads = [noise[:, which][..., where].std() for which in (0, 1) for where in (MOUTH == 1, MOUTH == 0)]
-    assert [float(spread) for spread in spreads] == pytest.approx([1, 0.5, 1, 1], abs=0.06)
+    assert [float(spread) for spread in spreads] == pytest.approx([0.7, 0.5, 1, 1], abs=0.06)
     assert following(noise[:, 0][..., MOUTH == 0]) == pytest.approx(0.9**0.5, abs=0.05)
 
 

@@ -424,9 +424,8 @@ def test_a_larger_video_is_as_sharp_as_the_photo_where_it_shows_it(examples: Pat
         np.stack(list(packaged.frames(examples / "face.jpg", sound, seed=1, size=size))) for size in (128, 256)
     )
     assert (small.shape, large.shape) == ((3, 128, 128, 3), (3, 256, 256, 3))
-    job = Job(examples / "face.jpg", examples / "speech.wav", Path("x.mp4"), size=256)
-    photo = packaged.scene(job).video.large
-    assert photo is not None
+    portrait = find_portrait(examples / "face.jpg", packaged.config, packaged.backend)
+    photo = faces.framed(portrait.picture, faces.scaled_transform(portrait.matrix, 2), 256)
 
     def detail(picture: np.ndarray) -> float:
         return float(cv2.Laplacian(picture[:60, 40:216], cv2.CV_64F).var())  # of hair

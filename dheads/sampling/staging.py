@@ -1,0 +1,52 @@
+"""How a photo is given to the network, and how frames of the video are made of what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import cv2
+import numpy as np
+
+from dheads.config import Config
+from dheads.faces.alignment import framed, scaled_transform
+from dheads.faces.composition import PastedComposition, crop_composition
+from dheads.faces.paste import Paster
+from dheads.sampling.layers import layer_size
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A photo, and what is made of its frames."""
+
+    photo: np.ndarray  # (H, W, 3) uint8, as the network sees it
+    middle: np.ndarray | None  # (S, S, 3) uint8, at the size of layers, where frames come as layers
+    finish: Callable[[np.ndarray], np.ndarray]  # a frame or layers -> the frame of the video
+
+
+def staged(config: Config, picture: np.ndarray, matrix: np.ndarray, side: int | None, paste: bool = False) -> Stage:
+    """picture (H, W, 3) uint8; matrix (2, 3): from it to the network's crop.
+
+    side: of the video, px; None: that of the network's frames. paste: frames show the whole picture.
+    """
+    size = config.network.image_size
+    photo, moves = framed(picture, matrix, size), config.extensions.warp.flow
+    if moves and (paste or (side is not None and side > size)):
+        layer = layer_size(config)
+        middle = framed(picture, scaled_transform(matrix, layer / size), layer)
+        if paste:
+            return Stage(photo, middle, PastedComposition(picture, matrix, size, config.alignment))
+        assert side is not None
+        compose = crop_composition(picture, matrix, size, max(side, layer))
+        return Stage(photo, middle, lambda layers: resized_frame(compose(layers), side))
+    if paste:
+        return Stage(photo, None, Paster(picture, matrix, size, config.alignment))
+    return Stage(photo, None, partial(resized_frame, size=side))
+
+
+def resized_frame(frame: np.ndarray, size: int | None) -> np.ndarray:
+    """A square frame at `size` px; None keeps it."""
+    if size is None or size == len(frame):
+        return frame
+    return cv2.resize(frame, (size, size), interpolation=cv2.INTER_LANCZOS4)
