@@ -6,7 +6,8 @@ Every moving clip of the split is generated from its first frame and its own sou
 control with another clip's sound; for weights that are given a lip code, with the clip's true code in place of the
 predicted one; and for those that are given poses, with the true ones. Then two people speak for 20 seconds, to see what
 drifts. The result is a table of the clips and a summary on the screen and, in --out, report.json, summary.md,
-contact.png and the videos. A quick look: --limit 3 --frames 50 --drift-seconds 0.
+contact.png and the videos. A quick look: --limit 3 --frames 50 --drift-seconds 0. Data may be larger than the network's
+frames: then videos are made as large.
 
 Head motion is that of the true clips as prepared; with --raw, that of the videos they were prepared from. Data that are
 aligned frame by frame need it, as their heads stand still. --identity-net and --pose-net: see networks.py.
@@ -37,7 +38,7 @@ from dheads.errors import DheadsError
 from dheads.evaluation.comparison import compare
 from dheads.evaluation.footage import Footage, Recording, shortened, track_face
 from dheads.evaluation.measures import slope
-from dheads.evaluation.remake import chosen_clips, clip_seed, raw_videos
+from dheads.evaluation.remake import chosen_clips, clip_seed, raw_videos, stage_of
 from dheads.evaluation.scoring import mean_values
 from dheads.extensions.lips import LipPredictor, centred
 from dheads.extensions.pose import reframed, relative
@@ -47,7 +48,9 @@ from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
-from dheads.sampling.talker import adjusted, generate
+from dheads.sampling.lockstep import VideoSpec
+from dheads.sampling.staging import Stage
+from dheads.sampling.talker import adjusted, frames_of
 from dheads.speech.encoders import load_speech_encoder
 from dheads.speech.sync import correlation
 from dheads.system.devices import resolve_device
@@ -85,9 +88,11 @@ class Talker:
 
     def say(self, take: Take, what: str, speech: Tensor, codes: dict[str, Tensor] | None = None) -> np.ndarray:
         """The take's photo (F, H, W, 3) uint8 with that speech; what: for the bar."""
-        frames = generate(self.engine, take.photo, speech, seed=clip_seed(self.seed, take.clip), codes=codes)
+        seed = clip_seed(self.seed, take.clip)
+        video = VideoSpec(take.stage.photo, speech, seed, codes or {}, middle=take.stage.middle)
+        frames = frames_of(self.engine, video)
         bar = tqdm(frames, total=len(speech), desc=f"{take.clip.clip}, {what}", unit="frame", leave=False)
-        return np.stack(list(bar))
+        return np.stack([take.stage.finish(frame) for frame in bar])
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Take:
     """A held-out clip, or its first frames."""
 
     clip: Clip
-    photo: np.ndarray  # (H, W, 3) uint8
+    stage: Stage  # of its first frame
     truth: np.ndarray  # (F, H, W, 3) uint8
     speech: Tensor  # (F, D)
     lips: Tensor  # (F, 3) centred measures
@@ -138,7 +143,7 @@ def main(
         cv2.setNumThreads(threads)
     unet, config, info = load_model(weights, resolve_device(device))
     dataset = Dataset(data)
-    dataset.check(config)
+    dataset.check(config, larger=config.extensions.warp.flow)
     takes = read_takes(dataset, config, split, limit, frames, raw)
     talker = Talker(Engine(unet, adjusted(config, steps=steps, solver=solver)), seed)
     backend = load_backend("mesh")
@@ -199,7 +204,7 @@ def read_takes(
         takes.append(
             Take(
                 clip,
-                dataset.photo(clip, config),
+                stage_of(dataset, clip, config),
                 truth,
                 label["speech"][:frames],
                 centred(label["lips"])[:frames],

@@ -36,8 +36,11 @@ def with_sampling_of(chosen: Config, trained: Config) -> Config:
     """
     values = to_dict(chosen)
     extensions = {table: {key: values["extensions"][table][key] for key in keys} for table, keys in SAMPLING.items()}
-    if "eyes" in trained.extensions.codes and "eyes" in chosen.extensions.codes:
-        extensions["codes"] = {"eyes": {"event_rate": chosen.extensions.codes["eyes"].event_rate}}
+    extensions["codes"] = {
+        name: {"event_rate": code.event_rate, "gain": code.gain}
+        for name, code in chosen.extensions.codes.items()
+        if name in trained.extensions.codes
+    }
     sampling = values["sampling"] | {"steps": trained.sampling.steps}
     return override(trained, {"sampling": sampling, "extensions": extensions})
 

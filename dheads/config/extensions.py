@@ -92,6 +92,8 @@ class CodeConfig:
     """Share of a clip's training examples that show one of the code's rare events, such as a blink."""
     event_rate: float = bounded(0.3, 0, 0.9)
     """Events a second in sampling, for a code that changes by chance."""
+    gain: float = bounded(1.0, 0, 10)
+    """In sampling, factor of a code that is predicted or changes by chance, where frames show less than is told."""
 
 
 class CodeTables(dict[str, CodeConfig]):

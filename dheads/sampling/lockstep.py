@@ -129,7 +129,8 @@ class _Slot:
         return {
             code.name: window(self._given[code.name], self._frame, tables[code.name].context)
             if code.name in self._given
-            else self._tracks[code.name].window(
+            else tables[code.name].gain
+            * self._tracks[code.name].window(
                 self._frame, calm if code.is_heard else speech, at, tables[code.name].context
             )
             for code in self._engine.unet.codes

@@ -22,7 +22,7 @@ def test_sampling_settings_are_the_presets_and_the_rest_is_the_trainings() -> No
                 "warm_steps": 7,
             },
             "sound": {"guidance": 1.5, "room_noise": 0.01},
-            "codes": {"eyes": {"event_rate": 0.2}},
+            "codes": {"lips": {"gain": 1.2}, "eyes": {"event_rate": 0.2, "gain": 1.1}},
         },
     }
     trained = override(preset("tiny"), {"extensions": {"motion": {"drift": 0.7}, "codes": {"eyes": {"weight": 0.9}}}})
