@@ -39,8 +39,9 @@ from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec
 from dheads.sampling.portrait import find_portrait
+from dheads.sampling.staging import resized_frame
 from dheads.sampling.talker import Result as Made
-from dheads.sampling.talker import Scene, Talker, enlarge, generate, load
+from dheads.sampling.talker import Scene, Talker, generate, load
 from dheads.speech import encoders as audio
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import save_checkpoint
@@ -512,9 +513,9 @@ def test_of_a_video_the_first_frame_with_a_whole_face_is_taken(face: Path, tmp_p
 def test_enlarging() -> None:
     frame = np.zeros((32, 32, 3), np.uint8)
     frame[8:24, 8:24] = 200
-    assert enlarge(frame, None) is frame
-    assert enlarge(frame, 32) is frame
-    large = enlarge(frame, 64)
+    assert resized_frame(frame, None) is frame
+    assert resized_frame(frame, 32) is frame
+    large = resized_frame(frame, 64)
     assert large.shape == (64, 64, 3)
     assert (large[24:40, 24:40] == 200).all()
     assert (large[:8] == 0).all()
