@@ -57,6 +57,13 @@ def head_ellipse(alignment: AlignmentConfig, points: Tensor) -> Tensor:
     return _ellipse(x, y - (2 * alignment.eye_y - 1 + 0.4 * d), 1.58 * d, 1.92 * d)
 
 
+def face_ellipse(alignment: AlignmentConfig, points: Tensor) -> Tensor:
+    """As `mouth_ellipse`, around the mean face without ears and hair."""
+    x, y = points.unbind(-1)
+    d = 2 * alignment.eye_distance
+    return _ellipse(x, y - (2 * alignment.eye_y - 1 + 0.5 * d), 1.15 * d, 1.5 * d)
+
+
 def _ellipse(x: Tensor, y: Tensor, radius_x: float, radius_y: float) -> Tensor:
     """1 within an ellipse about the origin, 0 outside, with a soft edge."""
     edge = 0.2

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dheads.config import Config
-from dheads.extensions.copying import eye_ellipses, head_ellipse, mouth_ellipse, pixel_grid
+from dheads.extensions.copying import eye_ellipses, face_ellipse, head_ellipse, mouth_ellipse, pixel_grid
 from dheads.extensions.pose import undone
 
 _NEVER = 30.0  # taken from a logit, leaves no share
@@ -47,7 +47,9 @@ def moved_photo(config: Config, photo: Tensor, pose: Tensor, favour: float = 0.0
     mouth = mouth_ellipse(config.alignment, grid)[:, None]
     favoured = torch.zeros_like(mouth).repeat(1, 2, 1, 1)
     if favour:
-        moved = favour * (1 - eye_ellipses(config.alignment, grid))
+        # What a network draws of a background that a head has uncovered is blotched; the photo has some.
+        beyond = 2 * _NEVER * (1 - face_ellipse(config.alignment, grid))
+        moved = favour * (1 - eye_ellipses(config.alignment, grid)) + beyond
         # Where a head has left its place, the photo in place still shows its ear.
         head = head_ellipse(config.alignment, pixel_grid(photo.shape[-1], photo.device))
         favoured = torch.stack([moved - _NEVER * head, moved], 1)

@@ -148,11 +148,13 @@ def test_the_photo_is_favoured_in_sampling_but_around_moved_eyes() -> None:
     apart = round(config.alignment.eye_distance / 2 * SIZE)
     assert favour[eye_y, middle - apart] == favour[eye_y, middle + apart] == 0
     assert favour[eye_y, middle] > 0, "the bridge of the nose"
-    assert (favour[: SIZE // 8] == 2.5).all()
-    assert (favour[-SIZE // 8 :] == 2.5).all()
+    assert favour[eye_y + 4, middle] == 2.5, "the nose"
+    assert (favour[0] > 30).all(), "beyond the face nothing is the network's own"
+    assert (favour[-1, [0, -1]] > 30).all()
     middle = SIZE // 2
-    assert in_place[middle, 2:-2].max() < -10, "where the head is in the photo it is never taken in place"
-    assert (in_place[[0, 0, -1, -1], [0, -1, 0, -1]] == 2.5).all(), "the corners are background"
+    less = favour - in_place
+    assert less[middle, 2:-2].min() > 10, "where the head is in the photo it is never taken in place"
+    assert (less[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all(), "the corners are background"
 
 
 # --- Frames larger than the network's

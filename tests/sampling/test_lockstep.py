@@ -12,7 +12,7 @@ import torch
 from test_engine import WARP, Tape, lively, sampled, tapes  # noqa: F401  (a fixture)
 from torch import Tensor
 
-from dheads.config import Config, preset
+from dheads.config import Config, override, preset
 from dheads.errors import DheadsError
 from dheads.extensions.copying import mouth_mask
 from dheads.extensions.eyes import Blinks
@@ -267,8 +267,11 @@ def test_eyes_blink_by_chance_or_as_given() -> None:
     windows = [chance.window(frame, spec.speech, frame, 2) for frame in range(60)]
     assert all(torch.equal(given[0], wanted) for given, wanted in zip(engine.eyes, windows, strict=True))
     assert min(float(given.min()) for given in engine.eyes) < -0.25
+    deeper = Noted(override(config, {"extensions": {"codes": {"eyes": {"gain": 1.5}}}}))
+    frames_of(deeper, [spec], 1)
+    assert all(torch.equal(1.5 * a, b) for a, b in zip(engine.eyes, deeper.eyes, strict=True))
     code = torch.linspace(-1, 0, 4)[:, None]
-    engine = Noted(config)
+    engine = Noted(override(config, {"extensions": {"codes": {"eyes": {"gain": 1.5}}}}))
     frames_of(engine, [replace(video(5, 4), codes={"eyes": code})], 1)
     assert engine.eyes[0][0, :, 0].tolist() == pytest.approx([-1, -1, -1, -2 / 3, -1 / 3])
 
