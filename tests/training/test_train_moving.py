@@ -13,7 +13,12 @@ from dheads.weights.checkpoints import load_model
 
 pytest_plugins = "real_data"
 
-MOVING = ["extensions.copying.gates=false", "extensions.warp.flow=true", "extensions.codes.pose.context=0"]
+MOVING = [
+    "extensions.copying.gates=false",
+    "extensions.warp.flow=true",
+    "extensions.codes.pose.context=0",
+    "extensions.mouth.channels=12",
+]
 
 
 def test_a_run_with_the_photo_moved_makes_weights_that_sample(
@@ -34,6 +39,8 @@ def test_a_run_with_the_photo_moved_makes_weights_that_sample(
     assert config.extensions.warp.flow
     assert unet.flow_head is not None
     assert unet.head_motion is not None
+    assert unet.mouth is not None
+    assert (unet.mouth.out.weight == 0).all(), "it is trained apart"
     weights = ["--weights", tmp_path / "run" / "weights.safetensors", "--steps", 2, "--quiet"]
     made = dheads("sample", examples / "face.jpg", examples / "speech.wav", "-o", tmp_path / "out.mp4", *weights)
     assert made.exit_code == 0, made.stderr
