@@ -39,17 +39,16 @@ class Composition:
         self._columns, self._rows = np.meshgrid(columns, rows)  # where the photo in place comes from
         self._to_px, self._enlarge = to_px.astype(np.float32), enlarge
 
-    def __call__(
-        self, layers: np.ndarray, steady: np.ndarray | None = None, inside: np.ndarray | None = None
-    ) -> np.ndarray:
+    def __call__(self, layers: np.ndarray, fading: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
         """The frame (H', W', 3) uint8 of layers (h, w, 7).
 
-        steady (H', W'): factor of the offset; inside (H', W'): factor of g_0 and g_1; None: 1 everywhere.
+        fading: factors (H', W') of the offset, and of g_0 and g_1; None: 1 everywhere.
         """
         offset = cv2.transform(layers[..., 5:], self._to_px)
         own, in_place, right, down = cv2.split(self._enlarge(np.dstack([layers[..., 3:5], offset]), cv2.INTER_LINEAR))
         frame = self._enlarge(layers[..., :3], cv2.INTER_CUBIC)
-        if inside is not None and steady is not None:
+        if fading is not None:
+            steady, inside = fading
             frame, own, in_place = frame * inside[..., None], own * inside, in_place * inside
             right, down = right * steady, down * steady
         right, down = right + self._columns, down + self._rows
@@ -93,8 +92,8 @@ class PastedComposition:
 
         to_px = np.linalg.inv(matrix[:, :2]) * (size / 2)
         self._composition = Composition(self._photo, self._part, to_px, enlarge)
-        steady, inside = (unwarp(field, to_field, shape) for field in _fields(alignment))
-        self._steady, self._inside = np.clip(steady, 0, 1), np.clip(inside, 0, 1)
+        steady, inside = (np.clip(unwarp(field, to_field, shape), 0, 1) for field in _fields(alignment))
+        self._fading = steady, inside
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,7 +104,7 @@ class PastedComposition:
     def __call__(self, layers: np.ndarray) -> np.ndarray:
         """The frame of `shape` (H', W', 3) uint8."""
         frame = self._photo.copy()
-        frame[self._part] = self._composition(layers, self._steady, self._inside)
+        frame[self._part] = self._composition(layers, self._fading)
         return frame
 
 

@@ -1,4 +1,7 @@
-"""Generated crops pasted back into the photo."""
+"""Generated crops pasted back into the photo, for networks that draw every pixel of a crop themselves.
+
+Where the photo itself is moved, composition.py shows it whole.
+"""
 
 from __future__ import annotations
 
