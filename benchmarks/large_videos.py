@@ -3,8 +3,8 @@
     python benchmarks/large_videos.py PHOTO... --weights small --data data-256 --out large
 
 Every moving clip of the split speaks its own sound from its first frame, its head moved by chance, at the size of the
-data: as `dheads sample` makes it and, for comparison, as the network's own frames enlarged. PHOTOs speak the sound of
-the first clip.
+data: as `dheads sample` makes it and, for comparison ("enlarged"), reduced to the network's size and enlarged. PHOTOs
+speak the sound of the first clip.
 
 outside        sharpness (variance of the Laplacian) of the face outside the mouth, as a share of the photo's moved by
                the same pose
@@ -144,7 +144,6 @@ def figures(made: Made, config: Config, net: IdentityNet | None) -> dict[str, fl
     moved = [photo_alone(one) for one in made.layers]
     compose = crop_composition(made.source.picture, made.source.matrix, size, side)
     photo = [compose(one) for one in moved]
-    # The network's own frames, about: what was composed, reduced
     own = [resized_frame(cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA), side) for frame in made.frames]
     points = track_face("the video", lambda: made.frames, load_backend("mesh")).landmarks
     seen = np.isfinite(points).all((1, 2))
