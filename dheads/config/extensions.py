@@ -43,7 +43,7 @@ class WarpConfig:
     own_weight: float = bounded(0.01, 0, 1e6)
     """Price of what the network does not take from the photo, outside the mouth region."""
     favour: float = bounded(0.0, 0, 100)
-    """In sampling, what is added to the logits of the photo's shares, away from mouth and eyes; if it is above 0, the
+    """In sampling, what is added to the logits of the photo's shares, away from mouth and blinks; if it is above 0, the
     photo in place is not taken where its head is."""
 
 

@@ -28,6 +28,11 @@ def eye_code(openness: Tensor) -> Tensor:
     return (openness / openness.median().clamp(min=1e-6) - 1).clamp(-1, 0.5)[:, None]
 
 
+def blinking(code: Tensor) -> Tensor:
+    """How far eyes of that code (...) are in a blink, 0 .. 1: from 0 where they are open as usual."""
+    return ((-0.05 - code) / 0.4).clamp(0, 1)
+
+
 class Blinks:
     """The eye code of a video of any length, by chance; the same seed blinks at the same times."""
 

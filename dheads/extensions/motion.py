@@ -18,6 +18,7 @@ from torch import Tensor
 from dheads.conditioning import Condition, Cues
 from dheads.config import Config
 from dheads.extensions.copying import mouth_mask
+from dheads.extensions.eyes import EyeCode, blinking
 from dheads.extensions.pose import PoseCode
 from dheads.extensions.warp import MovedPhoto, moved_grid, moved_photo, sampled
 
@@ -47,7 +48,7 @@ def condition_with(
     """
     motion, photo = config.extensions.motion, None
     if config.extensions.warp.flow:
-        photo = moved_photo(config, identity, pose_of(config, cues), favour)
+        photo = moved_photo(config, identity, pose_of(config, cues), favour, blink_of(config, cues))
     if level is not None and eps is not None:
         motion_frames = motion_frames + level[:, None, None, None, None] * eps
     if motion.hide_mouth:
@@ -62,6 +63,13 @@ def condition_with(
 def pose_of(config: Config, cues: Cues) -> Tensor:
     """The frame's own pose, (B, 6)."""
     return cues.codes[PoseCode.name][:, config.extensions.codes[PoseCode.name].context]
+
+
+def blink_of(config: Config, cues: Cues) -> Tensor | None:
+    """How far the eyes of the frame blink, (B,) 0 .. 1; None without an eye code."""
+    if (code := cues.codes.get(EyeCode.name)) is None:
+        return None
+    return blinking(code[:, config.extensions.codes[EyeCode.name].context, 0])
 
 
 def anchored(config: Config, frames: Tensor, identity: Tensor, pose: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 A similarity moves the photo as the head moves, rigidly; the network sees the result, and adds a flow, for what turns
 and bends. Of every pixel it says how much is its own, how much the photo in place (the background), and how much the
 photo moved; around the mouth, whose mask moves with the head, all is its own: with shares of the photo moved there,
-mouths on photos opened by a third less. In sampling the photo's shares are favoured, except around the eyes, which
+mouths on photos opened by a third less. In sampling the photo's shares are favoured, except around eyes while they
 blink: what a network draws by itself is softer than the photo, and errors can accumulate in it. And the photo in place
 serves as the background only, never where its head is.
 Every frame is sampled from the photo, so nothing accumulates over a video.
@@ -41,15 +41,23 @@ class MovedPhoto:
         return MovedPhoto(change(self.grid), change(self.picture), change(self.mask), change(self.favour))
 
 
-def moved_photo(config: Config, photo: Tensor, pose: Tensor, favour: float = 0.0) -> MovedPhoto:
-    """The photo (B, 3, H, W) moved by the pose (B, 6); favour: of its shares, away from the eyes (WarpConfig)."""
+def moved_photo(
+    config: Config, photo: Tensor, pose: Tensor, favour: float = 0.0, blink: Tensor | None = None
+) -> MovedPhoto:
+    """The photo (B, 3, H, W) moved by the pose (B, 6).
+
+    favour: of its shares, away from eyes that blink (WarpConfig); blink (B,): how far they do, 0 .. 1; None: all do.
+    """
     grid = moved_grid(photo, pose)
     mouth = mouth_ellipse(config.alignment, grid)[:, None]
     favoured = torch.zeros_like(mouth).repeat(1, 2, 1, 1)
     if favour:
         # What a network draws of a background that a head has uncovered is blotched; the photo has some.
         beyond = 2 * _NEVER * (1 - face_ellipse(config.alignment, grid))
-        moved = favour * (1 - eye_ellipses(config.alignment, grid)) + beyond
+        eyes = eye_ellipses(config.alignment, grid)
+        if blink is not None:
+            eyes = eyes * blink[:, None, None]
+        moved = favour * (1 - eyes) + beyond
         # Where a head has left its place, the photo in place still shows its ear.
         head = head_ellipse(config.alignment, pixel_grid(photo.shape[-1], photo.device))
         favoured = torch.stack([moved - _NEVER * head, moved], 1)

@@ -147,6 +147,8 @@ def test_the_photo_is_favoured_in_sampling_but_around_moved_eyes() -> None:
     eye_y, middle = round(config.alignment.eye_y * SIZE), SIZE // 2 + 6
     apart = round(config.alignment.eye_distance / 2 * SIZE)
     assert favour[eye_y, middle - apart] == favour[eye_y, middle + apart] == 0
+    half = moved_photo(config, photo, pose, favour=2.5, blink=torch.tensor([0.5])).favour[0, 1]
+    assert half[eye_y, middle - apart] == 1.25, "eyes that do not blink are the photo's, too"
     assert favour[eye_y, middle] > 0, "the bridge of the nose"
     assert favour[eye_y + 4, middle] == 2.5, "the nose"
     assert (favour[0] > 30).all(), "beyond the face nothing is the network's own"
