@@ -35,10 +35,12 @@ class MovedPhoto:
     picture: Tensor  # (B, 3, H, W)
     mask: Tensor  # (B, 1, H, W) in [0, 1], 1 around the mouth
     favour: Tensor  # (B, 2, H, W) added to the logits of the photo's shares, in place and moved
+    bends: Tensor  # (B, 1, H, W) in [0, 1], 1 where the network's flow counts
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MovedPhoto:
         """The same with every tensor changed alike."""
-        return MovedPhoto(change(self.grid), change(self.picture), change(self.mask), change(self.favour))
+        values = self.grid, self.picture, self.mask, self.favour, self.bends
+        return MovedPhoto(*(change(value) for value in values))
 
 
 def moved_photo(
@@ -50,7 +52,7 @@ def moved_photo(
     """
     grid = moved_grid(photo, pose)
     mouth = mouth_ellipse(config.alignment, grid)[:, None]
-    favoured = torch.zeros_like(mouth).repeat(1, 2, 1, 1)
+    favoured, bends = torch.zeros_like(mouth).repeat(1, 2, 1, 1), torch.ones_like(mouth)
     if favour:
         # What a network draws of a background that a head has uncovered is blotched; the photo has some.
         beyond = 2 * _NEVER * (1 - face_ellipse(config.alignment, grid))
@@ -61,7 +63,9 @@ def moved_photo(
         # Where a head has left its place, the photo in place still shows its ear.
         head = head_ellipse(config.alignment, pixel_grid(photo.shape[-1], photo.device))
         favoured = torch.stack([moved - _NEVER * head, moved], 1)
-    return MovedPhoto(grid, sampled(photo, grid), mouth, favoured)
+        # Beyond the head the flow means nothing: there training took what the network drew.
+        bends = head_ellipse(config.alignment, grid)[:, None]
+    return MovedPhoto(grid, sampled(photo, grid), mouth, favoured, bends)
 
 
 def moved_grid(photo: Tensor, pose: Tensor) -> Tensor:
@@ -78,10 +82,13 @@ def sampled(picture: Tensor, grid: Tensor, mode: str = "bicubic") -> Tensor:
     return F.grid_sample(picture, grid, mode=mode, padding_mode="reflection", align_corners=False).to(device)
 
 
-def flowing(grid: Tensor, flow: Tensor) -> Tensor:
-    """A grid (B, H, W, 2) with the network's flow (B, 2, h, w) px of the grid added, enlarged bilinearly."""
+def flowing(grid: Tensor, flow: Tensor, bends: Tensor) -> Tensor:
+    """A grid (B, H, W, 2) with the network's flow (B, 2, h, w) px of the grid added, enlarged bilinearly.
+
+    bends (B, 1, H, W): factor of the flow.
+    """
     size = grid.shape[1]
-    return grid + resized(flow, size, "bilinear").permute(0, 2, 3, 1) * (2 / size)
+    return grid + (bends * resized(flow, size, "bilinear")).permute(0, 2, 3, 1) * (2 / size)
 
 
 def shares(gates: Tensor, photo: MovedPhoto) -> Tensor:
@@ -111,7 +118,7 @@ class Taken:
 
 def taken_from(photo: MovedPhoto, gates: Tensor, flow: Tensor) -> Taken:
     """What the network's gates (B, 2, H, W) and flow (B, 2, h, w) px take from the photo, in float32."""
-    return Taken(flowing(photo.grid, flow.float()), shares(gates.float(), photo))
+    return Taken(flowing(photo.grid, flow.float(), photo.bends), shares(gates.float(), photo))
 
 
 def blended(x_0: Tensor, photo: Tensor, moved: Tensor, share: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from dheads.config import FPS
 from dheads.evaluation.measures import blink_seconds, blinks, blinks_per_second
-from dheads.extensions.eyes import SHUT, Blinks, eye_code
+from dheads.extensions.eyes import SHUT, Blinks, blinking, eye_code
 
 SPEECH = torch.zeros(1, 4)  # does not matter
 
@@ -47,3 +47,8 @@ def test_a_seed_blinks_at_the_same_times_and_windows_are_of_one_track() -> None:
     for frame in (0, 1, 2, 100, 500):
         around = np.clip(np.arange(frame - 2, frame + 3), 0, None)
         assert np.array_equal(chance.window(frame, SPEECH, 0, 2)[:, 0].numpy(), code[around])
+
+
+def test_open_eyes_do_not_blink_and_shut_ones_do() -> None:
+    code = torch.tensor([0.5, 0.0, -0.05, -0.25, -0.45, -1.4])
+    assert blinking(code).tolist() == pytest.approx([0, 0, 0, 0.5, 1, 1])

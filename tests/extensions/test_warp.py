@@ -120,7 +120,7 @@ def test_a_turned_photo_shows_each_point_where_the_pose_takes_it() -> None:
 
 def test_a_flow_of_pixels_is_added_to_the_grid() -> None:
     flow = torch.tensor([2.0, -1.0])[None, :, None, None].expand(1, 2, 8, 8)
-    grid = flowing(pixel_grid(SIZE, CPU)[None], flow)
+    grid = flowing(pixel_grid(SIZE, CPU)[None], flow, torch.ones(1, 1, SIZE, SIZE))
     photo = smooth_picture()
     torch.testing.assert_close(sampled(photo, grid)[..., 1:, :-2], photo[..., :-1, 2:], rtol=0, atol=1e-4)
 
@@ -135,7 +135,7 @@ def test_the_landmark_error_is_the_mean_squared_distance_in_pixels() -> None:
 def masked(mask: float, favour: float = 0.0) -> MovedPhoto:
     """A photo of 4 px with that mask and favour throughout."""
     one = torch.ones(1, 1, 4, 4)
-    return MovedPhoto(torch.zeros(1, 4, 4, 2), torch.zeros(1, 3, 4, 4), mask * one, favour * one)
+    return MovedPhoto(torch.zeros(1, 4, 4, 2), torch.zeros(1, 3, 4, 4), mask * one, favour * one, one)
 
 
 def test_the_photo_is_favoured_in_sampling_but_around_moved_eyes() -> None:
@@ -149,6 +149,10 @@ def test_the_photo_is_favoured_in_sampling_but_around_moved_eyes() -> None:
     assert favour[eye_y, middle - apart] == favour[eye_y, middle + apart] == 0
     half = moved_photo(config, photo, pose, favour=2.5, blink=torch.tensor([0.5])).favour[0, 1]
     assert half[eye_y, middle - apart] == 1.25, "eyes that do not blink are the photo's, too"
+    assert (moved_photo(config, photo, pose).bends == 1).all(), "as in training"
+    bends = moved_photo(config, photo, pose, favour=2.5).bends[0, 0]
+    assert bends[eye_y, middle] == 1
+    assert (bends[[0, -1], [0, -1]] == 0).all(), "beyond the head there is no flow"
     assert favour[eye_y, middle] > 0, "the bridge of the nose"
     assert favour[eye_y + 4, middle] == 2.5, "the nose"
     assert (favour[0] > 30).all(), "beyond the face nothing is the network's own"
