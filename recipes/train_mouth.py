@@ -222,7 +222,7 @@ class Drawing:
         assert condition.photo is not None
         taken = taken_from(condition.photo, outputs[-1].gates, outputs[-1].flow)
         box = mouth_box(config.alignment, pose_of(config, cues))
-        points = box.cut(enlarged_grid(taken.grid, SIZE).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        points = box.points(enlarged_grid(taken.grid, SIZE))
         return Example(resized(x_0, SIZE), sampled(photo, points), truth, box)
 
 

@@ -81,6 +81,10 @@ class MouthBox:
         """The boxes' content (B, C, h, w) of pictures (B, C, SIZE, SIZE)."""
         return pictures[self._index()].permute(0, 3, 1, 2).contiguous()
 
+    def points(self, grid: Tensor) -> Tensor:
+        """The boxes' part (B, h, w, 2) of a grid (B, SIZE, SIZE, 2)."""
+        return self.cut(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
     def put(self, pictures: Tensor, content: Tensor) -> Tensor:
         """Pictures (B, C, SIZE, SIZE) with other content (B, C, h, w) in the boxes."""
         changed = pictures.clone()

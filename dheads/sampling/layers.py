@@ -41,9 +41,8 @@ def layers(
     grid = enlarged_grid(taken.grid, size)
     if mouth is not None:
         box = mouth_box(alignment, pose)
-        points = box.cut(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         enlarged = box.cut(resized(x_0, size))
-        change = redrawn(mouth, enlarged, sampled(middle, points), box.mask) - enlarged
+        change = redrawn(mouth, enlarged, sampled(middle, box.points(grid)), box.mask) - enlarged
         drawn = box.put(drawn, box.cut(drawn) + 127.5 * change)
     offset = (grid - pixel_grid(size, grid.device)).permute(0, 3, 1, 2)
     return torch.cat([drawn, shares, offset], 1).permute(0, 2, 3, 1)
