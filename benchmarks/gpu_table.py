@@ -30,7 +30,7 @@ def card(rows: list[Row]) -> list[str]:
     values: Row = {name: value for row in rows for name, value in row.items()}
     peak = values.get("peak_flops_per_second")
     text = f"{values['machine']}; torch {values['torch']}, CUDA {values['cuda']}, cuDNN {values['cudnn']}"
-    return [text + (f"; bf16 matrix products at {peak / 1e12:.4g} TFLOP/s" if peak else "") + "."]
+    return [text + (f"; matrix products at {peak / 1e12:.4g} TFLOP/s" if peak else "") + "."]
 
 
 def correctness(rows: list[Row]) -> list[str]:

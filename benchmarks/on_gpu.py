@@ -8,7 +8,7 @@
 Each step is a process of its own and writes out/STEP.json row by row, with a line on the screen for each: a run that is
 cut off keeps what it has, and a step that fails or takes too long does not keep the others from their turn.
 
-card         what it is, and its peak of bf16 matrix products
+card         what it is, and its peak of matrix products, in bf16 where it has that
 correctness  the tests marked `gpu`
 sampling     frames a second of the packaged network and of one of the paper's size, beside the plain way: float32,
              eager, all conditioning computed again at every step, ancestral

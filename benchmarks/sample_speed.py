@@ -136,7 +136,7 @@ def together(engine: Engine, frames: int, rounds: int, clips: int) -> dict[str, 
     return {
         f"frames_per_second_of_{clips}": speed,
         f"ratio_of_{clips}_to_one": speed / statistics.median(one),
-        f"share_of_bf16_peak_of_{clips}": flops / peak_flops_per_second(device),
+        f"share_of_peak_of_{clips}": flops / peak_flops_per_second(device),
         f"peak_memory_mib_of_{clips}": peak_memory(device),
     }
 

@@ -11,8 +11,9 @@ printed. Waiting is the share of our time until a batch is there, the first one 
 
 Without --data a dataset of random pictures is made. On a GPU it lies in the card's memory, as a corpus that fits there;
 on a CPU its frames are read by seeking, as those of a corpus that is larger than memory; so are the plain step's. The
-peak is that of bf16 matrix products on the same device in the same run. FLOPs are the network's own: three forward
-passes an example, however often they are computed.
+peak is that of matrix products on the same device in the same run. Both the step and the peak are in bf16 only where
+the device has that arithmetic. FLOPs are the network's own: three forward passes an example, however often they are
+computed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from dheads.dataset.manifest import Clip, clip_path, write_clips
 from dheads.denoiser import Denoiser
 from dheads.extensions.network import ExtendedUNet
 from dheads.media.writing import write_clip
-from dheads.system.devices import resolve_device
+from dheads.system.devices import best_dtype, resolve_device, usable_precision
 from dheads.training.batches import Batches
 from dheads.training.objective import tallied, tally, training_loss
 from dheads.training.plan import plan
@@ -95,6 +96,8 @@ def main(
 
 def measure(dataset: Dataset, config: Config, device: torch.device, steps: int, rounds: int) -> dict:
     """Everything that the screen shows, as plain values."""
+    precision = usable_precision(config.optimisation.precision, device)
+    config = override(config, {"optimisation": {"precision": precision}})
     clips, parts = dataset.split("train"), config.run.accumulate
     batches, resident = Batches(dataset, clips, config, parts), None
     if fits(dataset, clips, device):
@@ -157,7 +160,7 @@ def lines(report: dict) -> list[str]:
         "work": f"{report['example_flops'] / 1e12:.4g} TFLOP an example, "
         f"{report['example_flops'] * report['batch_size'] / 1e12:.4g} a batch of {report['batch_size']}",
         "reached": f"{report['flops_per_second'] / 1e12:.4g} TFLOP/s, {report['share_of_peak']:.1%} of the peak of "
-        f"{report['peak_flops_per_second'] / 1e12:.4g} (bf16 matrix products)",
+        f"{report['peak_flops_per_second'] / 1e12:.4g} (matrix products)",
     }
     if report["memory_bytes"] is not None:
         rows["memory"] = (
@@ -296,9 +299,9 @@ def machine(device: torch.device) -> str:
 
 
 def peak_flops_per_second(device: torch.device, repeats: int = 5) -> float:
-    """FLOP/s of bf16 matrix products, the best of some tries."""
+    """FLOP/s of matrix products in the device's best precision, the best of some tries."""
     side = PEAK_SIDE.get(device.type, SMALL_PEAK_SIDE)
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=best_dtype(device)) for _ in range(2))
     products = 20 if device.type == "cuda" else 1
     seconds = []
     for _ in range(repeats + 1):  # the first one warms up

@@ -45,3 +45,9 @@ def best_dtype(device: torch.device) -> torch.dtype:
         fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
         return torch.bfloat16 if fast else torch.float32
     return torch.float32
+
+
+def usable_precision(precision: str, device: torch.device) -> str:
+    """precision, "fp32" or "bf16", but "fp32" on devices without bfloat16 arithmetic: emulated, a step would take ten
+    times as long."""
+    return precision if best_dtype(device) == torch.bfloat16 else "fp32"

@@ -21,7 +21,7 @@ from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
-from dheads.system.devices import COMPILE_OPTIONS, best_dtype
+from dheads.system.devices import COMPILE_OPTIONS, usable_precision
 from dheads.system.distributed import World, joined
 from dheads.system.locks import alone
 from dheads.system.signals import Ending
@@ -70,7 +70,9 @@ def train(
         batches = _batches(config, dataset, world, own_device, threads, shown)
         state = _initial_state(config, dataset, run, world, own_device, init)
         network = world.parallel(state.unet)
-        precision = _precision(config, own_device)
+        precision = usable_precision(config.optimisation.precision, own_device)
+        if precision != config.optimisation.precision:
+            log.info("this machine has no bfloat16 arithmetic: training in float32")
         with ExitStack() as stack:
             ending = stack.enter_context(Ending())
             records = None
@@ -155,16 +157,6 @@ def _initialise(unet: ExtendedUNet, dataset: Dataset, init: str | None) -> None:
         unet.lip_predictor.fit(clips)
     if unet.head_motion is not None and not unet.head_motion.moves:
         unet.head_motion.fit(dataset.motion_clips("train"))
-
-
-def _precision(config: Config, device: torch.device) -> str:
-    """The precision to train in: optimisation.precision, but fp32 on devices without bfloat16 arithmetic."""
-    precision = config.optimisation.precision
-    if precision == "bf16" and best_dtype(device) != torch.bfloat16:
-        # Emulated, a step would take ten times as long.
-        log.info("this machine has no bfloat16 arithmetic: training in float32")
-        return "fp32"
-    return precision
 
 
 # --- Steps

@@ -37,6 +37,7 @@ from dheads.extensions import lips
 from dheads.extensions.network import ExtendedUNet
 from dheads.sampling.engine import Engine
 from dheads.sampling.talker import generate
+from dheads.system import devices
 from dheads.system.locks import alone
 from dheads.training import loop as verb
 from dheads.training import objective, records
@@ -659,7 +660,7 @@ def test_bfloat16_is_used_on_machines_that_have_it(
 
     monkeypatch.setattr(verb, "Denoiser", Noted)
     monkeypatch.setattr(records, "Denoiser", Noted)
-    monkeypatch.setattr(verb, "best_dtype", lambda _: torch.bfloat16 if has else torch.float32)
+    monkeypatch.setattr(devices, "best_dtype", lambda _: torch.bfloat16 if has else torch.float32)
     trained(prepared.data, tmp_path, quick(steps=1, precision="bf16"))
     assert asked == ["bf16" if has else "fp32"] * 2, "of the trained network and of its average"
 
