@@ -37,7 +37,7 @@ def with_sampling_of(chosen: Config, trained: Config) -> Config:
     values = to_dict(chosen)
     extensions = {table: {key: values["extensions"][table][key] for key in keys} for table, keys in SAMPLING.items()}
     extensions["codes"] = {
-        name: {"event_rate": code.event_rate, "gain": code.gain}
+        name: {"event_rate": code.event_rate, "gain": code.gain, "shown": code.shown}
         for name, code in chosen.extensions.codes.items()
         if name in trained.extensions.codes
     }

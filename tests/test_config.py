@@ -357,8 +357,24 @@ NEW: dict[str, Any] = {
             "anchor": 0.5,
         },
         "codes": {
-            "lips": {"context": 2, "noise": 0.15, "weight": 0.0, "event_share": 0.0, "event_rate": 0.3, "gain": 1.0},
-            "eyes": {"context": 2, "noise": 0.0, "weight": 1.0, "event_share": 0.3, "event_rate": 0.3, "gain": 1.0},
+            "lips": {
+                "context": 2,
+                "noise": 0.15,
+                "weight": 0.0,
+                "event_share": 0.0,
+                "event_rate": 0.3,
+                "gain": 1.0,
+                "shown": 0.0,
+            },
+            "eyes": {
+                "context": 2,
+                "noise": 0.0,
+                "weight": 1.0,
+                "event_share": 0.3,
+                "event_rate": 0.3,
+                "gain": 1.0,
+                "shown": 0.0,
+            },
         },
         "noise": {
             "shared": 1.0,

@@ -93,7 +93,10 @@ class CodeConfig:
     event_rate: float = bounded(0.3, 0, 0.9)
     """Events a second in sampling, for a code that changes by chance."""
     gain: float = bounded(1.0, 0, 10)
-    """In sampling, factor of a code that is predicted or changes by chance, where frames show less than is told."""
+    """In sampling, factor of a code that is predicted or changes by chance, where frames show less than it says."""
+    shown: float = bounded(0.0, 0, 2)
+    """In sampling, for the lip code: the slope of the shown opening on the heard one that the gain of each face is
+    chosen for, by trial frames (sampling/calibration.py); 0: the gain above for every face."""
 
 
 class CodeTables(dict[str, CodeConfig]):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from dheads.config import Config
 MEASURES = ("opening", "width", "thickness")
 _RIDGES = (0.1, 1.0, 10.0)  # candidate penalties, relative to the features' mean variance
 _FOLDS = 5
+_TRIALS, _TRIAL_REACH = 6, 5  # stretches of speech to try a face on, and frames on either side of their middle
 
 
 def centred(measures: Tensor) -> Tensor:
@@ -50,6 +52,7 @@ class LipPredictor(nn.Module):
     std: Tensor
     weight: Tensor
     bias: Tensor
+    trials: Tensor
 
     def __init__(self, speech_dim: int) -> None:
         super().__init__()
@@ -58,6 +61,13 @@ class LipPredictor(nn.Module):
         self.register_buffer("std", torch.ones(outputs))
         self.register_buffer("weight", torch.zeros(inputs, outputs))
         self.register_buffer("bias", torch.zeros(outputs))
+        # Speech at whose middle mouths are open by little to much, to find out how far a face follows; 0 before a fit.
+        self.register_buffer("trials", torch.zeros(_TRIALS, 2 * _TRIAL_REACH + 1, speech_dim))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Older weights lack the trials."""
+        state_dict.setdefault(f"{prefix}trials", torch.zeros(self.trials.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def normalise(self, code: Tensor) -> Tensor:
         """(..., L) measures -> the code as the network takes it."""
@@ -103,7 +113,17 @@ class LipPredictor(nn.Module):
         self.weight.copy_(_solve(gram, moment, ridge).float() * gain)
         heard = _speaker_means([clip.speaker for clip in clips], self._heard_means(clips))[0]
         self.bias.copy_(true_mean - heard)
+        self.choose_trials([clip.speech for clip in clips])
         return correlation
+
+    @torch.no_grad()
+    def choose_trials(self, speech: Sequence[Tensor]) -> None:
+        """Take trials from embeddings (F, D) of clips: their openings are spread evenly over those that are heard."""
+        frames = [(clip, frame) for clip, rows in enumerate(speech) for frame in range(len(rows))]
+        ranked = torch.cat([self.opening(rows) for rows in speech]).argsort()
+        for trial, share in zip(self.trials, torch.linspace(0.03, 0.97, _TRIALS).tolist(), strict=True):
+            clip, frame = frames[int(ranked[round(share * (len(ranked) - 1))])]
+            trial.copy_(window(speech[clip], frame, _TRIAL_REACH))
 
     def _moments(self, clips: Sequence[LipClip]) -> tuple[Tensor, Tensor]:
         inputs, outputs = self.weight.shape

@@ -15,10 +15,11 @@ from torch import Tensor
 from dheads.conditioning import Cues, MotionBuffer, window
 from dheads.errors import DheadsError
 from dheads.extensions.codes import Track
-from dheads.extensions.lips import LipTrack
+from dheads.extensions.lips import LipCode, LipTrack
 from dheads.extensions.motion import as_motion_frame, pose_of, rested
 from dheads.extensions.pauses import CONTEXT, hushed, pause_degree
 from dheads.media.pixels import to_uint8, to_unit
+from dheads.sampling.calibration import lip_gain
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.layers import layers
 
@@ -51,7 +52,7 @@ def in_lockstep(
     arriving: list[_Arrival] = []
     while True:
         while len(active) < slots and (video := next(waiting, None)) is not None:
-            slot = _Slot(engine, *video)
+            slot = _Slot(engine, *video, slots)
             active += [slot] if slot.goes_on else []
         if not active and not arriving:
             return
@@ -67,7 +68,7 @@ def in_lockstep(
 class _Slot:
     """One video while it is generated."""
 
-    def __init__(self, engine: Engine, index: int, video: VideoSpec) -> None:
+    def __init__(self, engine: Engine, index: int, video: VideoSpec, slots: int) -> None:
         config, unet, device = engine.config, engine.unet, engine.device
         self.index, self._engine, self._frame, self._given = index, engine, 0, video.codes
         codes = config.extensions.codes
@@ -85,6 +86,9 @@ class _Slot:
         self._generator = torch.Generator().manual_seed(video.seed)
         self.identity = to_unit(video.photo)[None].to(device)  # (1, 3, H, W)
         self.middle = None if video.middle is None else to_unit(video.middle)[None].to(device)  # (1, 3, S, S)
+        self._gains = {name: table.gain for name, table in codes.items()}
+        if self._lips is not None and LipCode.name not in video.codes:
+            self._gains[LipCode.name] = lip_gain(engine, self.identity, slots)
         self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
         self._rest = 0.0  # how far the current frame is in a pause
         self.cues: Cues  # of the current frame, B = 1
@@ -129,7 +133,7 @@ class _Slot:
         return {
             code.name: window(self._given[code.name], self._frame, tables[code.name].context)
             if code.name in self._given
-            else tables[code.name].gain
+            else self._gains[code.name]
             * self._tracks[code.name].window(
                 self._frame, calm if code.is_heard else speech, at, tables[code.name].context
             )

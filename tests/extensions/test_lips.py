@@ -75,6 +75,20 @@ def test_codes_of_the_training_clips_are_normal(relation: Tensor) -> None:
     torch.testing.assert_close(codes.std(0), torch.ones(3), rtol=1e-4, atol=1e-4)
 
 
+def test_trials_are_spread_over_the_openings_that_are_heard(relation: Tensor) -> None:
+    lips = LipPredictor(SPEECH_DIM)
+    clips = [talk(relation, speaker, 0.5) for speaker in range(3)]
+    lips.fit(clips)
+    heard = torch.cat([lips.opening(clip.speech) for clip in clips])
+    middle = torch.stack([lips.opening(trial)[5] for trial in lips.trials])
+    shares = [(heard < opening).float().mean().item() for opening in middle]
+    assert shares == pytest.approx(torch.linspace(0.03, 0.97, 6).tolist(), abs=0.01)
+    rows = torch.cat([clip.speech for clip in clips])
+    for trial in lips.trials:
+        (place,) = (rows == trial[5]).all(1).nonzero()[0].tolist()
+        assert torch.equal(rows[place - 5 : place + 6], trial)
+
+
 def test_one_speaker_suffices(relation: Tensor) -> None:
     lips = LipPredictor(SPEECH_DIM)
     fit = lips.fit([talk(relation, 1)])
