@@ -22,7 +22,8 @@ from dheads.sampling.engine import Engine, Inputs
 
 _TRIAL_GAIN = 1.4  # about the mean of those that are found, as slopes are not quite proportional to the gain
 _GROWTH = 0.8  # slopes grow like gain^0.8, the mean of 16 photos from 0.7 to 2.5
-_LEAST, _MOST = 0.8, 2.2  # gains; beyond, mouths of some faces tear
+_LEAST, _MOST = 0.8, 2.2  # gains
+_USUAL = 2.5  # standard deviations: amplified codes stay below, since mouths tear at codes beyond those of training
 
 
 def lip_gain(engine: Engine, identity: Tensor, slots: int) -> float:
@@ -44,6 +45,12 @@ def lip_gain(engine: Engine, identity: Tensor, slots: int) -> float:
     return float(np.clip(_TRIAL_GAIN * (table.shown / slope) ** (1 / _GROWTH), _LEAST, _MOST))
 
 
+def amplified(codes: Tensor, gain: float) -> Tensor:
+    """Lip codes (..., L) by a gain; large ones grow less, and none beyond what is usual unless it was there before."""
+    larger = _USUAL * torch.tanh(gain * codes.abs() / _USUAL)
+    return codes.sign() * (larger if gain < 1 else torch.maximum(larger, codes.abs()))
+
+
 def _inputs(engine: Engine, identity: Tensor, speech: Tensor, lips: Tensor) -> Inputs:
     """Of a first frame (B = 1) in the middle of the speech (A, D) with lip codes (A, L): eyes open, the head still."""
     config, device = engine.config, engine.device
@@ -53,7 +60,7 @@ def _inputs(engine: Engine, identity: Tensor, speech: Tensor, lips: Tensor) -> I
         for code in engine.unet.codes
     }
     context = tables[LipCode.name].context
-    codes[LipCode.name] = _TRIAL_GAIN * window(lips, middle, context)[None].to(device)
+    codes[LipCode.name] = amplified(window(lips, middle, context), _TRIAL_GAIN)[None].to(device)
     cues = Cues(window(speech, middle, config.conditioning.audio_context)[None].to(device), codes)
     motion_frames = MotionBuffer(identity, config.conditioning.motion_frames).stacked()
     generator = torch.Generator().manual_seed(0)

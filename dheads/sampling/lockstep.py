@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from dheads.conditioning import Cues, MotionBuffer, window
+from dheads.config import CodeConfig
 from dheads.errors import DheadsError
-from dheads.extensions.codes import Track
+from dheads.extensions.codes import Code, Track
 from dheads.extensions.lips import LipCode, LipTrack
 from dheads.extensions.motion import as_motion_frame, pose_of, rested
 from dheads.extensions.pauses import CONTEXT, hushed, pause_degree
 from dheads.media.pixels import to_uint8, to_unit
-from dheads.sampling.calibration import lip_gain
+from dheads.sampling.calibration import amplified, lip_gain
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.layers import layers
 
@@ -86,9 +87,8 @@ class _Slot:
         self._generator = torch.Generator().manual_seed(video.seed)
         self.identity = to_unit(video.photo)[None].to(device)  # (1, 3, H, W)
         self.middle = None if video.middle is None else to_unit(video.middle)[None].to(device)  # (1, 3, S, S)
-        self._gains = {name: table.gain for name, table in codes.items()}
-        if self._lips is not None and LipCode.name not in video.codes:
-            self._gains[LipCode.name] = lip_gain(engine, self.identity, slots)
+        hears = self._lips is not None and LipCode.name not in video.codes
+        self._lip_gain = lip_gain(engine, self.identity, slots) if hears else 1.0
         self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
         self._rest = 0.0  # how far the current frame is in a pause
         self.cues: Cues  # of the current frame, B = 1
@@ -133,12 +133,13 @@ class _Slot:
         return {
             code.name: window(self._given[code.name], self._frame, tables[code.name].context)
             if code.name in self._given
-            else self._gains[code.name]
-            * self._tracks[code.name].window(
-                self._frame, calm if code.is_heard else speech, at, tables[code.name].context
-            )
+            else self._predicted(code, calm if code.is_heard else speech, at, tables[code.name])
             for code in self._engine.unet.codes
         }
+
+    def _predicted(self, code: Code, speech: Tensor, at: int, table: CodeConfig) -> Tensor:
+        codes = self._tracks[code.name].window(self._frame, speech, at, table.context)
+        return amplified(codes, self._lip_gain) if code.name == LipCode.name else table.gain * codes
 
     def _noise(self) -> Tensor:
         """(1, N, 3, H, W): x_T, which a frame shares with the one before, and what the solver adds."""
