@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -46,9 +47,13 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def examples() -> Path:
-    """The photo and the recording that ship with the project."""
-    return ROOT / "examples"
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with face.jpg, the astronaut that ships with the project (512 px), and speech.wav, 3.68 s by espeak-ng:
+    "Hello. I was only a photo, and now I can speak." (voice en-us+f3, CC0)."""
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copy(ROOT / "examples" / "astronaut.jpg", folder / "face.jpg")
+    shutil.copy(ROOT / "tests" / "media" / "robot.wav", folder / "speech.wav")
+    return folder
 
 
 @pytest.fixture(autouse=True)
