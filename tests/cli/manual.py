@@ -14,9 +14,8 @@ from typer.main import get_command
 from dheads.cli import app
 
 RUN = ["README.md", "docs/cli.md", "docs/python.md"]  # every command and all Python code of these pages is run
-ALL = ["CHANGELOG.md", "examples/README.md", "recipes/README.md"] + sorted(
-    {"README.md"} | {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
-)
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+ALL = ["README.md", "CHANGELOG.md", "examples/README.md", "recipes/README.md", *DOCS]
 PROGRAM: Any = get_command(app)
 
 

@@ -16,7 +16,7 @@ import sys
 def serve(address: str) -> None:
     import torch
 
-    import dheads.sampling.lists
+    import dheads.sampling.lists  # noqa: F401  (what takes long to load)
     from dheads.cli import app
 
     torch.set_num_threads(1)
