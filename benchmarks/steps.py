@@ -5,7 +5,7 @@
 
 Every held-out clip is generated from its own sound, all in lock-step; a row has the means over clips. A row is appended
 to --out as soon as it is complete, and existing rows are not computed again, so the sweep can be interrupted. The
-printed table is that of docs/speed.md.
+printed table is that of docs/log/speed.md.
 """
 
 from __future__ import annotations

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from dheads.errors import DheadsError
+
 if TYPE_CHECKING:
     from dheads.sampling.talker import Talker
 
-__all__ = ["__version__", "load"]
+__all__ = ["DheadsError", "__version__", "load"]
 __version__ = "0.1.0"  # pyproject.toml reads it from here
 
 # OpenMP's threads wait for each other in a loop that takes a core each. GNU's library lets it run for milliseconds

@@ -12,10 +12,11 @@ from real_data import cut
 from test_sample import TINY, untrained
 from torch import Tensor
 
-from dheads.config import override
+from dheads.config import Config, override
 from dheads.errors import DheadsError
 from dheads.extensions.eyes import SHUT
 from dheads.extensions.head_motion import FURTHEST, MotionClip, bounded
+from dheads.extensions.network import ExtendedUNet
 from dheads.faces.detection import LandmarkBackend
 from dheads.faces.landmarks import load_backend
 from dheads.media.writing import write_video
@@ -46,10 +47,9 @@ def measured(driver: Path, backend: LandmarkBackend) -> dict[str, Tensor]:
     return motion_of(driver, MOVING, backend, None)
 
 
-@pytest.fixture(scope="module")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Talker:
-    """Untrained weights with a pose code whose head moves."""
-    unet = untrained(MOVING)
+def moving_network(config: Config) -> ExtendedUNet:
+    """An untrained network with a pose code whose head moves."""
+    unet = untrained(config)
     assert unet.head_motion is not None
     for weight in unet.parameters():
         if not weight.any():  # residual blocks and the code's embedding begin at zero
@@ -57,8 +57,13 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Talker:
     generator = torch.Generator().manual_seed(0)
     walk = torch.randn(2, 100, 6, generator=generator).cumsum(1) * 0.01
     unet.head_motion.fit([MotionClip(str(k), walk[k], torch.randn(100, 384, generator=generator)) for k in range(2)])
+    return unet
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Talker:
     path = tmp_path_factory.mktemp("moving") / "moving.safetensors"
-    save_checkpoint(path, unet.state_dict(), MOVING, {})
+    save_checkpoint(path, moving_network(MOVING).state_dict(), MOVING, {})
     return Talker(str(path), torch.device("cpu"), progress=False)
 
 
