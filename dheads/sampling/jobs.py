@@ -136,7 +136,16 @@ def check_distinct(jobs: Iterable[Job]) -> None:
 
 
 def check_inputs(job: Job) -> None:
-    """Raises DheadsError, with what to do instead, for a face or sound that is -, a URL, a pipe or a device."""
+    """Raises DheadsError, with what to do instead, for settings beyond their limits or that exclude each other, and
+    for a face or sound that is -, a URL, a pipe or a device."""
+    for name in _LIMITED:
+        if (value := getattr(job, name)) is not None:
+            try:
+                COLUMNS[name](str(value))
+            except ValueError as error:
+                raise DheadsError(f"{name}={value!r} must be {error}") from None
+    if conflict := _conflict(job):
+        raise DheadsError(f"the video {conflict}; leave one of them out")
     if isinstance(job.face, Path) and job.face == Path("-"):
         raise DheadsError("FACE is -, but only sound is read from stdin; save the picture to a file and give that")
     for source, what in ((job.face, "picture"), (job.audio, "sound"), (job.motion_from, "video")):
@@ -148,6 +157,15 @@ def check_inputs(job: Job) -> None:
         if is_endless(source):
             piped = " (or, for a single video, pipe it in and give - as AUDIO)" if what == "sound" else ""
             raise DheadsError(f"{source} is a pipe or a device; save the {what} to a file and give that{piped}")
+
+
+def _conflict(job: Job) -> str | None:
+    """Which settings of the job exclude each other."""
+    if job.paste and job.size is not None:
+        return "has paste and a size, but pasted frames are as large as the picture"
+    if job.still and (job.motion is not None or job.motion_from is not None):
+        return "has still and a motion, but a still head does not move"
+    return None
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -174,10 +192,8 @@ def _job(row_name: str, header: list[str], row: list[str], defaults: Job) -> Job
         if missing := [column for column in _REQUIRED if column not in texts]:
             raise ValueError(f"has no {missing[0]}")
         job = replace(defaults, **{column: _value(column, text) for column, text in texts.items()})
-        if job.paste and job.size is not None:
-            raise ValueError("has paste and a size, but pasted frames are as large as the picture")
-        if job.still and (job.motion is not None or job.motion_from is not None):
-            raise ValueError("has still and a motion, but a still head does not move")
+        if conflict := _conflict(job):
+            raise ValueError(conflict)
         return job
     except ValueError as error:
         return replace(defaults, output=output, fault=f"{row_name} {error}")
@@ -238,6 +254,7 @@ def _one_of(*values: str) -> Callable[[str], str]:
 
 
 _REQUIRED = "face", "audio", "output"
+_LIMITED = "seed", "size", "steps", "solver", "guidance", "at", "which", "motion"
 COLUMNS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(_REQUIRED, _path),
     "seed": _whole(0, MAX_SEED),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,3 +52,29 @@ def test_both_ways_take_the_same_options() -> None:
     assert all(
         parameter.annotation is not inspect.Parameter.empty for name, parameter in sample.items() if name != "self"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"motion": 5}, "motion=5 must be a number from 0 to 2"),
+        ({"guidance": float("nan")}, "guidance=nan must be a number from 0 to 20"),
+        ({"seed": -1}, "seed=-1 must be a whole number from 0 to 9223372036854775807"),
+        ({"size": 9000}, "size=9000 must be a whole number from 16 to 4096"),
+        ({"steps": 1.5}, "steps=1.5 must be a whole number from 1 to 100000"),
+        ({"solver": "heun"}, "solver='heun' must be one of ddpm, ddim, dpm++2m"),
+        ({"paste": True, "size": 256}, "the video has paste and a size, but pasted frames are as large as the picture; "
+         "leave one of them out"),
+        ({"still": True, "motion": 1}, "the video has still and a motion, but a still head does not move; leave one of "
+         "them out"),
+    ],
+)  # fmt: skip
+def test_settings_have_the_limits_of_the_command_line(
+    talker: Talker, examples: Path, tmp_path: Path, options: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(DheadsError) as raised:
+        talker.sample(examples / "face.jpg", examples / "speech.wav", tmp_path / "out.mp4", **options)
+    assert str(raised.value) == fault
+    with pytest.raises(DheadsError):
+        next(talker.frames(examples / "face.jpg", examples / "speech.wav", **options))
+    assert not (tmp_path / "out.mp4").exists()
