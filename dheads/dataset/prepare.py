@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tomllib
 from collections import Counter
@@ -23,10 +24,12 @@ from dheads.dataset.manifest import Clip, FailedTable, Shard, shard_path, standi
 from dheads.dataset.released_layout import RELEASED
 from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
+from dheads.system.devices import described
 from dheads.system.distributed import World, world
 from dheads.system.files import complete_or_absent, unfinished_in
 from dheads.system.workers import cores, run
 
+log = logging.getLogger("dheads")
 # By landmark detector. FAN keeps a GPU busy; with the mesh, which runs on the CPU, only the speech encoder uses the
 # GPU, little, but every process takes half a gigabyte of its memory.
 _WORKERS_PER_GPU = {"fan": 4, "mesh": 16}
@@ -92,7 +95,12 @@ def prepare(
 
     devices = _devices(device, here)
     start = partial(start_worker, raw, out, config, layout, devices, progress)
-    results = run(start, todo, workers or _worker_count(config, devices, here))
+    count = workers or _worker_count(config, devices, here)
+    log.info(
+        "prepare %d clips %s: %d px, %d at once; %d are prepared already",
+        len(todo), described(torch.device(devices[0])), config.network.image_size, count, len(done),
+    )  # fmt: skip
+    results = run(start, todo, count)
     total, name = len(sources), f"prepare ({layout})"
     bar = tqdm(total=total, initial=total - len(todo), desc=name, unit="clip", disable=not progress)
     with bar, closing(results):
