@@ -105,7 +105,8 @@ def train(
     configure_log(quiet or not is_main)
     if init is not None:
         ask_consent(init, accept_license)
-    chosen = configurations.override(_starting_point(preset, init, data), *read_changes(config, settings))
+    changes = read_changes(config, settings)
+    chosen = configurations.override(_starting_point(preset, init, data), *changes)
     if dry_run:
         if is_main:
             typer.echo("\n".join(plan_of(chosen, data, world().size).lines()))

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 from conftest import ROOT
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -105,7 +106,8 @@ def test_a_detector_that_is_not_used_is_not_imported() -> None:
     assert loaded.stdout.strip() == "set()"
 
 
-COMMANDS = get_command(cli.app).commands
+PROGRAM = get_command(cli.app)
+COMMANDS = PROGRAM.commands
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -114,10 +116,9 @@ def test_help_has_groups_in_one_column_and_fits_the_terminal(
     name: str, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    done = run(name, "--help")
-    assert done.exit_code == 0
-    lines = done.stdout.splitlines()
-    assert columns - 20 < max(map(len, lines)) <= columns
+    program = PROGRAM.make_context("dheads", [name])
+    lines = typer.Context(COMMANDS[name], parent=program, info_name=name).get_help().splitlines()
+    assert columns - 10 < max(map(len, lines)) <= columns
     groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert groups[0] == "Input:"
     assert groups[-2:] == ["Other options:", "Examples:"]
@@ -154,6 +155,7 @@ def test_examples_of_the_help_are_shown_and_are_valid_commands(
     name: str, training: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dheads.cli.train._starting_point", lambda *_: configuration.preset("tiny"))
     made = Made(Path("out.mp4"), 25, [])
     stand_ins = [training, StandIn("sample_job", monkeypatch, made), StandIn("sample_all", monkeypatch, Stream())]
     stand_ins += [StandIn("prepare", monkeypatch, Prepared([], {}))]
@@ -169,7 +171,7 @@ def test_examples_of_the_help_are_shown_and_are_valid_commands(
         assert f"\n  {example}\n" in shown
         program, command, *args = shlex.split(example)
         assert (program, command) == ("dheads", name)
-        done = run(command, *("tiny" if arg == "small" and name == "train" else arg for arg in args))
+        done = run(command, *args)
         assert done.exit_code == 0, done.stderr
     assert sum(len(stand_in.calls) for stand_in in stand_ins) == 2
 
@@ -179,19 +181,15 @@ def test_version() -> None:
     assert (done.exit_code, done.stdout) == (0, f"dheads {__version__}\n")
 
 
-def completed(shell: str, line: str) -> list[str]:
-    """What is offered at the end of a line, asked for by the variables that the shell's script sets."""
-    request = {"_DHEADS_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line}
-    request |= {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
-    request |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    heavy = "print({'torch', 'numpy', 'cv2', 'rich.console'} & sys.modules.keys(), file=sys.stderr)"
-    code = f"import atexit, sys\natexit.register(lambda: {heavy})\n{RUN}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **request}
-    )
-    assert done.stderr == "set()\n"
-    values = re.findall(r'\(?"([^"]+)"(?::|\n|\)|$)', done.stdout) if shell == "zsh" else done.stdout.splitlines()
-    return [value.partition("\t")[0] for value in values]
+def completion(shell: str, line: str) -> dict[str, str]:
+    """The environment in which a shell's script asks for the end of a line."""
+    return {
+        "_DHEADS_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+        "_TYPER_COMPLETE_ARGS": line,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
 
 
 @pytest.mark.parametrize(
@@ -208,10 +206,22 @@ def completed(shell: str, line: str) -> list[str]:
         ("bash", "dheads sample --weights run/w", []),  # the shell completes file names
     ],
 )
-def test_completion_offers_commands_options_and_values_without_loading_torch(
-    shell: str, line: str, offered: list[str]
+def test_completion_offers_commands_options_and_values(
+    shell: str, line: str, offered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert completed(shell, line) == offered
+    monkeypatch.setitem(sys.modules, "rich", None)  # completion does so in its own process
+    printed = CliRunner().invoke(cli.app, [], env=completion(shell, line), prog_name="dheads").stdout
+    values = re.findall(r'^\W*"(.+?)"', printed.partition("((")[2], re.M) if shell == "zsh" else printed.splitlines()
+    assert [value.partition("\t")[0] for value in values if value] == offered
+
+
+def test_completion_is_quick() -> None:
+    """It loads no heavy module."""
+    heavy = "print({'torch', 'numpy', 'cv2', 'rich.console'} & sys.modules.keys(), file=sys.stderr)"
+    code = f"import atexit, sys\natexit.register(lambda: {heavy})\n{RUN}"
+    env = {**os.environ, **completion("zsh", "dheads sample --weights s")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert (done.stdout, done.stderr) == ("_arguments '*: :((\"small\"))'\n", "set()\n")
 
 
 @pytest.mark.parametrize(
@@ -222,11 +232,17 @@ def test_completion_offers_commands_options_and_values_without_loading_torch(
         ("fish", "complete --command dheads"),
     ],
 )
-def test_completion_is_installed_for_the_shell(shell: str, part: str, tmp_path: Path) -> None:
-    """In a home folder of its own; Typer finds out the shell from the parent process, unless it may not."""
-    env = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    assert part in process("--show-completion", shell, env=env).stdout
-    assert process("--install-completion", shell, env=env).returncode == 0
+def test_completion_is_installed_for_the_shell(
+    shell: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a home folder of its own. Typer would find the shell among the parent processes, which it may not here."""
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    for home in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(home, str(tmp_path))
+    for option in ("--show-completion", "--install-completion"):
+        done = CliRunner().invoke(cli.app, [option, shell], prog_name="dheads")
+        assert done.exit_code == 0, done.stderr
+        assert option == "--install-completion" or part in done.stdout
     assert any(part in path.read_text(encoding="utf-8") for path in tmp_path.rglob("*") if path.is_file())
 
 
