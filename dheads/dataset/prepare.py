@@ -76,8 +76,7 @@ def prepare(
     """
     here, raw, out = world(), Path(raw), Path(out)
     layout, sources, namesakes, passed_over = find_sources(raw, layout, split_file, standing_splits(out))
-    shard = here.own_shard(shard)
-    if shard is not None:
+    if (shard := here.own_shard(shard)) is not None:
         own = slice(shard[0] - 1, None, shard[1])
         sources, namesakes = sources[own], dict(list(namesakes.items())[own])
     _check_import(layout, config)
@@ -96,13 +95,10 @@ def prepare(
     devices = _devices(device, here)
     start = partial(start_worker, raw, out, config, layout, devices, progress)
     count = workers or _worker_count(config, devices, here)
-    log.info(
-        "prepare %d clips %s: %d px, %d at once; %d are prepared already",
-        len(todo), described(torch.device(devices[0])), config.network.image_size, count, len(done),
-    )  # fmt: skip
+    log.info("prepare %d clips %s, %d at once; %d are there already", len(todo), _where(devices), count, len(done))
     results = run(start, todo, count)
-    total, name = len(sources), f"prepare ({layout})"
-    bar = tqdm(total=total, initial=total - len(todo), desc=name, unit="clip", disable=not progress)
+    total = len(sources)
+    bar = tqdm(total=total, initial=total - len(todo), desc=f"prepare ({layout})", unit="clip", disable=not progress)
     with bar, closing(results):
         for source, result in results:
             if isinstance(result, Finished):
@@ -167,6 +163,11 @@ def _devices(device: str, here: World) -> list[str]:
     if here.size > 1:
         return [str(here.device(device))]
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+def _where(devices: list[str]) -> str:
+    more = f" and {len(devices) - 1} more" if len(devices) > 1 else ""
+    return described(torch.device(devices[0])) + more
 
 
 def _worker_count(config: Config, devices: list[str], here: World) -> int:
