@@ -93,10 +93,9 @@ def prepare(
     _delete_unfinished(out, todo)
 
     devices = _devices(device, here)
-    start = partial(start_worker, raw, out, config, layout, devices, progress)
     count = workers or _worker_count(config, devices, here)
     log.info("prepare %d clips %s, %d at once; %d are there already", len(todo), _where(devices), count, len(done))
-    results = run(start, todo, count)
+    results = run(partial(start_worker, raw, out, config, layout, devices, progress), todo, count)
     total = len(sources)
     bar = tqdm(total=total, initial=total - len(todo), desc=f"prepare ({layout})", unit="clip", disable=not progress)
     with bar, closing(results):
