@@ -11,8 +11,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/*
 
-# PyTorch without CUDA, which would take 4 GB more.
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "torch>=2.11,<2.15" "torchaudio==2.11.*"
+# PyTorch without CUDA, which would take 4 GB more. Both from one index: torchaudio of PyPI needs CUDA's libraries.
+RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "torch==2.11.*" "torchaudio==2.11.*"
 
 COPY pyproject.toml README.md LICENSE weights.toml /src/
 COPY dheads /src/dheads
