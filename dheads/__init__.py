@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dheads.sampling.talker import Talker
 
 __all__ = ["DheadsError", "__version__", "load"]
-__version__ = "0.1.0"  # pyproject.toml reads it from here
+__version__ = "0.2.0.dev0"  # pyproject.toml reads it from here
 
 # OpenMP's threads wait for each other in a loop that takes a core each. GNU's library lets it run for milliseconds
 # before a thread sleeps: on a busy machine a program then takes ten times as long. Without the loop it takes 1.4 times

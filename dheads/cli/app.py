@@ -7,6 +7,7 @@ Anything else is a bug and ends with its traceback. The commands import what the
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -14,11 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from dheads import __version__
-from dheads.cli.evaluate import evaluate
-from dheads.cli.prepare import prepare
+from dheads.cli import evaluate, prepare, sample, train
+from dheads.cli.help import Command
 from dheads.cli.printing import message
-from dheads.cli.sample import sample
-from dheads.cli.train import train
 from dheads.errors import DheadsError
 from dheads.system.signals import ended_cleanly
 from dheads.system.startup import check_folder, lacking, open_streams
@@ -29,6 +28,9 @@ class _Program(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command. An error that the user can fix becomes one line on stderr and exit code 1."""
+        if "_DHEADS_COMPLETE" in os.environ:
+            # Typer would load rich, which takes longer than all else, to remove its markup from help that has none.
+            sys.modules["rich"] = None  # type: ignore[assignment]
         open_streams()
         try:
             check_folder()
@@ -48,16 +50,18 @@ class _Program(TyperGroup):
 # Plain help and tracebacks: rich would double the time to start.
 app = typer.Typer(
     cls=_Program,
-    help="Generate a video of a person speaking, from a photo and a speech recording.",
-    epilog="Videos are marked as AI-generated in their metadata. Generate videos only of people who agreed to it.",
+    help="Make videos of a person speaking, from a photo and a recording.",
+    epilog="`dheads COMMAND --help` lists the options of a command. Videos are marked as AI-generated in their "
+    "metadata. Make videos only of people who agreed to it.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 120},
 )
-app.command("sample")(sample)
-app.command("prepare")(prepare)
-app.command("train")(train)
-app.command("eval")(evaluate)
+app.command("sample", cls=Command, epilog=sample.EXAMPLES)(sample.sample)
+app.command("prepare", cls=Command, epilog=prepare.EXAMPLES)(prepare.prepare)
+app.command("train", cls=Command, epilog=train.EXAMPLES)(train.train)
+app.command("eval", cls=Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 
 
 def _print_version(wanted: bool) -> None:

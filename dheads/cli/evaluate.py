@@ -8,65 +8,94 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dheads.cli.help import GENERATION, INPUT, MEASURES, OUTPUT, TURING
 from dheads.cli.licences import ask_consent
-from dheads.cli.options import AcceptLicense, Device, Json, Quiet, Seed, Solver, Steps
-from dheads.cli.printing import message, print_failed, print_json
+from dheads.cli.options import AcceptLicense, Device, Json, Quiet, Solver, Steps, weights_names
+from dheads.cli.printing import configure_log, message, print_failed, print_json
+from dheads.sampling.jobs import MAX_SEED
 
 if TYPE_CHECKING:
     from dheads.evaluation.results import Report
 
+EXAMPLES = """\
+dheads eval --weights small --data data --out report
+dheads eval generated --reference real --out report"""
+
 
 def evaluate(
     generated: Annotated[
-        Path | None, typer.Argument(metavar="GENERATED", help="Generated video, or folder of them.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="GENERATED",
+            help="Generated video, or folder of them.",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="Real video, or folder of them with the same names. With --weights: the folder that --data was "
-            "prepared from, in which real heads move as a viewer sees them.",
+            metavar="PATH",
+            help="Real video, or folder of them with the same names. With --weights: the folder that the dataset was "
+            "prepared from, to compare head motion.",
             show_default=False,
+            rich_help_panel=INPUT,
         ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights to generate the videos with, instead of GENERATED: a name in weights.toml, or the path of a "
-            "checkpoint.",
-            show_default=False,
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Dataset written by `dheads prepare`, for --weights.", show_default=False),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of the dataset: train, val or test.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Largest number of clips.", show_default="all")] = None,
-    steps: Steps = None,
-    solver: Solver = None,
-    seed: Seed = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for report.html, report.json and clips.csv, and for the videos of --weights.",
-            show_default=False,
-        ),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Measure to take; downloads the weights that it needs; repeatable.",
-            show_default="all that need no download",
-        ),
-    ] = None,
-    table: Annotated[
-        Literal["crema", "lrw"] | None,
-        typer.Option(help="Table of the paper to show next to the results.", show_default=False),
     ] = None,
     size: Annotated[
         int | None,
         typer.Option(
-            min=16, help="Side in px at which GENERATED were made, if they were enlarged since.", show_default=False
+            min=16,
+            metavar="PX",
+            help="Side at which GENERATED were made, if they were enlarged since.",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Largest number of videos.", show_default="all", rich_help_panel=INPUT),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Weights that make the videos, instead of GENERATED: small, crema or a checkpoint.",
+            show_default=False,
+            autocompletion=weights_names,
+            rich_help_panel=GENERATION,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Dataset written by `dheads prepare`.",
+            show_default=False,
+            rich_help_panel=GENERATION,
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["train", "val", "test"],
+        typer.Option(help="Part of the dataset to make.", rich_help_panel=GENERATION),
+    ] = "test",
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=MAX_SEED, metavar="N", help="Random seed of the videos.", rich_help_panel=GENERATION),
+    ] = 0,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Measure to take. The weights that it needs are downloaded. Repeatable.",
+            show_default="all that need no download",
+            rich_help_panel=MEASURES,
+        ),
+    ] = None,
+    table: Annotated[
+        Literal["crema", "lrw"] | None,
+        typer.Option(
+            help="Table of the paper to show next to the results.", show_default=False, rich_help_panel=MEASURES
         ),
     ] = None,
     lip_reader: Annotated[
@@ -76,12 +105,25 @@ def evaluate(
             help="Lip reader for the word error rate: a command that prints the words spoken in {video}, or "
             "python:MODULE:FUNCTION.",
             show_default=False,
+            rich_help_panel=MEASURES,
         ),
     ] = None,
     words: Annotated[
         Path | None,
         typer.Option(
-            help="CSV file of the words spoken: columns clip and words.", show_default="files next to the real videos"
+            metavar="FILE",
+            help="CSV file of the words spoken: columns clip and words.",
+            show_default="files next to the real videos",
+            rich_help_panel=MEASURES,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for report.html, report.json, clips.csv, and the videos of --weights.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     turing: Annotated[
@@ -91,23 +133,39 @@ def evaluate(
             metavar="N",
             help="Also write a Turing test of N generated and N real videos to --out.",
             show_default=False,
+            rich_help_panel=TURING,
         ),
     ] = None,
     votes: Annotated[
         list[Path] | None,
         typer.Option(
-            help="File of votes in a Turing test; only counts them, with --key; repeatable.", show_default=False
+            metavar="FILE",
+            help="File of one person's votes. Only counts them, with --key. Repeatable.",
+            show_default=False,
+            rich_help_panel=TURING,
         ),
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="Key file of the Turing test, for --votes.", show_default=False)] = (
-        None
-    ),
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Key file of the Turing test, for --votes.",
+            show_default=False,
+            rich_help_panel=TURING,
+        ),
+    ] = None,
     device: Device = "auto",
+    steps: Steps = None,
+    solver: Solver = None,
     accept_license: AcceptLicense = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Compare generated videos with the real ones: those in GENERATED, or those that --weights generates."""
+    """Compare generated videos with real ones.
+
+    The videos are those in GENERATED, or those that --weights makes of --data.
+    """
+    configure_log(quiet, as_json)
     if votes:
         _count_votes(votes, key, as_json)
         return

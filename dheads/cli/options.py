@@ -9,59 +9,74 @@ from typing import Annotated, Literal
 
 import typer
 
-from dheads.cli.printing import configure_log
-from dheads.sampling.jobs import MAX_SEED
+from dheads.cli.help import CONFIGURATION, SPEED
+from dheads.config.presets import PRESETS
+
+
+def preset_names(incomplete: str) -> list[str]:
+    """Presets, for the completion of a command line."""
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
+def weights_names(incomplete: str) -> list[str]:
+    """Known weights that make videos, for the completion of a command line."""
+    from dheads.weights.listing import known
+
+    models = (name for name, entry in known().items() if entry["kind"] in ("model", "released"))
+    return [name for name in models if name.startswith(incomplete)]
+
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
-    typer.Option(help="Device to compute on; auto: CUDA or MPS where available, else the CPU."),
+    typer.Option(help="Device to compute on; auto takes a GPU if there is one.", rich_help_panel=SPEED),
 ]
 Steps = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Denoising steps per frame; the time per frame grows with them.",
-        show_default="the weights' recommendation",
+        metavar="N",
+        help="Denoising steps per frame. The time grows with them.",
+        show_default="as the weights recommend",
+        rich_help_panel=SPEED,
     ),
 ]
 Solver = Annotated[
     Literal["ddpm", "ddim", "dpm++2m"] | None,
-    typer.Option(help="Sampling algorithm.", show_default="the weights' recommendation"),
+    typer.Option(help="Sampling algorithm.", show_default="as the weights recommend", rich_help_panel=SPEED),
 ]
-Seed = Annotated[
-    int,
-    typer.Option(min=0, max=MAX_SEED, help="Random seed; the same seed on the same device gives the same video."),
+Preset = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"Configuration to start from: {', '.join(PRESETS)}.",
+        autocompletion=preset_names,
+        rich_help_panel=CONFIGURATION,
+    ),
 ]
-Preset = Annotated[str, typer.Option(help="Preset configuration to start from.")]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(help="TOML file with values that replace those of the preset.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="TOML file whose values replace those of the preset.",
+        show_default=False,
+        rich_help_panel=CONFIGURATION,
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="One value that replaces that of the preset and of --config, such as sampling.steps=50; repeatable.",
+        help="Value that replaces one of the configuration, such as sampling.steps=50. Repeatable.",
         show_default=False,
-    ),
-]
-ShardOption = Annotated[
-    str | None,
-    typer.Option(
-        "--shard",
-        metavar="I/N",
-        help="Process only the I-th of N parts, to share the work among N machines.",
-        show_default="everything; under torchrun the process's own part",
+        rich_help_panel=CONFIGURATION,
     ),
 ]
 AcceptLicense = Annotated[
     bool,
-    typer.Option("--accept-license", help="Accept the licence of weights that require it; needed once."),
+    typer.Option("--accept-license", help="Accept the licence of weights that ask for it. Needed once."),
 ]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", callback=configure_log, help="Print no progress and no messages, only errors.")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors and results only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print each result as one line of JSON.")]
 
 

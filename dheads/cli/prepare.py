@@ -9,53 +9,75 @@ import typer
 
 from dheads import config as configurations
 from dheads.cli.configuration import read_changes
+from dheads.cli.help import INPUT, OUTPUT, SPEED
 from dheads.cli.licences import ask_consent
-from dheads.cli.options import (
-    AcceptLicense,
-    ConfigFile,
-    Device,
-    Json,
-    Preset,
-    Quiet,
-    Settings,
-    ShardOption,
-    parse_shard,
-)
-from dheads.cli.printing import message, print_failed, print_result
+from dheads.cli.options import AcceptLicense, ConfigFile, Device, Json, Preset, Quiet, Settings, parse_shard
+from dheads.cli.printing import configure_log, message, print_failed, print_result
 
 if TYPE_CHECKING:
     from dheads.dataset.prepare import Summary
 
+EXAMPLES = """\
+dheads prepare raw --out data
+dheads prepare raw --out data --splits splits.csv"""
 _MAX_LISTED = 10  # failed clips printed one by one
 
 
 def prepare(
     raw: Annotated[
-        Path, typer.Argument(metavar="RAW", help="Folder of videos and photos of speaking people.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="RAW",
+            help="Folder of videos and photos of speaking people.",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write the dataset to.", show_default=False)],
-    preset: Preset = "small",
-    config: ConfigFile = None,
-    settings: Settings = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Dataset to write.", show_default=False, rich_help_panel=OUTPUT),
+    ],
     layout: Annotated[
         Literal["crema", "lrw", "released", "folder"] | None,
-        typer.Option(help="Layout of the folder RAW.", show_default="detected"),
+        typer.Option(help="How the files in RAW are arranged.", show_default="detected", rich_help_panel=INPUT),
     ] = None,
     splits: Annotated[
         Path | None,
-        typer.Option(help="CSV file with the columns clip, speaker and split, one row per clip.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="CSV file with one clip per row: columns clip, speaker and split.",
+            show_default="by speaker",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    shard: ShardOption = None,
+    preset: Preset = "small",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    device: Device = "auto",
     workers: Annotated[
         int,
-        typer.Option(min=0, help="Number of clips to process at once; 0: as many as suit the cores and GPUs."),
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Clips to process at once; 0 suits the cores and GPUs.",
+            rich_help_panel=SPEED,
+        ),
     ] = 0,
-    device: Device = "auto",
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Prepare only the I-th of N parts, to share the work among N machines.",
+            show_default="all; under torchrun the process's own part",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
     accept_license: AcceptLicense = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Convert the videos and photos in RAW to a dataset of aligned faces and speech embeddings."""
+    """Make a dataset of the videos and photos in RAW."""
+    configure_log(quiet, as_json)
     part = parse_shard(shard)
     chosen = configurations.override(configurations.preset(preset), *read_changes(config, settings))
     from dheads.dataset.prepare import prepare as prepare_dataset

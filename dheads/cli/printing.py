@@ -45,12 +45,11 @@ def print_failed(failed: Iterable[tuple[str, str]]) -> None:
         message(f"left out {name}: {reason}")
 
 
-def configure_log(quiet: bool) -> bool:
-    """Send the package's log to stderr, or nowhere if `quiet`. Returns `quiet`, as a callback of Typer must."""
+def configure_log(quiet: bool, as_json: bool = False) -> None:
+    """Send the package's log to stderr: nothing of it if `quiet`, only warnings beside JSON."""
     log = logging.getLogger("dheads")
     log.handlers = [_Stderr()]
-    log.setLevel(logging.CRITICAL if quiet else logging.INFO)
-    return quiet
+    log.setLevel(logging.CRITICAL if quiet else logging.WARNING if as_json else logging.INFO)
 
 
 class _Stderr(logging.Handler):

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
+from dheads.cli.help import INPUT, LOOK, MANY, MOTION, OUTPUT, SPEED
 from dheads.cli.licences import ask_consent
 from dheads.cli.options import (
     AcceptLicense,
     Device,
     Json,
     Quiet,
-    Seed,
-    ShardOption,
     Solver,
     Steps,
     finite,
     parse_shard,
+    weights_names,
 )
-from dheads.cli.printing import message, print_json, print_result
+from dheads.cli.printing import configure_log, message, print_json, print_result
 from dheads.cli.streams import STANDARD, VideoStdout, check_not_terminal, standard
 from dheads.config import AudioCodec
 from dheads.errors import DheadsError
@@ -32,6 +32,7 @@ from dheads.sampling.jobs import (
     MAX_AT_SECONDS,
     MAX_GUIDANCE,
     MAX_MOTION,
+    MAX_SEED,
     SIZES,
     Job,
     check_distinct,
@@ -43,122 +44,197 @@ from dheads.sampling.jobs import (
 if TYPE_CHECKING:
     from dheads.sampling.lists import Outcome
 
+EXAMPLES = """\
+dheads sample face.jpg speech.wav -o out.mp4
+dheads sample face.jpg a.wav b.mp3 --out-dir videos --size 512"""
+
 
 def sample(
     face: Annotated[
         Path | None,
-        typer.Argument(metavar="FACE", help="Photo or video that shows the face.", show_default=False),
+        typer.Argument(
+            metavar="FACE",
+            help="Photo or video of the person.",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     sounds: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="AUDIO", help="Sound or video file with the speech; - reads stdin.", show_default=False),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Video to write: .mp4, .m4v or .mov; - writes to stdout.", show_default=False
-        ),
-    ] = None,
-    out_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder to write one video per AUDIO to, named after it.", show_default=False),
-    ] = None,
-    jobs: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV file with one video per row: columns face, audio, output, and any of seed, size, steps, solver, "
-            "weights, guidance, at, which, paste, still, motion, motion_from, audio_codec; - reads stdin.",
+        typer.Argument(
+            metavar="AUDIO",
+            help="Recording of speech, or a video with sound; - reads stdin.",
             show_default=False,
+            rich_help_panel=INPUT,
         ),
     ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace videos that --out-dir or --jobs would otherwise keep."),
-    ] = False,
-    shard: ShardOption = None,
     at: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=MAX_AT_SECONDS,
-            help="Time in seconds of the frame to use, where FACE is a video.",
-            show_default="its first frame with a face",
+            metavar="SECONDS",
+            help="Time of the frame to use, if FACE is a video.",
+            show_default="the first frame with a face",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     which: Annotated[
         int | None,
         typer.Option(
-            "--face", min=1, help="Which of several faces to use, counted from the largest.", show_default="1"
+            "--face",
+            min=1,
+            metavar="N",
+            help="Face to use if FACE shows several. 1 is the largest.",
+            show_default="1",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="Weights to generate with: a name in weights.toml, or the path of a checkpoint.")
-    ] = "small",
-    steps: Steps = None,
-    solver: Solver = None,
-    guidance: Annotated[
-        float | None,
+        str,
         typer.Option(
-            min=0,
-            max=MAX_GUIDANCE,
-            help="Scale of classifier-free guidance by the sound; above 1 the lips move more, in twice the time; 1: "
-            "off.",
-            show_default="the weights' recommendation",
+            metavar="NAME|FILE",
+            help="Weights to generate with: small, crema or a checkpoint.",
+            autocompletion=weights_names,
+            rich_help_panel=INPUT,
+        ),
+    ] = "small",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Video to write: .mp4, .m4v or .mov; - writes to stdout.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    seed: Seed = 0,
-    takes: Annotated[
-        int,
+    audio_codec: Annotated[
+        AudioCodec,
         typer.Option(
-            min=1, max=1000, help="Number of videos of each AUDIO: NAME-1.mp4 with SEED, NAME-2.mp4 with SEED + 1 ..."
+            "--audio",
+            help="Sound of the video: aac plays everywhere, copy keeps any codec that MP4 holds.",
+            rich_help_panel=OUTPUT,
         ),
-    ] = 1,
-    device: Device = "auto",
+    ] = "aac",
     size: Annotated[
         int | None,
         typer.Option(
             min=SIZES[0],
             max=SIZES[1],
-            help="Side of the video in px. Frames larger than the network's take the photo's detail from FACE.",
+            metavar="PX",
+            help="Side of the square video.",
             show_default="that of the face in FACE, 256 to 512",
+            rich_help_panel=LOOK,
         ),
     ] = None,
     paste: Annotated[
-        bool, typer.Option("--paste", help="Paste the face back into the whole picture of FACE, at its size.")
+        bool, typer.Option("--paste", help="Show the whole picture of FACE, at its size.", rich_help_panel=LOOK)
     ] = False,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MAX_SEED,
+            metavar="N",
+            help="Random seed. The same seed on the same device gives the same video.",
+            rich_help_panel=LOOK,
+        ),
+    ] = 0,
     still: Annotated[
-        bool, typer.Option("--still", help="Keep the head where it is in the photo; only lips and eyes move.")
+        bool, typer.Option("--still", help="Move only lips and eyes, not the head.", rich_help_panel=MOTION)
     ] = False,
     motion: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=MAX_MOTION,
+            metavar="X",
             help="How far the head moves: 1 as far as people do when they speak, 0 not at all.",
             show_default="1",
+            rich_help_panel=MOTION,
         ),
     ] = None,
     motion_from: Annotated[
         Path | None,
         typer.Option(
             metavar="VIDEO",
-            help="Video of a face whose head motion and blinks are repeated, back and forth if AUDIO is longer.",
+            help="Video whose head motion and blinks to repeat.",
             show_default="by chance",
+            rich_help_panel=MOTION,
         ),
     ] = None,
-    audio_codec: Annotated[
-        AudioCodec,
-        typer.Option("--audio", help="Sound of the video: aac plays everywhere; copy keeps any codec that MP4 holds."),
-    ] = "aac",
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=MAX_GUIDANCE,
+            metavar="X",
+            help="How strongly the lips follow the sound: above 1 they move more, in twice the time.",
+            show_default="as the weights recommend",
+            rich_help_panel=MOTION,
+        ),
+    ] = None,
+    device: Device = "auto",
+    steps: Steps = None,
+    solver: Solver = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="Use torch.compile: a minute at the start, then faster; for hours of video."),
+        typer.Option(
+            "--compile",
+            help="Compile the network first. Takes a minute and pays from five minutes of video on.",
+            rich_help_panel=SPEED,
+        ),
     ] = False,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for one video per AUDIO, named after it.",
+            show_default=False,
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV file with one video per row: columns face, audio, output, and any of seed, size, steps, solver, "
+            "weights, guidance, at, which, paste, still, motion, motion_from, audio_codec; - reads stdin.",
+            show_default=False,
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    takes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1000,
+            metavar="N",
+            help="Videos of each AUDIO: NAME-1.mp4 with the seed, NAME-2.mp4 with the next one ...",
+            rich_help_panel=MANY,
+        ),
+    ] = 1,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace videos that are there already.", rich_help_panel=MANY),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Make only the I-th of N parts, to share the work among N machines.",
+            show_default="all; under torchrun the process's own part",
+            rich_help_panel=MANY,
+        ),
+    ] = None,
     accept_license: AcceptLicense = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Generate a video of the person in FACE speaking AUDIO, or several videos."""
+    """Make videos of the person in FACE speaking AUDIO."""
+    configure_log(quiet, as_json)
     inputs = _Inputs(face, sounds or [], standard(output), out_dir, jobs, takes)
     inputs.check()
     if inputs.output == STANDARD and as_json:

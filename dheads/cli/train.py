@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dheads import config as configurations
 from dheads.cli.configuration import read_changes
+from dheads.cli.help import CONFIGURATION, INPUT, OUTPUT
 from dheads.cli.licences import ask_consent
-from dheads.cli.options import AcceptLicense, ConfigFile, Device, Quiet, Settings
-from dheads.cli.printing import configure_log
-from dheads.config import Config, RunConfig
+from dheads.cli.options import AcceptLicense, ConfigFile, Device, Quiet, Settings, preset_names, weights_names
+from dheads.cli.printing import configure_log, message
+from dheads.config import PRESETS, Config, RunConfig
+
+if TYPE_CHECKING:
+    from dheads.training.plan import Plan
+
+EXAMPLES = """\
+dheads train --data data
+dheads train --data data --init small --set run.minutes=60"""
 
 
 def _print_preset(name: str | None) -> None:
@@ -25,67 +33,92 @@ def _print_preset(name: str | None) -> None:
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="Dataset written by `dheads prepare`.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="Dataset written by `dheads prepare`.",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ],
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Weights to start from: small, crema or a checkpoint.",
+            show_default="random weights",
+            autocompletion=weights_names,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the run; an interrupted run in it continues.", show_default="the name of DATA and -run"
+            metavar="FOLDER",
+            help="Folder of the run. An interrupted run in it continues.",
+            show_default="the name of the dataset and -run",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print parameters, memory and epochs of the run, and exit.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Preset configuration to start from.",
-            show_default="the configuration of --init, else the preset of the dataset",
+            metavar="NAME",
+            help=f"Configuration to start from: {', '.join(PRESETS)}.",
+            show_default="that of --init, else of the dataset",
+            autocompletion=preset_names,
+            rich_help_panel=CONFIGURATION,
         ),
     ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights to start from: a name in weights.toml, or the path of a checkpoint.",
-            show_default="random weights",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the size of the run (parameters, FLOPs, memory, epochs), and exit.")
-    ] = False,
     print_config: Annotated[
         str | None,
         typer.Option(
-            metavar="PRESET",
+            metavar="NAME",
             callback=_print_preset,
             is_eager=True,
-            help="Print that preset as a commented TOML file for --config, and exit; needs no --data.",
+            help="Print that preset as a commented TOML file, and exit.",
             show_default=False,
+            autocompletion=preset_names,
+            rich_help_panel=CONFIGURATION,
         ),
     ] = None,
     device: Device = "auto",
     accept_license: AcceptLicense = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model and print the path of its checkpoint. Run it by torchrun for several GPUs or machines."""
-    if init is not None:
-        ask_consent(init, accept_license)
+    """Train a model on a dataset.
+
+    For several GPUs or machines: torchrun -m dheads train ...
+    """
     from dheads.system.distributed import world
 
     is_main = world().is_main
-    if not is_main:
-        configure_log(quiet=True)
+    configure_log(quiet or not is_main)
+    if init is not None:
+        ask_consent(init, accept_license)
     changes = read_changes(config, settings)
     chosen = configurations.override(_starting_point(preset, init, data), *changes)
-    if is_main and dry_run:
-        typer.echo(costs(chosen, data, world().size))
-    elif is_main and not quiet:
-        typer.echo(f"{configurations.to_toml(chosen)}\n{costs(chosen, data, world().size)}", err=True)
     if dry_run:
+        if is_main:
+            typer.echo("\n".join(plan_of(chosen, data, world().size).lines()))
         return
-    from dheads.system.devices import resolve_device
+    from dheads.system.devices import described, resolve_device
     from dheads.training.loop import train as train_model
 
-    run = out or Path(f"{data.resolve().name}-run")
-    path = train_model(chosen, data, run, device=str(resolve_device(device)), init=init, progress=is_main and not quiet)
+    run, found = out or Path(f"{data.resolve().name}-run"), resolve_device(device)
+    shown = is_main and not quiet
+    if shown:
+        message(f"train {run} {described(found)}: {plan_of(chosen, data, world().size).summary()}")
+    path = train_model(chosen, data, run, device=str(found), init=init, progress=shown)
     if is_main:
         typer.echo(path)
 
@@ -104,9 +137,9 @@ def _starting_point(preset: str | None, init: str | None, data: Path) -> Config:
     return configurations.preset(str(Dataset(data).info.get("preset", "small")))
 
 
-def costs(config: Config, data: Path, processes: int) -> str:
-    """The size of a training run on the dataset, one figure per line."""
+def plan_of(config: Config, data: Path, processes: int) -> Plan:
+    """The size of a training run on the dataset."""
     from dheads.dataset.dataset import Dataset
     from dheads.training.plan import plan
 
-    return "\n".join(plan(config, len(Dataset(data).split("train")), processes).lines())
+    return plan(config, len(Dataset(data).split("train")), processes)

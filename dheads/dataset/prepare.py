@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tomllib
 from collections import Counter
@@ -23,10 +24,12 @@ from dheads.dataset.manifest import Clip, FailedTable, Shard, shard_path, standi
 from dheads.dataset.released_layout import RELEASED
 from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
+from dheads.system.devices import described
 from dheads.system.distributed import World, world
 from dheads.system.files import complete_or_absent, unfinished_in
 from dheads.system.workers import cores, run
 
+log = logging.getLogger("dheads")
 # By landmark detector. FAN keeps a GPU busy; with the mesh, which runs on the CPU, only the speech encoder uses the
 # GPU, little, but every process takes half a gigabyte of its memory.
 _WORKERS_PER_GPU = {"fan": 4, "mesh": 16}
@@ -73,8 +76,7 @@ def prepare(
     """
     here, raw, out = world(), Path(raw), Path(out)
     layout, sources, namesakes, passed_over = find_sources(raw, layout, split_file, standing_splits(out))
-    shard = here.own_shard(shard)
-    if shard is not None:
+    if (shard := here.own_shard(shard)) is not None:
         own = slice(shard[0] - 1, None, shard[1])
         sources, namesakes = sources[own], dict(list(namesakes.items())[own])
     _check_import(layout, config)
@@ -91,10 +93,11 @@ def prepare(
     _delete_unfinished(out, todo)
 
     devices = _devices(device, here)
-    start = partial(start_worker, raw, out, config, layout, devices, progress)
-    results = run(start, todo, workers or _worker_count(config, devices, here))
-    total, name = len(sources), f"prepare ({layout})"
-    bar = tqdm(total=total, initial=total - len(todo), desc=name, unit="clip", disable=not progress)
+    count = workers or _worker_count(config, devices, here)
+    log.info("prepare %d clips %s, %d at once; %d are there already", len(todo), _where(devices), count, len(done))
+    results = run(partial(start_worker, raw, out, config, layout, devices, progress), todo, count)
+    total = len(sources)
+    bar = tqdm(total=total, initial=total - len(todo), desc=f"prepare ({layout})", unit="clip", disable=not progress)
     with bar, closing(results):
         for source, result in results:
             if isinstance(result, Finished):
@@ -159,6 +162,11 @@ def _devices(device: str, here: World) -> list[str]:
     if here.size > 1:
         return [str(here.device(device))]
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+def _where(devices: list[str]) -> str:
+    more = f" and {len(devices) - 1} more" if len(devices) > 1 else ""
+    return described(torch.device(devices[0])) + more
 
 
 def _worker_count(config: Config, devices: list[str], here: World) -> int:

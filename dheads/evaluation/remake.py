@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,8 +27,10 @@ from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.staging import Stage, staged
 from dheads.speech.encoders import load_speech_encoder
+from dheads.system.devices import described
 from dheads.system.files import complete_or_absent
 
+log = logging.getLogger("dheads")
 _SETTINGS = "settings.json"
 
 
@@ -112,6 +115,11 @@ def remake(
 
     unfinished: dict[int, list[np.ndarray]] = {}  # frames by index in `started`
     total = sum(clip.frames for clip in todo)
+    log.info(
+        "make %d videos %s: %d x %d px, %d frames, denoising steps a frame: %d; %d are there already",
+        len(todo), described(engine.device), dataset.size, dataset.size, total, engine.sampling.steps,
+        len(clips) - len(todo),
+    )  # fmt: skip
     with tqdm(total=total, desc="sample", unit="frame", disable=not progress or not todo) as bar:
         for index, frame, last in in_lockstep(engine, videos(), max(1, min(slots, len(todo)))):
             clip, stage = started[index]
@@ -125,7 +133,7 @@ def remake(
 def stage_of(dataset: Dataset, clip: Clip, config: Config) -> Stage:
     """How a clip's first picture is given to the network, for a video as large as the clip."""
     if not config.extensions.warp.flow:
-        return Stage(dataset.photo(clip, config), None, lambda frame: frame)
+        return Stage(dataset.photo(clip, config), None, lambda frame: frame, (dataset.size, dataset.size))
     picture, landmarks = dataset.pictures(clip, [0])[0], dataset.labels(clip)["landmarks"][:1].numpy()
     matrix = align_transforms(landmarks, dataset.alignment, config.network.image_size)[0]
     return staged(config, picture, matrix, dataset.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import platform
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -22,8 +23,9 @@ from dheads.evaluation.instruments import Instrument, load_instruments
 from dheads.evaluation.pairs import Failures, VideoPair
 from dheads.evaluation.parallel import ComparedPair, compare_pairs
 from dheads.evaluation.results import ClipReport, Facts, Report
-from dheads.system.devices import resolve_device
+from dheads.system.devices import described, resolve_device
 
+log = logging.getLogger("dheads")
 _MAX_NAMED = 5  # clips that a warning names
 
 
@@ -65,6 +67,7 @@ class Scorer:
         """
         clips: list[ClipReport] = []
         notes = _Notes()
+        log.info("measure %d videos %s", len(pairs), described(self._device))
         compared = compare_pairs(pairs, self._size, self._workers)
         for clip, result in tqdm(compared, total=len(pairs), desc="eval", unit="clip", disable=not self._progress):
             if isinstance(result, ComparedPair):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
@@ -23,9 +24,10 @@ from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.outputs import check, sweep
 from dheads.sampling.talker import Talker, reporting_compile_errors
-from dheads.system.devices import own_device, resolve_device
+from dheads.system.devices import described, own_device, resolve_device
 from dheads.system.distributed import world
 
+log = logging.getLogger("dheads")
 SLOTS = {"cuda": 16, "mps": 8, "cpu": 8}  # videos in lock-step; more make no more frames a second
 
 
@@ -66,6 +68,10 @@ def sample_all(
         else:
             todo.append(job)
     sweep(todo)
+    if todo:
+        share = f", part {part} of {parts}" if parts > 1 else ""
+        slots = min(SLOTS[chosen.type], len(todo))
+        log.info("make %d videos %s%s: up to %d at once", len(todo), described(chosen), share, slots)
     with tqdm(desc="sample", unit="frame", disable=not progress or not todo) as bar:
         for done, outcome in enumerate(_all(todo, chosen, compiled, progress, bar.update), 1):
             bar.set_postfix_str(f"{done}/{len(todo)} videos")

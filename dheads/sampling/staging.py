@@ -23,6 +23,7 @@ class Stage:
     photo: np.ndarray  # (H, W, 3) uint8, as the network sees it
     middle: np.ndarray | None  # (S, S, 3) uint8, at the size of layers, where frames come as layers
     finish: Callable[[np.ndarray], np.ndarray]  # a frame or layers -> the frame of the video
+    shape: tuple[int, int]  # height and width of the video's frames, px
 
 
 def staged(config: Config, picture: np.ndarray, matrix: np.ndarray, side: int | None, paste: bool = False) -> Stage:
@@ -36,13 +37,15 @@ def staged(config: Config, picture: np.ndarray, matrix: np.ndarray, side: int | 
         layer = layer_size(config)
         middle = framed(picture, scaled_transform(matrix, layer / size), layer)
         if paste:
-            return Stage(photo, middle, PastedComposition(picture, matrix, size, config.alignment))
+            pasted = PastedComposition(picture, matrix, size, config.alignment)
+            return Stage(photo, middle, pasted, pasted.shape)
         assert side is not None
         compose = crop_composition(picture, matrix, size, max(side, layer))
-        return Stage(photo, middle, lambda layers: resized_frame(compose(layers), side))
+        return Stage(photo, middle, lambda layers: resized_frame(compose(layers), side), (side, side))
     if paste:
-        return Stage(photo, None, Paster(picture, matrix, size, config.alignment))
-    return Stage(photo, None, partial(resized_frame, size=side))
+        paster = Paster(picture, matrix, size, config.alignment)
+        return Stage(photo, None, paster, paster.shape)
+    return Stage(photo, None, partial(resized_frame, size=side), (side or size, side or size))
 
 
 def resized_frame(frame: np.ndarray, size: int | None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -39,10 +40,11 @@ from dheads.sampling.portrait import Portrait, find_portrait, notes_on_edge
 from dheads.sampling.staging import staged
 from dheads.speech.encoders import load_speech_encoder
 from dheads.speech.interface import SpeechEncoder
-from dheads.system.devices import resolve_device
+from dheads.system.devices import described, resolve_device
 from dheads.system.files import as_path
 from dheads.weights.checkpoints import load_model
 
+log = logging.getLogger("dheads")
 _LEAST_SIDE, _MOST_SIDE = 256, 512  # px of a video, by default, where the photo's own detail is shown
 _STILL = 0.8  # share of the identity in the motion frames of a still head
 
@@ -70,7 +72,13 @@ class Scene:
     video: VideoSpec  # its speech comes in chunks, once
     frames: int | None  # about how many, if the sound's container knows
     finish: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int, int]  # height and width of the frames, px
     notes: list[str]
+
+    def summary(self, steps: int) -> str:
+        """What there is to do, for a message."""
+        frames = "" if self.frames is None else f"{self.frames} frames, "
+        return f"{self.shape[1]} x {self.shape[0]} px, {frames}{steps} denoising step{'s' * (steps > 1)} a frame"
 
 
 class Talker:
@@ -158,6 +166,7 @@ class Talker:
         """Make the video of a job. Raises DheadsError as `sample` does."""
         check(job)
         engine, scene = self.engine(job, compiled), self.scene(job)
+        log.info("make %s %s: %s", name_of(job.output), described(self._device), scene.summary(engine.sampling.steps))
         frames = frames_of(engine, scene.video)
         start = time.monotonic()
         # Closed also when writing fails, so that the error begins a line of its own.
@@ -209,7 +218,7 @@ class Talker:
             if job.paste
             else [*portrait.notes, *notes_on_edge(portrait, self.config.network.image_size, name)]
         )
-        return Scene(video, frames, stage.finish, [*notes, *hearing.notes])
+        return Scene(video, frames, stage.finish, stage.shape, [*notes, *hearing.notes])
 
     def _side(self, job: Job, portrait: Portrait) -> int | None:
         """The side of the video in px; None: of the network's frames, or of the picture that they are pasted into."""

@@ -36,6 +36,13 @@ def own_device(device: torch.device) -> torch.device:
     return world().take_device(device.type)
 
 
+def described(device: torch.device) -> str:
+    """Where a run computes, for a message: "on the CPU", "on the GPU (NVIDIA H100)"."""
+    if device.type == "cuda":
+        return f"on the GPU ({torch.cuda.get_device_name(device)})"
+    return "on the CPU" if device.type == "cpu" else "on the GPU"
+
+
 def best_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it faster than float32."""
     if device.type == "cuda":

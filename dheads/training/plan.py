@@ -58,6 +58,15 @@ class Plan:
     def epochs(self) -> float | None:
         return self.config.optimisation.steps / self.steps_per_epoch if self.steps_per_epoch else None
 
+    def summary(self) -> str:
+        """The plan in one line."""
+        minutes = self.config.run.minutes
+        return (
+            f"{_short(self.parameters, '')} parameters, {self.config.optimisation.steps:,} steps of "
+            f"{self.effective_batch:,} examples{f' in at most {minutes:g} minutes' if minutes else ''}, about "
+            f"{_memory(self.memory_bytes)} of memory a process"
+        )
+
     def lines(self) -> list[str]:
         """The plan as aligned lines of text."""
         optimisation, accumulate = self.config.optimisation, self.config.run.accumulate

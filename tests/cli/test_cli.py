@@ -6,6 +6,8 @@ import dataclasses
 import json
 import logging
 import os
+import re
+import shlex
 import subprocess
 import sys
 import types
@@ -14,7 +16,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 from conftest import ROOT
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from dheads import __version__, cli
@@ -41,6 +45,7 @@ def process(*args: str, env: dict[str, str] | None = None) -> subprocess.Complet
 
 MODULES = {
     "sample_job": "dheads.sampling.talker",
+    "sample_all": "dheads.sampling.lists",
     "prepare": "dheads.dataset.prepare",
     "train": "dheads.training.loop",
     "evaluate": "dheads.evaluation.evaluate",
@@ -64,6 +69,12 @@ class StandIn:
         if isinstance(self.result, BaseException):
             raise self.result
         return self.result
+
+
+class Stream(list[Any]):
+    """Outcomes of a list that can be closed."""
+
+    def close(self) -> None: ...
 
 
 @dataclasses.dataclass
@@ -95,11 +106,74 @@ def test_a_detector_that_is_not_used_is_not_imported() -> None:
     assert loaded.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("command", ["sample", "prepare", "train", "eval"])
-def test_every_command_has_help(command: str) -> None:
-    done = run(command, "--help")
-    assert done.exit_code == 0
-    assert "--quiet" in done.stdout
+PROGRAM = get_command(cli.app)
+COMMANDS = PROGRAM.commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_has_groups_in_one_column_and_fits_the_terminal(
+    name: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    program = PROGRAM.make_context("dheads", [name])
+    lines = typer.Context(COMMANDS[name], parent=program, info_name=name).get_help().splitlines()
+    assert columns - 10 < max(map(len, lines)) <= columns
+    groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert groups[0] == "Input:"
+    assert groups[-2:] == ["Other options:", "Examples:"]
+    assert len(set(groups)) == len(groups)
+    # All texts begin in one column.
+    rows = [re.match(r"  (-\S.*?)  +\S", line) for line in lines]
+    assert len({row.end() for row in rows if row}) == 1
+
+
+def test_every_option_is_explained_in_short_sentences() -> None:
+    options = [option for command in COMMANDS.values() for option in command.params]
+    for option in options:
+        assert option.help.endswith("."), option.name
+        assert len(option.help) <= (200 if option.name == "jobs" else 150), option.name
+
+
+def test_sample_groups_its_options_by_purpose() -> None:
+    groups: dict[str, list[str]] = {}
+    for option in COMMANDS["sample"].params:
+        groups.setdefault(option.rich_help_panel, []).append(option.name)
+    assert groups == {
+        "Input": ["face", "sounds", "at", "which", "weights"],
+        "Output": ["output", "audio_codec"],
+        "Look": ["size", "paste", "seed"],
+        "Motion": ["still", "motion", "motion_from", "guidance"],
+        "Speed": ["device", "steps", "solver", "compiled"],
+        "Many videos": ["out_dir", "jobs", "takes", "overwrite", "shard"],
+        None: ["accept_license", "quiet", "as_json"],
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_of_the_help_are_shown_and_are_valid_commands(
+    name: str, training: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dheads.cli.train._starting_point", lambda *_: configuration.preset("tiny"))
+    made = Made(Path("out.mp4"), 25, [])
+    stand_ins = [training, StandIn("sample_job", monkeypatch, made), StandIn("sample_all", monkeypatch, Stream())]
+    stand_ins += [StandIn("prepare", monkeypatch, Prepared([], {}))]
+    evaluations = ModuleType(MODULES["evaluate"])
+    for function in ("evaluate", "evaluate_weights"):
+        stand_ins.append(StandIn(function, monkeypatch, found()))
+        setattr(evaluations, function, stand_ins[-1])
+    monkeypatch.setitem(sys.modules, MODULES["evaluate"], evaluations)
+    shown = run(name, "--help").stdout
+    examples = COMMANDS[name].epilog.splitlines()
+    assert len(examples) == 2
+    for example in examples:
+        assert f"\n  {example}\n" in shown
+        program, command, *args = shlex.split(example)
+        assert (program, command) == ("dheads", name)
+        done = run(command, *args)
+        assert done.exit_code == 0, done.stderr
+    assert sum(len(stand_in.calls) for stand_in in stand_ins) == 2
 
 
 def test_version() -> None:
@@ -107,13 +181,69 @@ def test_version() -> None:
     assert (done.exit_code, done.stdout) == (0, f"dheads {__version__}\n")
 
 
-def test_completion_knows_the_commands_and_the_solvers() -> None:
-    request = {"COMP_WORDS": "dheads sa", "COMP_CWORD": "1", "_DHEADS_COMPLETE": "complete_bash"}
-    assert process(env=request).stdout.split() == ["sample"]
-    request |= {"COMP_WORDS": "dheads sample --solver d", "COMP_CWORD": "3"}
-    assert process(env=request).stdout.split() == list(SOLVERS)
-    script = process(env={"_DHEADS_COMPLETE": "source_bash"}).stdout
-    assert "complete -o default -F _dheads_completion dheads" in script
+def completion(shell: str, line: str) -> dict[str, str]:
+    """The environment in which a shell's script asks for the end of a line."""
+    return {
+        "_DHEADS_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+        "_TYPER_COMPLETE_ARGS": line,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+
+
+@pytest.mark.parametrize(
+    ("shell", "line", "offered"),
+    [
+        ("bash", "dheads ", ["sample", "prepare", "train", "eval"]),
+        ("zsh", "dheads sa", ["sample"]),
+        ("fish", "dheads sample --mot", ["--motion", "--motion-from"]),
+        ("zsh", "dheads sample --out", ["--output", "--out-dir"]),
+        ("bash", "dheads sample --solver d", list(SOLVERS)),
+        ("fish", "dheads train --preset ", ["crema", "lrw", "small", "tiny"]),
+        ("bash", "dheads train --init s", ["small"]),
+        ("bash", "dheads sample --weights ", ["small", "crema"]),
+        ("bash", "dheads sample --weights run/w", []),  # the shell completes file names
+    ],
+)
+def test_completion_offers_commands_options_and_values(
+    shell: str, line: str, offered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)  # completion does so in its own process
+    printed = CliRunner().invoke(cli.app, [], env=completion(shell, line), prog_name="dheads").stdout
+    values = re.findall(r'^\W*"(.+?)"', printed.partition("((")[2], re.M) if shell == "zsh" else printed.splitlines()
+    assert [value.partition("\t")[0] for value in values if value] == offered
+
+
+def test_completion_is_quick() -> None:
+    """It loads no heavy module."""
+    heavy = "print({'torch', 'numpy', 'cv2', 'rich.console'} & sys.modules.keys(), file=sys.stderr)"
+    code = f"import atexit, sys\natexit.register(lambda: {heavy})\n{RUN}"
+    env = {**os.environ, **completion("zsh", "dheads sample --weights s")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert (done.stdout, done.stderr) == ("_arguments '*: :((\"small\"))'\n", "set()\n")
+
+
+@pytest.mark.parametrize(
+    ("shell", "part"),
+    [
+        ("bash", "complete -o default -F _dheads_completion dheads"),
+        ("zsh", "#compdef dheads"),
+        ("fish", "complete --command dheads"),
+    ],
+)
+def test_completion_is_installed_for_the_shell(
+    shell: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a home folder of its own. Typer would find the shell among the parent processes, which it may not here."""
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    for home in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(home, str(tmp_path))
+    for option in ("--show-completion", "--install-completion"):
+        done = CliRunner().invoke(cli.app, [option, shell], prog_name="dheads")
+        assert done.exit_code == 0, done.stderr
+        assert option == "--install-completion" or part in done.stdout
+    assert any(part in path.read_text(encoding="utf-8") for path in tmp_path.rglob("*") if path.is_file())
 
 
 # A command that waits while it writes a file.
@@ -274,7 +404,8 @@ def test_prepare_counts_what_failed_often(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """A stand-in for training; the dataset need not exist."""
-    monkeypatch.setattr("dheads.cli.train.costs", lambda config, data, processes: "6.9 M parameters")
+    planned = types.SimpleNamespace(lines=lambda: ["6.9 M parameters"], summary=lambda: "6.9 M parameters, 9 steps")
+    monkeypatch.setattr("dheads.cli.train.plan_of", lambda config, data, processes: planned)
     return StandIn("train", monkeypatch, Path("run/weights.safetensors"))
 
 
@@ -291,9 +422,7 @@ def test_train_lays_file_over_preset_and_flags_over_both(training: StandIn, tmp_
     assert config.network.channel_mult == (1, 2, 2)
     assert config.optimisation.learning_rate == configuration.preset("tiny").optimisation.learning_rate
     assert training.calls[0][1]["device"] in {"cpu", "cuda", "mps"}  # what auto found
-    # The configuration printed is the one trained, and a valid file for --config.
-    assert configuration.to_toml(config) in done.stderr
-    assert "6.9 M parameters" in done.stderr
+    assert re.fullmatch(r"train run on the [CG]PU.*: 6\.9 M parameters, 9 steps\n", done.stderr)
 
 
 def test_train_starts_from_the_configuration_of_weights_but_not_from_how_their_run_went(training: StandIn) -> None:

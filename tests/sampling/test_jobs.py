@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -393,6 +394,7 @@ def test_a_second_run_keeps_existing_videos(media: Path, tmp_path: Path) -> None
     out = tmp_path / "new" / "out"
     first = command(out)
     assert (first.exit_code, first.stdout.split()) == (0, [str(out / "s1.mp4"), str(out / "s2.mp4")])
+    assert re.match("make 2 videos on the [CG]PU.*: up to 2 at once\n", first.stderr)
     assert "2 made, 0 were there already, 0 failed\n" in first.stderr
     before = identity(out / "s1.mp4")
     (out / "s2.mp4").unlink()
