@@ -7,7 +7,6 @@ Anything else is a bug and ends with its traceback. The commands import what the
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -16,33 +15,18 @@ from typer.core import TyperGroup
 from dheads import __version__
 from dheads.cli.evaluate import evaluate
 from dheads.cli.prepare import prepare
-from dheads.cli.printing import message
+from dheads.cli.program import running
 from dheads.cli.sample import sample
 from dheads.cli.train import train
-from dheads.errors import DheadsError
-from dheads.system.signals import ended_cleanly
-from dheads.system.startup import check_folder, lacking, open_streams
 
 
 class _Program(TyperGroup):
     """The group of all commands."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command. An error that the user can fix becomes one line on stderr and exit code 1."""
-        open_streams()
-        try:
-            check_folder()
-            with ended_cleanly():
-                return super().main(*args, **extra)
-        except DheadsError as error:
-            reason = str(error)
-        except (ImportError, OSError, MemoryError, RuntimeError) as error:
-            missing = lacking(error)
-            if missing is None:
-                raise
-            reason = missing
-        message(f"error: {reason}")
-        sys.exit(1)
+        """Run a command."""
+        with running():
+            return super().main(*args, **extra)
 
 
 # Plain help and tracebacks: rich would double the time to start.
