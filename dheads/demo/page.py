@@ -8,10 +8,11 @@ import shutil
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from threading import Event, Lock
 
 import typer
 
-os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # neither its telemetry nor its check for new versions
 import gradio as gr
 
 import dheads
@@ -34,7 +35,7 @@ _CSS = "footer { display: none !important } .gradio-container { max-width: 1100p
 _HEAD = "# dheads\nA photo and a voice recording in, a video of that person saying it out."
 _TERMS = (
     "Show only people who agreed to it. Videos are tagged as AI-generated in their metadata; say so wherever you show "
-    "them. The packaged weights are for non-commercial research (CC BY-NC 4.0). Files are deleted after a day."
+    "them. The packaged weights are for non-commercial research (CC BY-NC 4.0). What you upload is deleted after a day."
 )
 
 
@@ -49,7 +50,9 @@ class Maker:
         """folder: for the videos."""
         self._talker, self._folder = talker, folder
         self.moves_heads = talker.unet.head_motion is not None
-        self._stopped: set[str] = set()  # sessions, that is pages, whose video is no longer wanted
+        # Gradio's queue starts the next job while a cancelled one still finishes its frame.
+        self._one_at_a_time = Lock()
+        self._stops: dict[str, Event] = {}  # of the latest job of each session, that is, of each open page
 
     def make(
         self,
@@ -65,21 +68,21 @@ class Maker:
         """The video's path; None if stopped. Raises gr.Error, with DheadsError's sentence, for bad input."""
         if photo is None or sound is None:
             raise _error(f"there is no {'photo' if photo is None else 'sound'}; upload one")
-        session = request.session_hash
-        self._stopped.discard(session)
+        stopped = self._stops[request.session_hash] = Event()
 
         def on_frame(made: int, expected: int | None) -> None:
-            if session in self._stopped:
+            if stopped.is_set():
                 raise _Stopped
             progress((made, None if expected is None else max(made, expected)), desc="Generating", unit="frames")
 
         progress(0, desc="Finding the face")
         video = Path(mkdtemp(dir=self._folder)) / "dheads.mp4"
         try:
-            result = self._talker.sample(
-                photo, sound, video, size=size or None, seed=int(seed or 0), paste=paste,
-                motion=motion if self.moves_heads else None, on_frame=on_frame,
-            )  # fmt: skip
+            with self._one_at_a_time:
+                result = self._talker.sample(
+                    photo, sound, video, size=size or None, seed=int(seed or 0), paste=paste,
+                    motion=motion if self.moves_heads else None, on_frame=on_frame,
+                )  # fmt: skip
         except DheadsError as error:
             raise _error(_named(str(error), photo, sound)) from error
         except _Stopped:
@@ -90,7 +93,8 @@ class Maker:
 
     def stop(self, request: gr.Request) -> None:
         """End the work on the session's video after the current frame."""
-        self._stopped.add(request.session_hash)
+        if stopped := self._stops.pop(request.session_hash, None):
+            stopped.set()
 
 
 def _error(sentence: str) -> gr.Error:
@@ -107,7 +111,7 @@ def _named(sentence: str, *paths: str) -> str:
 def page(talker: Talker, folder: Path) -> gr.Blocks:
     """The page. folder: for the videos."""
     maker = Maker(talker, folder)
-    with gr.Blocks(title="dheads", analytics_enabled=False, delete_cache=(_SWEPT_SECONDS, _KEPT_SECONDS)) as blocks:
+    with gr.Blocks(title="dheads", delete_cache=(_SWEPT_SECONDS, _KEPT_SECONDS)) as blocks:
         gr.Markdown(_HEAD)
         with gr.Row():
             with gr.Column():
@@ -119,8 +123,8 @@ def page(talker: Talker, folder: Path) -> gr.Blocks:
                 photo.preprocess = lambda payload: payload.path if payload else None
                 sound = gr.Audio(label="Sound", type="filepath", buttons=[])
                 with gr.Row():
-                    start = gr.Button("Generate", variant="primary")
-                    stop = gr.Button("Stop")
+                    start = gr.Button("Generate", variant="primary", min_width=100)
+                    stop = gr.Button("Stop", min_width=100)
                 with gr.Accordion("Options", open=False):
                     motion = gr.Slider(
                         0, MAX_MOTION, 1, step=0.1, label="Head motion; 0: still", visible=maker.moves_heads
