@@ -23,7 +23,7 @@ from dheads.system.signals import undoing
 
 _EXAMPLE = [Path(dheads.__file__).parents[1] / "examples" / name for name in ("face.jpg", "speech.wav")]  # of a clone
 _SIZES = [
-    ("As the face in the photo, 256 to 512 px", 0),
+    ("As the face in the photo", 0),
     *((f"{side} px", side) for side in (128, 256, 512, 768, 1024)),
 ]
 _MAX_SEED = 2**53 - 1  # JavaScript's largest whole number
@@ -131,14 +131,16 @@ def page(talker: Talker, folder: Path) -> gr.Blocks:
                     )
                     paste = gr.Checkbox(label="Show the whole photo")
                     size = gr.Dropdown(_SIZES, value=0, label="Size of the video")
-                    seed = gr.Number(0, label="Seed; another one moves the head otherwise", precision=0, minimum=0,
+                    seed = gr.Number(0, label="Seed; another one gives another performance", precision=0, minimum=0,
                                      maximum=_MAX_SEED)  # fmt: skip
             with gr.Column():
                 video = gr.Video(label="Video", interactive=False, height=400, buttons=["download"])
                 gr.Markdown(_TERMS)
-        if all(path.is_file() for path in _EXAMPLE):
-            gr.Examples([[str(path) for path in _EXAMPLE]], [photo, sound], cache_examples=False)
-        making = start.click(maker.make, [photo, sound, size, seed, motion, paste], video, concurrency_limit=1)
+                if all(path.is_file() for path in _EXAMPLE):
+                    gr.Examples([[str(path) for path in _EXAMPLE]], [photo, sound], cache_examples=False)
+        making = start.click(
+            maker.make, [photo, sound, size, seed, motion, paste], video, concurrency_limit=1, scroll_to_output=True
+        )
         stop.click(maker.stop, cancels=making, queue=False)
         blocks.unload(maker.stop)
         paste.change(lambda whole: gr.update(interactive=not whole), paste, size, queue=False)
@@ -149,6 +151,7 @@ def serve(talker: Talker, host: str, port: int) -> None:
     """Serve the page until the program is ended. Raises DheadsError where the address cannot be used."""
     with TemporaryDirectory(prefix="dheads-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads
+        os.environ["no_proxy"] = "*"  # Gradio asks its own server whether it answers, which no proxy can reach
         with undoing(partial(shutil.rmtree, folder, ignore_errors=True)):
             blocks = page(talker, Path(folder))
             try:
