@@ -24,6 +24,7 @@ ROWS = [
     ["dataset", "sampling"],
     ["training", "evaluation"],
     ["cli"],
+    ["demo"],
 ]
 WITHIN_A_ROW = {"reference": {"denoiser"}}
 JOBS = {
@@ -46,6 +47,7 @@ JOBS = {
     "training": "a dataset -> weights",
     "evaluation": "measures, reports, Turing test",
     "cli": "parse, call, print",
+    "demo": "a page in the browser",
 }
 
 

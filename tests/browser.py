@@ -85,9 +85,10 @@ class Browser:
             if event.get("method") == method and params.items() <= event["params"].items():
                 return event["params"]
 
-    def open(self, path: Path) -> None:
+    def open(self, page: Path | str) -> None:
+        """page: a file, or an address."""
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self.wait_for("Page.loadEventFired")
 
     def run(self, script: str) -> Any:
@@ -96,6 +97,11 @@ class Browser:
         answer = self.call("Runtime.evaluate", expression=script, **options)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def upload(self, selector: str, path: Path) -> None:
+        """Choose a file in the page's input for files."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector({selector!r})")["result"]
+        self.call("DOM.setFileInputFiles", objectId=found["objectId"], files=[str(path.resolve())])
 
     def screen(self, width: int, *, dark: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)

@@ -17,34 +17,19 @@ from typer.core import TyperGroup
 from dheads import __version__
 from dheads.cli import evaluate, prepare, sample, train
 from dheads.cli.help import Command
-from dheads.cli.printing import message
-from dheads.errors import DheadsError
-from dheads.system.signals import ended_cleanly
-from dheads.system.startup import check_folder, lacking, open_streams
+from dheads.cli.program import running
 
 
 class _Program(TyperGroup):
     """The group of all commands."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command. An error that the user can fix becomes one line on stderr and exit code 1."""
+        """Run a command."""
         if "_DHEADS_COMPLETE" in os.environ:
             # Typer would load rich, which takes longer than all else, to remove its markup from help that has none.
             sys.modules["rich"] = None  # type: ignore[assignment]
-        open_streams()
-        try:
-            check_folder()
-            with ended_cleanly():
-                return super().main(*args, **extra)
-        except DheadsError as error:
-            reason = str(error)
-        except (ImportError, OSError, MemoryError, RuntimeError) as error:
-            missing = lacking(error)
-            if missing is None:
-                raise
-            reason = missing
-        message(f"error: {reason}")
-        sys.exit(1)
+        with running():
+            return super().main(*args, **extra)
 
 
 # Plain help and tracebacks: rich would double the time to start.

@@ -52,6 +52,8 @@ Face = Path | str | np.ndarray
 """A photo, a video, or a picture (H, W, 3) uint8 RGB."""
 Sound = Path | str | BinaryIO | Tensor
 """A recording, a video with sound, a stream of either, or a waveform (N,) at 16 kHz in [-1, 1]."""
+OnFrame = Callable[[int, int | None], object]
+"""Is given the number of frames made, and about how many there will be, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Talker:
         motion_from: Path | str | None = None,
         audio_codec: AudioCodec = "aac",
         compiled: bool = False,
+        on_frame: OnFrame | None = None,
     ) -> Result:
         """Write to `output` a video in which the person of `face` speaks the recording `audio`.
 
@@ -120,7 +123,9 @@ class Talker:
         video as face; None: its first frame with a face. which: of several faces, from the largest: 1. paste: the face
         is shown in its whole picture. still: the head keeps to its place in the photo. motion: how far the head moves,
         0 to 2 times as far as people do; None: 1. motion_from: a video whose head motion and blinks are repeated.
-        audio_codec: of the video's sound. compiled: torch.compile first, which takes a minute.
+        audio_codec: of the video's sound. compiled: torch.compile first, which takes a minute. on_frame: called after
+        each frame with the number of frames made and about how many there will be, None if the sound does not say.
+        What it raises ends the work, and nothing is written.
         Raises DheadsError for input that cannot be used; then nothing is written.
         """
         job = Job(
@@ -128,7 +133,7 @@ class Talker:
             guidance=guidance, at=at, which=which, paste=paste, still=still, motion=motion,
             motion_from=_path(motion_from), audio_codec=audio_codec,
         )  # fmt: skip
-        return self.make(job, compiled)
+        return self.make(job, compiled, on_frame)
 
     def frames(
         self,
@@ -162,7 +167,7 @@ class Talker:
         with reporting_compile_errors(compiled):
             yield from map(scene.finish, frames_of(engine, scene.video))
 
-    def make(self, job: Job, compiled: bool = False) -> Result:
+    def make(self, job: Job, compiled: bool = False, on_frame: OnFrame | None = None) -> Result:
         """Make the video of a job. Raises DheadsError as `sample` does."""
         check(job)
         engine, scene = self.engine(job, compiled), self.scene(job)
@@ -177,6 +182,8 @@ class Talker:
         ):
             for frame in bar:
                 writer.add(scene.finish(frame))
+                if on_frame is not None:
+                    on_frame(writer.count, scene.frames)
         spent, notes = time.monotonic() - start, scene.notes + writer.notes
         return Result(Path(name_of(job.output)), writer.count, writer.count / FPS, spent, notes)
 

@@ -34,9 +34,21 @@ def test_arrays_give_the_frames_of_files(talker: Talker, examples: Path, tmp_pat
 
 def test_a_video_is_written_from_arrays(talker: Talker, examples: Path, tmp_path: Path) -> None:
     picture = load_photo(examples / "face.jpg", [])
-    result = talker.sample(picture, torch.zeros(3_200), str(tmp_path / "out.mp4"), size=64)
+    seen: list[tuple[int, int | None]] = []
+    sound, output = torch.zeros(3_200), str(tmp_path / "out.mp4")
+    result = talker.sample(picture, sound, output, size=64, on_frame=lambda *counts: seen.append(counts))
     assert (result.path, result.frames, result.seconds) == (tmp_path / "out.mp4", 5, 0.2)
     assert result.path.stat().st_size > 1_000
+    assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+
+
+def test_what_on_frame_raises_ends_the_work(talker: Talker, examples: Path, tmp_path: Path) -> None:
+    def enough(made: int, expected: int | None) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        talker.sample(examples / "face.jpg", examples / "speech.wav", tmp_path / "out.mp4", size=64, on_frame=enough)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("picture", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8)])
@@ -47,7 +59,7 @@ def test_an_array_that_is_no_picture_is_refused(talker: Talker, picture: np.ndar
 
 def test_both_ways_take_the_same_options() -> None:
     sample, frames = (inspect.signature(way).parameters for way in (Talker.sample, Talker.frames))
-    assert set(sample) - set(frames) == {"output", "audio_codec"}
+    assert set(sample) - set(frames) == {"output", "audio_codec", "on_frame"}
     assert not set(frames) - set(sample)
     assert all(
         parameter.annotation is not inspect.Parameter.empty for name, parameter in sample.items() if name != "self"
