@@ -54,7 +54,7 @@ VIDEOS = {
     "make a.mp4": ["a.mp4"],
 }
 # Part of some Python code -> what it prints.
-PRINTED = {"np.stack": rf"\({FRAMES}, 256, 256, 3\)", "{total}": rf"{FRAMES} of {FRAMES}", "glob": r"a\.mp4\nb\.mp4\n"}
+PRINTED = {"np.stack": rf"\({FRAMES}, 256, 256, 3\)", "on_frame": rf"{FRAMES} of {FRAMES}", "glob": r"a\.mp4\nb\.mp4\n"}
 
 COMMANDS = list(dict.fromkeys(command for page in manual.RUN for command in commands(page)))
 TO_RUN = [command for command in COMMANDS if not any(part in command for part in NOT_RUN)]
