@@ -20,11 +20,17 @@ from dheads.media.sound import load_waveform
 
 FACE, PHOTO, WAVE, GAP = 184, 64, 64, 8  # px: side of a result and of a photo, height of the waveform, margins
 EVERY = 2  # frames of the video for one of the picture
-COLOURS = 112
+COLOURS = 255
 PAPER, INK, PLAYED = (255, 255, 255), (190, 196, 206), (24, 98, 196)
 
 
-def main(
+TILE, TIMES = 300, (0.1, 0.4, 0.65, 0.95)  # px of a pasted frame, and when in the video
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def talking(
     photos: Annotated[list[Path], typer.Argument(help="Photos with one face each.")],
     speech: Annotated[Path, typer.Option(help="What they say.")],
     out: Annotated[Path, typer.Option(help="The GIF.")],
@@ -40,9 +46,24 @@ def main(
         for k in range(0, len(videos[0]), EVERY)
     ]
     # One palette for all frames, or colours flicker.
-    palette = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames[::4]])).quantize(COLOURS)
+    palette = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames[::4]])).quantize(COLOURS, kmeans=1)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     first.save(out, save_all=True, append_images=others, duration=1000 * EVERY // FPS, loop=0, optimize=True)
+
+
+@app.command()
+def paste(
+    photo: Annotated[Path, typer.Argument(help="A photo with room around the face.")],
+    speech: Annotated[Path, typer.Option(help="What the person says.")],
+    out: Annotated[Path, typer.Option(help="The JPEG.")],
+    seed: int = 1,
+) -> None:
+    """Make a sheet of a head in its whole photo: still, moving, and moving twice as far, a row each."""
+    talker, rows = dheads.load(), []
+    for motion in (0.0, 1.0, 2.0):
+        video = list(talker.frames(photo, speech, seed=seed, paste=True, motion=motion))
+        rows.append(np.hstack([fitted(video[int(at * len(video))], TILE) for at in TIMES]))
+    Image.fromarray(np.vstack(rows)).save(out, quality=88)
 
 
 def page(faces: list[np.ndarray], thumbnails: list[np.ndarray], waveform: np.ndarray, played: int) -> np.ndarray:
@@ -77,4 +98,4 @@ def fitted(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
