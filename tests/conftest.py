@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import cv2
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The networks of the tests are so small that more threads would only wait for each other.
 torch.set_num_threads(1)
+cv2.setNumThreads(1)
 # In a shell's background Ctrl-C is ignored, and its programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

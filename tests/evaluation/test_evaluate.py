@@ -6,6 +6,8 @@ import csv
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -114,6 +116,24 @@ def clip(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def small_clip(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its beginning at half its size, as most measures take time by the pixel."""
+    small = [cv2.resize(frame, (128, 128), interpolation=cv2.INTER_AREA) for frame in islice(read_frames(clip), FRAMES)]
+    path = tmp_path_factory.mktemp("clip") / clip.name
+    write_clip(path, np.stack(small), load_waveform(clip)[: FRAMES * SAMPLE_RATE // FPS])
+    return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_once() -> Iterator[None]:
+    """The packaged networks of the measure of lips and sound, which every evaluation loads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instruments, "LipSync", cache(instruments.LipSync))
+        patch.setattr(instruments, "load_speech_encoder", cache(instruments.load_speech_encoder))
+        yield
+
+
+@pytest.fixture(scope="module")
 def degradations() -> ModuleType:
     """benchmarks/degradations.py"""
     return program("benchmarks/degradations.py")
@@ -128,13 +148,13 @@ def faults(degradations: ModuleType, clip: Path, tmp_path_factory: pytest.TempPa
     return {fault: report.summary for fault, report in degradations.measure([clip], 16, folder, chosen).items()}
 
 
-def test_the_truth_against_itself_is_perfect(networks: None, clip: Path, tmp_path: Path) -> None:
+def test_the_truth_against_itself_is_perfect(networks: None, small_clip: Path, tmp_path: Path) -> None:
     """In every measure; and a second run gives the same digits."""
     words = tmp_path / "words.csv"
     words.write_text("clip,words\nspeaker/one,bin blue\n")
     real = tmp_path / "real" / "speaker" / "one.mp4"
     real.parent.mkdir(parents=True)
-    cut(clip, real, FRAMES)
+    cut(small_clip, real, FRAMES)
     reader = f"{sys.executable} -c \"print('Bin blue.')\" {{video}}"
     folder = tmp_path / "real"
     for out in ("first", "second"):
@@ -209,14 +229,14 @@ def test_the_table_of_faults(degradations: ModuleType) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(small_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Generated and real videos."""
     generated, reference = tmp_path_factory.mktemp("generated"), tmp_path_factory.mktemp("reference")
-    real = np.stack(list(islice(read_frames(clip), FRAMES)))
+    real = np.stack(list(islice(read_frames(small_clip), FRAMES)))
     sound = torch.sin(torch.arange(FRAMES * SAMPLE_RATE // FPS) / 20) / 2
     write_clip(generated / "short.mp4", real[:25], sound[:16_000])
     write_clip(reference / "short.mp4", real, sound)
-    cut(clip, reference / "slow.mp4", 30)
+    cut(small_clip, reference / "slow.mp4", 30)
     _at_20_fps(generated / "slow.mp4", real[:30])
     write_clip(generated / "silent.mp4", real[:12], torch.zeros(0))
     write_clip(reference / "silent.mp4", real[:12], sound)

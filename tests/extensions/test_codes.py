@@ -62,7 +62,10 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
     changes = {
         "optimisation": {"steps": 4},
         "run": {"checkpoint_every": 4, "sample_every": 100, "log_every": 4},
-        "extensions": {"codes": {"yaw": {"context": 1, "noise": 0.1, "weight": 0.5}}, "rollouts": {"start": 0.5}},
+        "extensions": {
+            "codes": {"yaw": {"context": 1, "noise": 0.1, "weight": 0.5}, "lips": False},
+            "rollouts": {"start": 0.5},
+        },
     }
     return override(preset("tiny"), changes)
 

@@ -26,9 +26,7 @@ MARKED = {
     "talkvid/Gender_female_1": [(19, 20), (40, 46), (54, 55)],
     "talkvid/Gender_male_1": [(19, 20), (25, 26), (41, 42), (67, 69)],
     "talkvid/Gender_male_3": [],
-    "talkvid/Language_en": [(19, 23), (47, 55), (70, 74)],
     "talkvid/Language_hi": [(3, 6), (30, 48), (70, 74)],
-    "talkvid/Language_pl": [(8, 11), (46, 47), (67, 68)],
 }
 
 

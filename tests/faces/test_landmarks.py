@@ -175,21 +175,20 @@ def tilt(face: Face) -> float:
     return math.degrees(math.atan2(across[1], across[0]))
 
 
-@pytest.mark.parametrize("quarters", [1, 2, 3])
 @pytest.mark.parametrize("name", ["stills/*.jpg", "stills_us/*.jpg"])
-def test_faces_turned_by_quarters_are_found_the_right_way_up(
-    mesh: LandmarkBackend, shared: Path, name: str, quarters: int
-) -> None:
+def test_faces_turned_by_quarters_are_found_the_right_way_up(mesh: LandmarkBackend, shared: Path, name: str) -> None:
     """The landmarks equal those of the upright photo, turned."""
     for path in sorted((shared / "data").glob(name))[1::30]:
         photo = load_photo(path)
-        turned = np.ascontiguousarray(np.rot90(photo, quarters))
-        back, height = mesh.detect(turned)[0].landmarks, turned.shape[0]
-        for _ in range(quarters):  # np.rot90 took (x, y) to (y, width - 1 - x), and the width became the height
-            back = np.stack([height - 1 - back[:, 1], back[:, 0]], axis=-1)
-            height = sum(photo.shape[:2]) - height
         upright = mesh.detect(photo)[0].landmarks
-        assert np.linalg.norm(back - upright, axis=-1).mean() < 0.1 * faces.eye_distance(upright), path.name
+        for quarters in (1, 2, 3):
+            turned = np.ascontiguousarray(np.rot90(photo, quarters))
+            back, height = mesh.detect(turned)[0].landmarks, turned.shape[0]
+            for _ in range(quarters):  # np.rot90 took (x, y) to (y, width - 1 - x), and the width became the height
+                back = np.stack([height - 1 - back[:, 1], back[:, 0]], axis=-1)
+                height = sum(photo.shape[:2]) - height
+            distance = np.linalg.norm(back - upright, axis=-1).mean()
+            assert distance < 0.1 * faces.eye_distance(upright), (path.name, quarters)
 
 
 @pytest.mark.parametrize("degrees", [60, 120, 150, 195, 240, 300])
@@ -247,7 +246,6 @@ def shaded(height: int, width: int) -> np.ndarray:
     ("background", "height", "width", "face_px", "x", "y"),
     [
         (textured, 1400, 2100, 32, 1100, 620),
-        (shaded, 4000, 6000, 40, 3700, 2100),
         (shaded, 1500, 12_000, 90, 8000, 700),
         (shaded, 3000, 4000, 32, 17, 2800),
     ],

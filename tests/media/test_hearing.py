@@ -184,6 +184,7 @@ def test_the_centre_of_film_sound_is_heard(tmp_path: Path, speech: np.ndarray) -
 @pytest.mark.parametrize(("codec", "file"), [("aac", "a.mp4"), ("libopus", "a.ogg"), ("pcm_s16le", "a.wav")])
 def test_eight_channels_are_read_and_no_more(tmp_path: Path, speech: np.ndarray, codec: str, file: str) -> None:
     """PyAV would read beyond the last of eight planes and crash."""
+    speech = speech[:24_000]
     channels = [music(speech, -20)] * 8
     channels[2] = speech
     with av.open(str(tmp_path / file), "w") as container:
@@ -195,7 +196,7 @@ def test_eight_channels_are_read_and_no_more(tmp_path: Path, speech: np.ndarray,
         container.mux(stream.encode())
     assert hear(tmp_path / file).notes == [f"{tmp_path / file}: of its 7.1 channels the lips follow the centre"]
     assert np.corrcoef(load_waveform(tmp_path / file).numpy()[: len(speech)], speech)[0, 1] > 0.99
-    write_video(tmp_path / "o.mp4", [np.zeros((32, 32, 3), np.uint8)] * 92, tmp_path / file)
+    write_video(tmp_path / "o.mp4", [np.zeros((32, 32, 3), np.uint8)] * 38, tmp_path / file)
     assert np.corrcoef(load_waveform(tmp_path / "o.mp4").numpy()[: len(speech)], speech)[0, 1] > 0.99
 
 
@@ -318,9 +319,7 @@ def test_lips_follow(
     around = [music(speech, -15)] * 2
     cases = {
         "inverted": np.stack([speech, -speech]),
-        "nearly inverted": np.stack([speech, -0.98 * speech]),
         "film": np.stack([*around, speech, *around, around[0]]),
-        "-50 dB": speech[None] * 10 ** (-50 / 20),
         "-60 dB": speech[None] * 10 ** (-60 / 20),
         "-45 dB in a room": speech[None] * 10 ** (-45 / 20) + noise(speech[None], -90),
     }
@@ -330,7 +329,7 @@ def test_lips_follow(
         write_sound(tmp_path / "a.wav", channels.astype(np.float32), RATE, "pcm_f32le", layout)
         followed[name] = correlation(lip_code(tmp_path / "a.wav"), truth)
     assert min(followed.values()) > 0.95, followed
-    # Without gain, -50 dB gives 0.00; without inversion, channels that cancel are silent.
+    # Without gain, -60 dB gives 0.00; without inversion, channels that cancel are silent.
     monkeypatch.setattr(hearing, "_QUIET", -200)
-    write_wav(tmp_path / "a.wav", cases["-50 dB"].T, RATE, 3)
+    write_wav(tmp_path / "a.wav", cases["-60 dB"].T, RATE, 3)
     assert correlation(lip_code(tmp_path / "a.wav"), truth) < 0.2

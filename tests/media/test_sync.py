@@ -18,11 +18,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from real_data import in_this_process
 
 from dheads.config import preset
+from dheads.dataset import extraction
+from dheads.dataset.extraction import Detector
 from dheads.dataset.manifest import read_clips
 from dheads.dataset.prepare import prepare
 from dheads.extensions.network import ExtendedUNet
+from dheads.faces.landmarks import load_backend
 from dheads.media.reading import read_frames
 from dheads.media.sound import SAMPLES_PER_FRAME, frame_count
 from dheads.sampling import talker
@@ -174,6 +178,27 @@ def marks_of(times: np.ndarray, level: np.ndarray, span: float = 0.0) -> tuple[n
 # --- prepare ---------------------------------------------------------------------------------------------------------
 
 
+class Known:
+    """A substitute for a detector: the face of a scene, which all recordings show, is found once."""
+
+    def __init__(self, landmarks: np.ndarray) -> None:
+        self._landmarks = landmarks
+
+    def track(self, frames: Iterable[np.ndarray]) -> np.ndarray:
+        last = len(self._landmarks) - 1
+        return np.stack([self._landmarks[min(k, last)] for k, _ in enumerate(frames)])
+
+
+class Unheard:
+    """A substitute for the speech encoder: all sound is alike."""
+
+    def encode(self, waveform: torch.Tensor, frames: int) -> torch.Tensor:
+        return torch.zeros(frames, preset("tiny").conditioning.speech_dim)
+
+    def encode_at(self, tempo: float, waveform: torch.Tensor, frames: int) -> torch.Tensor:
+        return self.encode(waveform, frames)
+
+
 @pytest.fixture(scope="module")
 def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The prepared clip of every recording, by name."""
@@ -187,7 +212,12 @@ def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     ]
     for take in RECORDINGS:
         record(person / take.name, take, scene)
-    summary = prepare(folder / "raw", folder / "data", preset("tiny"), workers=1, progress=False)
+    detector = Detector(preset("tiny"), "cpu")
+    detector.backend, detector.encoder = Known(load_backend("mesh").track(scene)), Unheard()
+    with pytest.MonkeyPatch.context() as patch:
+        in_this_process(patch, detector)
+        patch.setattr(extraction, "eye_openness", lambda frames, landmarks: np.full(len(landmarks), 0.3))
+        summary = prepare(folder / "raw", folder / "data", preset("tiny"), progress=False)
     assert summary.failed == []
     return {Path(c.source).name: folder / "data" / "clips" / f"{c.clip}.mp4" for c in read_clips(folder / "data")}
 

@@ -235,8 +235,11 @@ class Waits(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", CONFIGS)
+# Every network with the solver that takes the most from earlier steps, and every solver.
+WAITING = [*((name, "dpm++2m") for name in CONFIGS), ("paper", "ddpm"), ("paper", "ddim"), ("tiny", "ddpm")]
+
+
+@pytest.mark.parametrize(("name", "solver"), WAITING)
 def test_nothing_inside_a_frame_waits_for_the_device(name: str, solver: str) -> None:
     """On "meta" nothing has a value: whatever depends on one fails, as recording a CUDA graph would."""
     for guidance, warm in ((1.0, 0), (2.0, 0), (1.0, 2)):
@@ -350,7 +353,9 @@ def test_compiled_bfloat16_survives_a_change_of_layout() -> None:
     """GCC 12 gave NaN here: for the sum of two channels-last pictures and a contiguous one."""
     pictures = [torch.randn(4, 128, 8, 8, generator=torch.manual_seed(seed)).bfloat16() for seed in range(3)]
     first, second = (picture.contiguous(memory_format=torch.channels_last) for picture in pictures[:2])
-    total = torch.compile(lambda a, b, c: c + a + b, dynamic=False, options=COMPILE_OPTIONS)(first, second, pictures[2])
+    # Headers that are compiled ahead only pay for themselves where there is much to compile.
+    options = COMPILE_OPTIONS | {"cpp_cache_precompile_headers": False}
+    total = torch.compile(lambda a, b, c: c + a + b, dynamic=False, options=options)(first, second, pictures[2])
     wanted = sum(picture.float() for picture in pictures)
     torch.testing.assert_close(total.float(), wanted, rtol=2**-7, atol=2**-7)
 

@@ -116,13 +116,13 @@ def test_sound_of_any_length(small, shared):
     sound = load_waveform(shared / "samples" / "speech_de.wav")[:32_000]
     for samples in (1, 300, 1_600, 16_000):
         assert small.encode(sound[:samples]).shape == (frame_count(samples), 384)
-    # 45 s, longer than Whisper's 30 s: a phrase has the same embeddings at every position.
-    embeddings = small.encode(torch.nn.functional.pad(sound, (0, 16_000)).repeat(15))
-    assert embeddings.shape == (1_125, 384)
-    phrases = embeddings.unflatten(0, (15, 75))
+    # 33 s, longer than Whisper's 30 s: a phrase has the same embeddings at every position.
+    embeddings = small.encode(torch.nn.functional.pad(sound, (0, 16_000)).repeat(11))
+    assert embeddings.shape == (825, 384)
+    phrases = embeddings.unflatten(0, (11, 75))
     assert (phrases[1:-1] - phrases[1]).abs().max() < 1e-4
     assert (phrases[0, 25:] - phrases[1, 25:]).abs().max() < 1e-4
-    assert (phrases[14, :50] - phrases[1, :50]).abs().max() < 1e-4
+    assert (phrases[10, :50] - phrases[1, :50]).abs().max() < 1e-4
     assert (phrases[1, :50] - small.encode(sound)).abs()[25:].max() < 1e-4
 
 
@@ -152,12 +152,12 @@ def test_embeddings_do_not_depend_on_the_batch(small, shared, monkeypatch):
 
 def test_other_tempos_are_other_voices_in_step_with_the_frames(whisper, shared):
     """The embeddings of another tempo are nearest to those of the same frame."""
-    sound = load_waveform(shared / "samples" / "speech_es.wav")[16_000 : 16_000 + 100 * 640]
-    plain = whisper.encode(sound, 100)
-    assert (whisper.encode_at(1.0, sound, 100) - plain).abs().max() < 1e-3
+    sound = load_waveform(shared / "samples" / "speech_es.wav")[16_000 : 16_000 + 60 * 640]
+    plain = whisper.encode(sound, 60)
+    assert (whisper.encode_at(1.0, sound, 60) - plain).abs().max() < 1e-3
     for tempo in (0.85, 1.18):
-        voice = whisper.encode_at(tempo, sound, 100)
-        assert voice.shape == (100, 384)
+        voice = whisper.encode_at(tempo, sound, 60)
+        assert voice.shape == (60, 384)
         own, late, early = ((voice[10:-10] - plain.roll(shift, 0)[10:-10]).norm(dim=1).mean() for shift in (0, 3, -3))
         assert 1 < own < 0.8 * min(late, early)
 
@@ -320,10 +320,10 @@ def encoders() -> list[SpeechEncoder]:
 
 
 @pytest.mark.parametrize("encoder", encoders(), ids=lambda encoder: encoder.name)
-@pytest.mark.parametrize("samples", [0, 1, 319, 321, 960, 15_999, 58_674, 80 * 640 + 319, 80 * 640 + 321])
+@pytest.mark.parametrize("samples", [0, 1, 319, 321, 960, 15_999, 64 * 640 + 319, 64 * 640 + 321])
 def test_embeddings_do_not_depend_on_the_pieces(encoder, samples, examples):
     sound = load_waveform(examples / "speech.wav")[:samples]
-    for frames in (None, 20, 100):
+    for frames in (None, 20, 70):
         whole = encoder.encode(sound, frames)
         assert len(whole) == (frame_count(samples) if frames is None else frames)
         uneven = np.random.default_rng(samples).integers(0, samples + 1, 9).tolist()
