@@ -34,6 +34,7 @@ from dheads.media.sound import load_waveform, wav_file
 from dheads.sampling import engine as engines
 from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
+from dheads.system.devices import best_dtype
 from dheads.system.distributed import World
 from dheads.training import loop as verb
 from dheads.training import objective, rollout
@@ -128,12 +129,12 @@ def test_frames_are_those_of_the_plain_computation(
 def test_replayed_frames_are_those_of_the_same_precision(
     networks: Callable[[str], ExtendedUNet], device: torch.device, name: str, solver: str
 ) -> None:
-    """In bf16, with guidance, and where frames start from the last one; near float32, too."""
-    unet = networks(name)
+    """In bf16 where the device has it, with guidance, and where frames start from the last one; near float32, too."""
+    unet, dtype = networks(name), best_dtype(device)
     for changes in ({}, {"sound": {"guidance": 1.5}}, {"noise": {"warm_steps": 2}}):
         config = sampled(unet.config, changes, steps=4, solver=solver)
-        recorded = Engine(unet, config, torch.bfloat16)
-        eager = Engine(unet, config, torch.bfloat16, recorded=False)
+        recorded = Engine(unet, config, dtype)
+        eager = Engine(unet, config, dtype, recorded=False)
         for number in range(3):
             given = on(device, inputs(unet.config, 2, recorded.noises))
             ours = recorded.generate(given, first=number == 0)
@@ -157,7 +158,7 @@ def test_guidance_is_that_of_the_plain_network(networks: Callable[[str], Extende
 def test_a_compiled_network_generates_the_same(networks: Callable[[str], ExtendedUNet], device: torch.device) -> None:
     unet = networks("packaged")
     config = sampled(unet.config, steps=2)
-    compiled, eager = (Engine(unet, config, torch.bfloat16, compiled=way) for way in (True, False))
+    compiled, eager = (Engine(unet, config, best_dtype(device), compiled=way) for way in (True, False))
     if device.type == "cpu":  # machine code takes a minute there
         compiled._denoise = torch.compile(eager._denoise, backend="eager", fullgraph=True, dynamic=False)
     for _ in range(3):
