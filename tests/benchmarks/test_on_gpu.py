@@ -38,7 +38,7 @@ def test_a_dry_run_proves_and_measures_everything(tmp_path: Path) -> None:
     assert {name: step["exit_code"] for name, step in steps.items()} == dict.fromkeys(steps, 0), done.stdout
     rows = {name: step["rows"] for name, step in steps.items()}
     assert {row["outcome"] for row in rows["correctness"]} == {"passed"}, done.stdout
-    assert len(rows["correctness"]) == 15
+    assert len(rows["correctness"]) == 13
     assert rows["card"][1]["peak_flops_per_second"] > 1e8
     rows["sampling"] += rows["compiled"]
     ways = [(row["network"], row["way"], row.get("videos")) for row in rows["sampling"]]
