@@ -74,7 +74,8 @@ def test_arguments() -> None:
     both = "## Arguments of `sample` and `frames`"
     assert table("## `dheads.load`") == arguments(dheads.load)
     assert table(both) == arguments(Talker.sample)
-    assert [row for row in table(both) if row[0] not in ("output", "audio_codec", "on_frame")] == arguments(Talker.frames)
+    of_files = ("output", "audio_codec", "on_frame")
+    assert [row for row in table(both) if row[0] not in of_files] == arguments(Talker.frames)
     assert table("## `Result`") == [(field.name, field.type) for field in dataclasses.fields(Result)]
 
 
