@@ -20,6 +20,10 @@ _OPENCV = (
     "libgl1 libglib2.0-0), or take the package that needs none (pip uninstall opencv-python, then pip install "
     "opencv-python-headless)"
 )
+_TORCHAUDIO = (
+    "torchaudio does not fit the installed torch ({reason}): install both from one source (pip install "
+    "--force-reinstall torch torchaudio, with the same --index-url for both)"
+)
 _MEMORY = "the memory that this process may use is too small ({reason}): close other programs, or raise its limit"
 
 
@@ -87,13 +91,17 @@ def check_folder() -> None:
 
 
 def lacking(error: BaseException) -> str | None:
-    """What to do about an error for lack of memory, or of a library that OpenCV needs; None for any other error."""
+    """What to do about an error for lack of memory, or of a library that OpenCV or torchaudio needs; None for any other
+    error."""
     text = str(error)
     library = re.search(r"([^\s/:]+\.so[.\d]*): (.+)", text)
     memory = re.search("can't allocate memory|out of memory|failed to map segment[^:]*$", text)
     if memory or isinstance(error, MemoryError):
         return _MEMORY.format(reason=library[0] if library else text.partition("\n")[0] or "out of memory")
-    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
-    if library and any(module.partition(".")[0] == "cv2" for module in modules):
+    frames = traceback.walk_tb(error.__traceback__)
+    packages = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
+    if library and "cv2" in packages:
         return _OPENCV.format(name=library[1], reason=library[2])
+    if "torchaudio" in packages and (library or "different CUDA versions" in text):
+        return _TORCHAUDIO.format(reason=library[0] if library else "they are for different CUDA versions")
     return None

@@ -141,6 +141,34 @@ def test_too_little_memory_is_one_sentence(error: Exception, reason: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            OSError("libc10_cuda.so: cannot open shared object file: No such file or directory"),
+            "libc10_cuda.so: cannot open shared object file: No such file or directory",
+        ),
+        (OSError("/env/torchaudio/lib/libtorchaudio.so: undefined symbol: x"), "libtorchaudio.so: undefined symbol: x"),
+        (
+            RuntimeError(
+                "Detected that PyTorch and TorchAudio were compiled with different CUDA versions. PyTorch has"
+            ),
+            "they are for different CUDA versions",
+        ),
+    ],
+)
+def test_torchaudio_of_another_torch_is_one_sentence(error: Exception, reason: str) -> None:
+    def loading() -> None:
+        exec("raise error", {"__name__": "torchaudio._extension.utils", "error": error})
+
+    with pytest.raises(type(error)) as raised:
+        loading()
+    assert lacking(raised.value) == (
+        f"torchaudio does not fit the installed torch ({reason}): install both from one source (pip install "
+        "--force-reinstall torch torchaudio, with the same --index-url for both)"
+    )
+
+
+@pytest.mark.parametrize(
     "error",
     [
         ImportError("No module named 'av'"),
