@@ -46,7 +46,7 @@ def print_failed(failed: Iterable[tuple[str, str]]) -> None:
 
 
 def configure_log(quiet: bool, as_json: bool = False) -> None:
-    """Send the package's log to stderr: nothing of it if `quiet`, only warnings beside JSON."""
+    """Send the package's log to stderr: all of it, only warnings if `as_json`, nothing if `quiet`."""
     log = logging.getLogger("dheads")
     log.handlers = [_Stderr()]
     log.setLevel(logging.CRITICAL if quiet else logging.WARNING if as_json else logging.INFO)

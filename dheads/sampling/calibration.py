@@ -7,8 +7,6 @@ the given one, and so the gain that brings it to extensions.codes.lips.shown.
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,11 +30,10 @@ def lip_gain(engine: Engine, identity: Tensor, slots: int) -> float:
     assert predictor is not None
     if not table.shown or not predictor.trials.any():
         return table.gain
-    trials = predictor.trials.cpu()  # (T, A, D)
-    middle = trials.shape[1] // 2
+    trials = predictor.trials  # (T, A, D)
     # Predictions reach less far than a trial, so those of the middles do not mix.
-    codes = copy.deepcopy(predictor).cpu().predict(trials.flatten(0, 1)).unflatten(0, trials.shape[:2])  # (T, A, L)
-    given = (codes[:, middle, 0] * predictor.std[0].cpu()).numpy()  # but for a constant
+    codes = predictor.predict(trials.flatten(0, 1)).unflatten(0, trials.shape[:2])  # (T, A, L)
+    given = (codes[:, trials.shape[1] // 2, 0] * predictor.std[0]).cpu().numpy()  # but for a constant
     inputs = [_inputs(engine, identity, *trial) for trial in zip(trials, codes, strict=True)]
     shown = _openings(engine, identity, _frames(engine, inputs, slots))
     if not np.isfinite(shown).all():
@@ -60,8 +57,8 @@ def _inputs(engine: Engine, identity: Tensor, speech: Tensor, lips: Tensor) -> I
         for code in engine.unet.codes
     }
     context = tables[LipCode.name].context
-    codes[LipCode.name] = amplified(window(lips, middle, context), _TRIAL_GAIN)[None].to(device)
-    cues = Cues(window(speech, middle, config.conditioning.audio_context)[None].to(device), codes)
+    codes[LipCode.name] = amplified(window(lips, middle, context), _TRIAL_GAIN)[None]
+    cues = Cues(window(speech, middle, config.conditioning.audio_context)[None], codes)
     motion_frames = MotionBuffer(identity, config.conditioning.motion_frames).stacked()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((1, engine.noises, *identity.shape[1:]), generator=generator).to(device)
