@@ -291,7 +291,8 @@ def prepare(place: Place) -> Iterator[Row]:
         raw.mkdir()
         examples, sound = ROOT / "examples", Path(name) / "speech.wav"
         seconds = 0.2 if place.dry else 3
-        sound.write_bytes(wav_file(load_waveform(examples / "speech.wav")[: round(seconds * SAMPLE_RATE)]).getvalue())
+        spoken = load_waveform(examples / "speech.wav").repeat(2)[: round(seconds * SAMPLE_RATE)]
+        sound.write_bytes(wav_file(spoken).getvalue())
         load("small", place.device.type, progress=False).sample(
             examples / "face.jpg", sound, raw / "clip-0.mp4", size=256, steps=2 if place.dry else None
         )

@@ -80,7 +80,7 @@ class Maker:
         try:
             with self._one_at_a_time:
                 result = self._talker.sample(
-                    photo, sound, video, size=size or None, seed=int(seed or 0), paste=paste,
+                    photo, sound, video, size=None if paste else size or None, seed=int(seed or 0), paste=paste,
                     motion=motion if self.moves_heads else None, on_frame=on_frame,
                 )  # fmt: skip
         except DheadsError as error:

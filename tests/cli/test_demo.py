@@ -96,6 +96,19 @@ def test_the_button_passes_its_options_on_and_counts_frames(tmp_path: Path) -> N
 
 
 @needs_gradio
+@pytest.mark.parametrize(("paste", "passed"), [(False, 512), (True, None)])
+def test_a_size_that_was_chosen_does_not_count_for_a_whole_photo(
+    tmp_path: Path, paste: bool, passed: int | None
+) -> None:
+    from dheads.demo.page import Maker
+
+    stub = Stub()
+    Maker(stub, tmp_path).make("a.jpg", "b.wav", 512, 0, 1.0, paste, session(), lambda value, **text: None)
+    ((_, _, options),) = stub.calls
+    assert (options["size"], options["paste"]) == (passed, paste)
+
+
+@needs_gradio
 def test_stop_ends_the_work_of_its_own_page(tmp_path: Path) -> None:
     import gradio
 
