@@ -11,12 +11,11 @@ import math
 from collections.abc import Iterable
 from functools import cache
 
-import cv2
 import numpy as np
 
 from dheads.faces.alignment import warp
 from dheads.faces.detection import View
-from dheads.faces.mesh import load_net
+from dheads.faces.litert import FaceNet
 
 _PX = 64
 _SCALE = 2.3  # the crop's side, in widths of the eye
@@ -61,11 +60,8 @@ def _crop(frame: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 def _lids(crop: np.ndarray) -> np.ndarray:
     """The outline (16, 2) px of the lids in the crop (64, 64, 3) uint8 of a right eye."""
-    net = _network()
-    net.setInput(cv2.dnn.blobFromImage(crop.astype(np.float32) / 255))
-    points = net.forward("output_eyes_contours_and_brows").reshape(71, 3)
-    outline: np.ndarray = points[:16, :2]
-    return outline
+    outputs = _network()(crop.astype(np.float32) / 255)
+    return outputs["output_eyes_contours_and_brows"].reshape(71, 3)[:16, :2]
 
 
 def _aspect_ratio(lids: np.ndarray) -> float:
@@ -75,5 +71,5 @@ def _aspect_ratio(lids: np.ndarray) -> float:
 
 
 @cache
-def _network() -> cv2.dnn.Net:
-    return load_net("iris_landmark.tflite")
+def _network() -> FaceNet:
+    return FaceNet("iris_landmark.tflite")

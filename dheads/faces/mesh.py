@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import cache
-from importlib import resources
 
 import cv2
 import numpy as np
 
 from dheads.faces.alignment import apply_transform, invert_transform, warp
 from dheads.faces.detection import MIN_FACE_PX, Face, LandmarkBackend, View, area, covering, distinct, same_place
+from dheads.faces.litert import FaceNet
 
 # The mesh vertex of each iBUG landmark.
 MESH_TO_68 = np.array(
@@ -27,7 +27,7 @@ MESH_TO_68 = np.array(
 
 
 class MeshBackend(LandmarkBackend):
-    """MediaPipe's BlazeFace (short range) and its 468-point face mesh, run by cv2.dnn."""
+    """MediaPipe's BlazeFace (short range) and its 468-point face mesh."""
 
     DETECTOR_PX = 128  # input size of BlazeFace in training; being convolutional, it takes multiples of it too
     MESH_PX = 192
@@ -38,8 +38,8 @@ class MeshBackend(LandmarkBackend):
     ROI_SCALE = 1.5  # side of the mesh's view over that of the face's box
 
     def __init__(self) -> None:
-        self._detector = load_net("face_detection_short_range.tflite")
-        self._mesh = load_net("face_landmark.tflite")
+        self._detector = FaceNet("face_detection_short_range.tflite")
+        self._mesh = FaceNet("face_landmark.tflite")
 
     def detect(self, image: np.ndarray) -> list[Face]:
         return self.glance(image) or self._look(image, image, _fine_stages(*image.shape[:2]))
@@ -78,13 +78,13 @@ class MeshBackend(LandmarkBackend):
         crop = warp(image, matrix, size)
         if np.ptp(crop) < _FLAT:
             return []
-        self._detector.setInput(cv2.dnn.blobFromImage(crop.astype(np.float32) / 127.5 - 1))
-        logits = self._detector.forward("classificators")[0, :, 0]  # (896 cells^2,)
+        outputs = self._detector(crop.astype(np.float32) / 127.5 - 1)
+        logits = outputs["classificators"][:, 0]  # (896 cells^2,)
         found = logits >= 0  # the sigmoid's 0.5
         if not found.any():
             return []
-        raw = self._detector.forward("regressors")[0]  # (896 cells^2, 16): box centre, box size, 6 points
-        points = raw[found].reshape(-1, 8, 2).astype(np.float64)
+        # Of each anchor (896 cells^2, 16): the box's centre and size, and 6 points.
+        points = outputs["regressors"][found].reshape(-1, 8, 2).astype(np.float64)
         points[:, [0, 2, 3, 4, 5, 6, 7]] += _anchors(cells)[found, None]
         boxes = [[*(p[0] - p[1] / 2), *p[1]] for p in points]
         keep = cv2.dnn.NMSBoxes(boxes, logits[found].tolist(), 0.0, 0.3)
@@ -127,18 +127,12 @@ class MeshBackend(LandmarkBackend):
         """The face that the mesh fits in a view."""
         matrix = roi.matrix(self.MESH_PX)
         crop = warp(image, matrix, self.MESH_PX)
-        self._mesh.setInput(cv2.dnn.blobFromImage(crop.astype(np.float32) / 255))
-        vertices = self._mesh.forward("conv2d_20").reshape(468, 3)[:, :2]
-        logit = float(self._mesh.forward("conv2d_30").item())
+        outputs = self._mesh(crop.astype(np.float32) / 255)
+        vertices = outputs["conv2d_20"].reshape(468, 3)[:, :2]
+        logit = float(outputs["conv2d_30"].item())
         vertices = apply_transform(invert_transform(matrix), vertices.astype(np.float64)).astype(np.float32)
         box = (*vertices.min(axis=0).tolist(), *vertices.max(axis=0).tolist())
         return Face(vertices[MESH_TO_68], 1 / (1 + math.exp(-logit)), box)
-
-
-def load_net(name: str) -> cv2.dnn.Net:
-    """A packaged TensorFlow Lite network, by its file name in assets/."""
-    model = resources.files("dheads").joinpath("assets", name).read_bytes()
-    return cv2.dnn.readNetFromTFLite(np.frombuffer(model, np.uint8))
 
 
 @cache
