@@ -33,7 +33,7 @@ from dheads.extensions.head_motion import MotionClip
 from dheads.extensions.lips import MEASURES, LipClip
 from dheads.faces.alignment import align_transforms, framed, region_box
 from dheads.faces.head_pose import head_pose
-from dheads.media.colours import SCALER
+from dheads.media.colours import RGB, SCALER
 from dheads.media.containers import open_container
 
 FORMAT = 2
@@ -224,7 +224,7 @@ def _read_pictures(path: Path, frames: int, size: int, indices: Sequence[int], s
                     raise _damaged(path, f"frame {index} is damaged")
                 if (frame.width, frame.height) != (size, size):
                     raise _damaged(path, f"is of {frame.width} x {frame.height} px instead of {size} x {size}")
-                pictures[index] = scaler.reformat(frame, format="rgb24", interpolation=SCALER).to_ndarray()
+                pictures[index] = scaler.reformat(frame, format=RGB, interpolation=SCALER).to_ndarray()
     except (OSError, av.FFmpegError) as error:
         raise _damaged(path, f"cannot be read ({error})") from error
     return np.stack([pictures[index] for index in indices])

@@ -16,6 +16,8 @@ import numpy as np
 from av.filter import Graph
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
+# Planar: swscale makes the same pixels as packed "rgb24" in half the time.
+RGB = "gbrp"
 # Without these, swscale takes the nearest chroma sample and rounds down.
 SCALER = (
     Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
@@ -67,7 +69,7 @@ class ToRgb:
         translucent = any(component.is_alpha for component in frame.format.components)
         if frame.color_primaries in _GAMUTS or frame.color_trc in _LIGHT:
             frame = self._sdr(frame)
-        pixel_format, (width, height) = "rgba" if translucent else "rgb24", _square_pixel_size(frame, pixel_aspect)
+        pixel_format, (width, height) = "rgba" if translucent else RGB, _square_pixel_size(frame, pixel_aspect)
         image: np.ndarray = self._scaled(frame, pixel_format, width, height).to_ndarray()
         if translucent:
             alpha = image[..., 3:] / np.float32(255)
