@@ -14,6 +14,10 @@ from dheads.extensions.copying import pixel_grid
 from dheads.extensions.mouth import SIZE, MouthNetwork, mouth_box, redrawn
 from dheads.extensions.warp import Taken, enlarged_grid, resized, sampled
 
+# Where the network's share is less than this, the photo gets it: of so little, what remains without the photo
+# is mostly what the solver adds, which changes from frame to frame, and makes hair flicker.
+_NEGLIGIBLE = 0.05
+
 
 def layer_size(config: Config) -> int:
     """Of a side of the layers, px."""
@@ -37,7 +41,8 @@ def layers(
     own, in_place, moved = taken.share.split(1, dim=1)
     # g_0 x_0' = x_0 - g_1 x_Id - g_2 warp(x_Id), in levels of 255: 127.5 (x + 1)
     drawn = x_0 - in_place * photo - moved * sampled(photo, taken.grid) + own
-    drawn, shares = resized(127.5 * drawn, size), resized(taken.share[:, :2], size, "bilinear")
+    kept = (own / _NEGLIGIBLE).clamp(max=1)
+    drawn, shares = resized(127.5 * kept * drawn, size), resized(torch.cat([kept * own, in_place], 1), size, "bilinear")
     grid = enlarged_grid(taken.grid, size)
     if mouth is not None:
         box = mouth_box(alignment, pose)

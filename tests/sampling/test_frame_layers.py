@@ -44,6 +44,17 @@ def test_the_layers_add_up_to_the_frame(frame: tuple[Tensor, Taken, Tensor, Tens
     torch.testing.assert_close(whole, (resized(x_0, SIZE) + 1) * 127.5, rtol=0, atol=1.5)
 
 
+def test_what_the_network_hardly_draws_is_the_photo(frame: tuple[Tensor, Taken, Tensor, Tensor]) -> None:
+    _, taken, photo, pose = frame
+    share = torch.full_like(taken.share, 0.495)
+    share[:, :1] = 0.01
+    x_0 = blended(smooth(1), photo, sampled(photo, taken.grid), share)
+    x_0 = x_0 + 0.02 * torch.randn(x_0.shape, generator=torch.Generator().manual_seed(3))  # as solvers add
+    cut = layers(x_0, Taken(taken.grid, share), photo, resized(photo, SIZE), None, SMALL.alignment, pose)
+    assert (cut[..., 3] - 0.002).abs().max() < 1e-5  # its share
+    assert cut[..., :3].abs().mean() < 0.5  # of 255; the noise alone would be 2
+
+
 def test_only_the_mouth_is_drawn_anew(frame: tuple[Tensor, Taken, Tensor, Tensor]) -> None:
     x_0, taken, photo, pose = frame
     torch.manual_seed(0)
