@@ -29,6 +29,8 @@ from dheads.sampling.staging import Stage, staged
 from dheads.speech.encoders import load_speech_encoder
 from dheads.system.devices import described
 from dheads.system.files import complete_or_absent
+from dheads.system.prefetch import prefetch
+from dheads.system.workers import cores
 
 log = logging.getLogger("dheads")
 _SETTINGS = "settings.json"
@@ -113,6 +115,9 @@ def remake(
             started.append((clip, stage))
             yield video
 
+    def composed(index: int, frame: np.ndarray, last: bool) -> tuple[int, np.ndarray, bool]:
+        return index, started[index][1].finish(frame), last
+
     unfinished: dict[int, list[np.ndarray]] = {}  # frames by index in `started`
     total = sum(clip.frames for clip in todo)
     log.info(
@@ -121,12 +126,13 @@ def remake(
         len(clips) - len(todo),
     )  # fmt: skip
     with tqdm(total=total, desc="sample", unit="frame", disable=not progress or not todo) as bar:
-        for index, frame, last in in_lockstep(engine, videos(), max(1, min(slots, len(todo)))):
-            clip, stage = started[index]
-            unfinished.setdefault(index, []).append(stage.finish(frame))
+        # Threads compose frames while the network makes the next.
+        made = in_lockstep(engine, videos(), max(1, min(slots, len(todo))))
+        for index, frame, last in prefetch(composed, made, max(1, cores() // 2)):
+            unfinished.setdefault(index, []).append(frame)
             bar.update()
             if last:
-                _write(folder, dataset, clip, unfinished.pop(index))
+                _write(folder, dataset, started[index][0], unfinished.pop(index))
     return failed
 
 

@@ -26,6 +26,8 @@ from dheads.sampling.outputs import check, sweep
 from dheads.sampling.talker import Talker, reporting_compile_errors
 from dheads.system.devices import described, own_device, resolve_device
 from dheads.system.distributed import world
+from dheads.system.prefetch import prefetch
+from dheads.system.workers import cores
 
 log = logging.getLogger("dheads")
 SLOTS = {"cuda": 16, "mps": 8, "cpu": 8}  # videos in lock-step; more make no more frames a second
@@ -122,13 +124,19 @@ def _together(talker: Talker, engine: Engine, jobs: list[Job], tick: Callable[[]
             active[next(indices)] = video
             yield video.spec()
 
+    def composed(index: int, frame: np.ndarray, last: bool) -> tuple[int, np.ndarray | None, bool]:
+        video = active.get(index)  # None: it has failed meanwhile
+        return index, None if video is None else video.finish(frame), last
+
     slots = min(SLOTS[engine.device.type], len(jobs))
     try:
-        for index, frame, last in in_lockstep(engine, videos(), slots, finished):
+        # Threads compose frames while the network makes the next.
+        frames = prefetch(composed, in_lockstep(engine, videos(), slots, finished), min(slots, max(1, cores() // 2)))
+        for index, frame, last in frames:
             while refused:
                 yield refused.popleft()
             tick()
-            if outcome := active[index].add(frame, last):
+            if frame is not None and index in active and (outcome := active[index].add(frame, last)):
                 del active[index]
                 finished.add(index)
                 yield outcome
@@ -158,13 +166,17 @@ class _Video:
         except Exception as error:  # whatever a hostile file provokes midway, the other jobs go on
             self._fault = _reason(error)
 
+    def finish(self, frame: np.ndarray) -> np.ndarray:
+        """The frame of the video that is made of one from `in_lockstep`."""
+        return self._scene.finish(frame)
+
     def add(self, frame: np.ndarray, last: bool) -> Outcome | None:
-        """Write the next frame; with the last one, or when something fails, the outcome of the job."""
+        """Write the next finished frame; with the last one, or when something fails, the outcome of the job."""
         if self._fault:
             self.writer.discard()
             return Outcome(self._output, error=self._fault)
         try:
-            self.writer.add(self._scene.finish(frame))
+            self.writer.add(frame)
             if not last:
                 return None
             self.writer.close()

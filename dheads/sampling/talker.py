@@ -42,6 +42,7 @@ from dheads.speech.encoders import load_speech_encoder
 from dheads.speech.interface import SpeechEncoder
 from dheads.system.devices import described, resolve_device
 from dheads.system.files import as_path
+from dheads.system.prefetch import prefetch
 from dheads.weights.checkpoints import load_model
 
 log = logging.getLogger("dheads")
@@ -172,7 +173,8 @@ class Talker:
         check(job)
         engine, scene = self.engine(job, compiled), self.scene(job)
         log.info("make %s %s: %s", name_of(job.output), described(self._device), scene.summary(engine.sampling.steps))
-        frames = frames_of(engine, scene.video)
+        # A thread composes a frame while the network makes the next.
+        frames = prefetch(scene.finish, ((frame,) for frame in frames_of(engine, scene.video)), 1)
         start = time.monotonic()
         # Closed also when writing fails, so that the error begins a line of its own.
         with (
@@ -181,7 +183,7 @@ class Talker:
             video_writer(job.output, job.audio, audio_codec=job.audio_codec) as writer,
         ):
             for frame in bar:
-                writer.add(scene.finish(frame))
+                writer.add(frame)
                 if on_frame is not None:
                     on_frame(writer.count, scene.frames)
         spent, notes = time.monotonic() - start, scene.notes + writer.notes

@@ -47,10 +47,10 @@ SAMPLES_PER_FRAME = 640
 
 @pytest.fixture(scope="module")
 def media(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sounds s1.wav to s5.wav of 1 to 5 frames, face.jpg, nobody.jpg, and weights.safetensors."""
+    """Sounds s1.wav to s6.wav of 1 to 6 frames, face.jpg, nobody.jpg, and weights.safetensors."""
     folder = tmp_path_factory.mktemp("media")
     speech = load_waveform(examples / "speech.wav")[20_000:]
-    for frames in range(1, 6):
+    for frames in range(1, 7):
         write_wav(folder / f"s{frames}.wav", speech[: frames * SAMPLES_PER_FRAME])
     save_checkpoint(folder / "weights.safetensors", untrained(TINY).state_dict(), TINY, {})
     (folder / "face.jpg").write_bytes((examples / "face.jpg").read_bytes())
@@ -340,14 +340,14 @@ def test_a_job_on_a_full_disk_stops_computing(
         add(self, image)
 
     monkeypatch.setattr(VideoWriter, "add", full)
-    jobs = jobs_of_sounds(Job(media / "face.jpg", Path(), Path()), [media / "s5.wav", media / "s4.wav"], tmp_path)
+    jobs = jobs_of_sounds(Job(media / "face.jpg", Path(), Path()), [media / "s6.wav", media / "s5.wav"], tmp_path)
     options = {"device": "cpu", "progress": False}
     jobs = [dataclasses.replace(job, weights=str(media / "weights.safetensors"), steps=1) for job in jobs]
     failed, made = sample_all(jobs, **options)
-    assert failed == Outcome(tmp_path / "s5.mp4", error="cannot write it: No space left on device")
-    assert (made.output, made.frames, made.error) == (tmp_path / "s4.mp4", 4, None)
-    assert batches == [2, 2, 2, 1], "three frames of the first job, the last of which failed"
-    assert names(tmp_path) == ["s4.mp4"]
+    assert failed == Outcome(tmp_path / "s6.mp4", error="cannot write it: No space left on device")
+    assert (made.output, made.frames, made.error) == (tmp_path / "s5.mp4", 5, None)
+    assert batches == [2, 2, 2, 2, 1], "three frames of the first job, the last of which failed, and one made meanwhile"
+    assert names(tmp_path) == ["s5.mp4"]
 
 
 @pytest.mark.parametrize(
