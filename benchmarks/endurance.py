@@ -21,6 +21,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from large_videos import Frames, photo_alone
 from networks import IdentityNet
 from tqdm import tqdm
 
@@ -62,6 +63,7 @@ class Stretch:
     following: float  # correlation of the mouth's opening with the lip code that is predicted from the sound
     head: float  # standard deviation of the head's position, eye distances
     still_mouth: float  # motion of the mouth in the pause, as a share of that in speech
+    still_photo: float  # the same share for the photo moved alone, whose lips never move: what landmarks cannot tell
     still_head: float  # the same of the head: geometric mean of the six pose numbers
     similarity: float  # to the photo; NaN without a network
 
@@ -93,9 +95,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     net = IdentityNet(identity_net) if identity_net else None
     report = []
-    for photo, face, frames in zip(photos, faces, made, strict=True):
+    for photo, face, (frames, alone) in zip(photos, faces, made, strict=True):
         write_video(out / f"{photo.stem}.mp4", frames, None)
-        stretches = {int(t): measure(face, frames, round(t * FPS), predicted, net) for t in (len(loop) / FPS, *times)}
+        ends = (len(loop) / FPS, *times)
+        stretches = {int(t): measure(face, frames, alone, round(t * FPS), predicted, net) for t in ends}
         figures = {t: {name: x for name, x in asdict(s).items() if np.isfinite(x)} for t, s in stretches.items()}
         footage = track_face(photo.name, lambda frames=frames: frames, load_backend("mesh"))
         rate = blinks_per_second(eye_openness(frames, footage.landmarks))
@@ -116,12 +119,15 @@ def heard(talker: Talker, speech: Path) -> torch.Tensor:
     return torch.cat(list(talker.hear([once.repeat(3)])))[frames : 2 * frames]
 
 
-def animate(engine: Engine, stages: Sequence[Stage], videos: list[VideoSpec]) -> list[list[np.ndarray]]:
-    """The frames of each video, (S, S, 3) uint8; their speech is (F, D) each."""
-    made: list[list[np.ndarray]] = [[] for _ in videos]
+def animate(engine: Engine, stages: Sequence[Stage], videos: list[VideoSpec]) -> list[tuple[Frames, Frames]]:
+    """The frames of each video, (S, S, 3) uint8, and the photo moved alone; their speech is (F, D) each."""
+    made: list[tuple[Frames, Frames]] = [([], []) for _ in videos]
     total = sum(len(video.speech) for video in videos)
     for index, frame, _ in tqdm(in_lockstep(engine, videos, min(8, len(videos))), total=total, unit="frame"):
-        made[index].append(stages[index].finish(frame))
+        shown, alone = made[index]
+        shown.append(stages[index].finish(frame))
+        if stages[index].middle is not None:
+            alone.append(stages[index].finish(photo_alone(frame)))
     return made
 
 
@@ -133,9 +139,9 @@ def stage_of(talker: Talker, photo: Path, size: int) -> tuple[Stage, np.ndarray]
 
 
 def measure(
-    photo: np.ndarray, frames: list[np.ndarray], end: int, predicted: np.ndarray, net: IdentityNet | None
+    photo: np.ndarray, frames: Frames, alone: Frames, end: int, predicted: np.ndarray, net: IdentityNet | None
 ) -> Stretch:
-    """One repetition, which ends before frame `end`, beside the photo (S, S, 3)."""
+    """One repetition, which ends before frame `end`, beside the photo (S, S, 3). alone: the photo moved, or nothing."""
     shown = [photo, *frames[end - len(predicted) : end]]
     landmarks = track_face("the video", lambda: shown, load_backend("mesh")).landmarks
     shapes, opening = face_shapes(landmarks), mouth_opening(landmarks)[1:]
@@ -144,6 +150,7 @@ def measure(
     moves = np.abs(np.diff(opening))
     pause = np.zeros(len(moves), bool)
     begin = round(SPEECH_SECONDS * FPS)
+    spoken = np.nanmean(moves[:begin])
     pause[begin + SETTLING : -SETTLING] = True
     turns = np.abs(np.diff(clip_poses(landmarks[1:]), axis=0))  # (F - 1, 6)
     turning = np.nanmean(turns[pause], axis=0) / np.nanmean(turns[:begin], axis=0)
@@ -154,10 +161,18 @@ def measure(
         float(np.nanmean(shape_distance(shapes[1:], shapes[0]))),
         correlation(opening[:begin], predicted[:begin]),
         float(np.nanstd(places, axis=0).mean()),
-        float(np.nanmean(moves[pause]) / np.nanmean(moves[:begin])),
+        float(np.nanmean(moves[pause]) / spoken),
+        float(np.nanmean(mouth_moves(alone[end - len(predicted) : end])[pause]) / spoken) if alone else float("nan"),
         float(np.prod(turning) ** (1 / len(turning))),
         float(np.nanmean(similarity(net, shown[1:], landmarks[1:], photo, landmarks[0]))) if net else float("nan"),
     )
+
+
+def mouth_moves(frames: Frames) -> np.ndarray:
+    """By how much the mouth's opening changes from frame to frame, (F - 1,) eye distances."""
+    landmarks = track_face("the photo moved", lambda: frames, load_backend("mesh")).landmarks
+    moves: np.ndarray = np.abs(np.diff(mouth_opening(landmarks)))
+    return moves
 
 
 if __name__ == "__main__":
