@@ -20,7 +20,7 @@ from dheads.extensions.lips import LipCode, LipTrack
 from dheads.extensions.motion import as_motion_frame, pose_of, rested
 from dheads.extensions.pauses import CONTEXT, hushed, pause_degree
 from dheads.media.pixels import to_uint8, to_unit
-from dheads.sampling.calibration import amplified, lip_gain
+from dheads.sampling.calibration import LipGains, amplified
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.layers import layers
 
@@ -48,12 +48,12 @@ def in_lockstep(
     its own: other videos of its batch change its pixels by no more than the device's rounding does.
     stopped: indices to which the caller may add; such a video gets no further frame, and its slot is free.
     """
-    waiting = enumerate(videos)
+    waiting, gains = enumerate(videos), LipGains(engine, slots)
     active: list[_Slot] = []
     arriving: list[_Arrival] = []
     while True:
         while len(active) < slots and (video := next(waiting, None)) is not None:
-            slot = _Slot(engine, *video, slots)
+            slot = _Slot(engine, *video, gains)
             active += [slot] if slot.goes_on else []
         if not active and not arriving:
             return
@@ -69,7 +69,7 @@ def in_lockstep(
 class _Slot:
     """One video while it is generated."""
 
-    def __init__(self, engine: Engine, index: int, video: VideoSpec, slots: int) -> None:
+    def __init__(self, engine: Engine, index: int, video: VideoSpec, gains: LipGains) -> None:
         config, unet, device = engine.config, engine.unet, engine.device
         self.index, self._engine, self._frame, self._given = index, engine, 0, video.codes
         codes = config.extensions.codes
@@ -88,7 +88,7 @@ class _Slot:
         self.identity = to_unit(video.photo)[None].to(device)  # (1, 3, H, W)
         self.middle = None if video.middle is None else to_unit(video.middle)[None].to(device)  # (1, 3, S, S)
         hears = self._lips is not None and LipCode.name not in video.codes
-        self._lip_gain = lip_gain(engine, self.identity, slots) if hears else 1.0
+        self._lip_gain = gains(self.identity) if hears else 1.0
         self._x_T: Tensor | None = None  # (1, 1, 3, H, W) of the last frame
         self._rest = 0.0  # how far the current frame is in a pause
         self.cues: Cues  # of the current frame, B = 1

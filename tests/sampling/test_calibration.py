@@ -15,6 +15,7 @@ from dheads.media.pixels import to_unit
 from dheads.sampling import calibration
 from dheads.sampling.calibration import lip_gain
 from dheads.sampling.engine import Engine
+from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.portrait import find_portrait
 from dheads.sampling.staging import staged
 from dheads.sampling.talker import Talker, load
@@ -56,6 +57,16 @@ def test_batches_and_calls_give_the_same_gain(talker: Talker, examples: Path) ->
     gain = lip_gain(engine, identity, 1)
     assert 0.8 < gain < 2.2
     assert lip_gain(engine, identity, 4) == pytest.approx(gain, rel=0.02)
+
+
+def test_a_face_is_tried_once_in_a_list(talker: Talker, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(calibration, "lip_gain", lambda engine, identity, slots: tried.append(slots) or 1.5)
+    photo = crop(talker, examples / "face.jpg")
+    speech = torch.zeros(1, talker.config.conditioning.speech_dim)
+    videos = [VideoSpec(face, speech, seed) for seed, face in enumerate((photo, photo, np.fliplr(photo).copy(), photo))]
+    assert len(list(in_lockstep(engine_for(talker, SHOWN), videos, 2))) == 4
+    assert tried == [2, 2]
 
 
 def test_without_a_goal_a_face_or_trials_the_gain_is_the_configured_one(talker: Talker, examples: Path) -> None:
