@@ -16,6 +16,8 @@ import cv2
 import pytest
 import torch
 
+from dheads.sampling.talker import Talker, load
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # The networks of the tests are so small that more threads would only wait for each other.
@@ -58,6 +60,12 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "examples" / "astronaut.jpg", folder / "face.jpg")
     shutil.copy(ROOT / "tests" / "media" / "robot.wav", folder / "speech.wav")
     return folder
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Talker:
+    """The packaged weights with their networks, loaded once."""
+    return load(device="cpu", progress=False)
 
 
 @pytest.fixture(scope="session")
