@@ -40,7 +40,7 @@ def test_the_mouth_rests_where_nothing_is_said(packaged: Talker, examples: Path,
     speech = load_waveform(examples / "speech.wav")[8_000:20_800]
     write_wav(tmp_path / "pause.wav", torch.cat([speech, torch.zeros(19_200)]))
     # Landmarks of a head that moves tremble more.
-    video = list(packaged.frames(examples / "face.jpg", tmp_path / "pause.wav", still=True))
+    video = list(packaged.frames(examples / "face.jpg", tmp_path / "pause.wav", still=True, size=128))
     assert len(video) == 50
     opening = mouth_opening(track_face("the video", lambda: iter(video), load_backend("mesh")).landmarks)
     moves = np.abs(np.diff(opening))

@@ -88,7 +88,9 @@ def test_processes_that_see_different_states_are_refused(
 # --- Training
 
 
-def test_two_processes_learn_what_one_with_two_batches_learns(prepared: Prepared, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_with_two_batches_learns(
+    prepared: Prepared, warm: list[str], tmp_path: Path
+) -> None:
     """Two processes under torchrun start from weights that only the main one reads; then one process continues."""
     common = {"log_every": 1, "checkpoint_every": 3, "sample_clips": 0}
     steps = {"conditioning": {"lip_dims": 0}, "model": {"dropout": 0.1}, "training": common | {"steps": 3}}
@@ -99,8 +101,21 @@ def test_two_processes_learn_what_one_with_two_batches_learns(prepared: Prepared
     verb.train(override(config, {"training": {"accumulate": 2}}), prepared.data, one, init=init, progress=False)
 
     sets = [f"{table}.{key}={value}" for table in steps for key, value in steps[table].items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "dheads", "train", "--data", str(prepared.data), "--out", str(two), "--preset", "tiny"]
+    # The processes find each other by an address that needs no look-up of this machine's name.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += [
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+        *warm,
+        "train",
+        "--data",
+        str(prepared.data),
+        "--out",
+        str(two),
+        "--preset",
+        "tiny",
+    ]
     command += ["--device", "cpu", "--init", init, *(part for pair in sets for part in ("--set", pair))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
