@@ -6,13 +6,17 @@ import importlib.util
 import logging
 import shutil
 import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import cv2
 import pytest
 import torch
+
+from dheads.sampling.talker import Talker, load
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,6 +60,23 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "examples" / "astronaut.jpg", folder / "face.jpg")
     shutil.copy(ROOT / "tests" / "media" / "robot.wav", folder / "speech.wav")
     return folder
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Talker:
+    """The packaged weights with their networks, loaded once."""
+    return load(device="cpu", progress=False)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The beginning of a command line, in place of `python -m dheads`: a process of its own that starts at once."""
+    command = [sys.executable, str(ROOT / "tests" / "cli" / "warm.py"), str(tmp_path_factory.mktemp("warm") / "socket")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        yield command
+        server.kill()
 
 
 @pytest.fixture(autouse=True)

@@ -25,8 +25,10 @@ from dheads.dataset import clip_worker, prepare
 from dheads.dataset.clip_worker import Finished
 from dheads.dataset.extraction import Detector
 from dheads.dataset.sources import Source
+from dheads.extensions import lips
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
+from dheads.training import records
 
 # A clip of ours: the real one it is cut from, its number of frames, speaker and split. The third has 24 fps.
 CUTS = {
@@ -61,7 +63,7 @@ def prepare_command(raw: Path, splits: Path, data: Path) -> Result:
 
 
 @pytest.fixture(scope="session")
-def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory, detector: Detector) -> Prepared:
     root = tmp_path_factory.mktemp("prepared")
     raw, splits = root / "raw", root / "splits.csv"
     rows = [("clip", "speaker", "split")]
@@ -74,13 +76,29 @@ def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared
     copy(shared / "data" / "stills" / "003.jpg", raw / UNLISTED)
     with splits.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
-    return Prepared(raw, splits, root / "data", prepare_command(raw, splits, root / "data"))
+    with pytest.MonkeyPatch.context() as patch:
+        in_this_process(patch, detector)
+        return Prepared(raw, splits, root / "data", prepare_command(raw, splits, root / "data"))
 
 
 @pytest.fixture(scope="session")
 def detector() -> Detector:
     """The networks that prepare with the tiny preset, loaded once."""
     return Detector(preset("tiny"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def quick_training() -> Iterator[None]:
+    """Training in this process without what takes most of the time of a run of a few steps.
+
+    The lip code is fitted with one penalty and one fold instead of several, as a large system of equations is solved
+    for each; and validation has 8 examples instead of 64.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lips, "_RIDGES", (1.0,))
+        patch.setattr(lips, "_FOLDS", 1)
+        patch.setattr(records, "_VALIDATION_EXAMPLES", 8)
+        yield
 
 
 @pytest.fixture

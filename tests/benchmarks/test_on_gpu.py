@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from conftest import ROOT, program
+from real_data import dheads, in_this_process
+
+from dheads.config import preset
+from dheads.dataset.extraction import Detector
 
 pytestmark = pytest.mark.slow
 
@@ -23,37 +25,67 @@ def on_gpu() -> ModuleType:
         return program("benchmarks/on_gpu.py")
 
 
-def run(*command: object) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def small(on_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small matrices and a small dataset, and this process instead of those that a step starts."""
+
+    def run(command: list[str], **options: object) -> None:
+        if command[1:3] == ["-m", "dheads"]:
+            assert dheads(*command[3:]).exit_code == 0
+        else:
+            assert command[1] == on_gpu.__file__
+            on_gpu.main(Path(command[2]), "--dry-run" in command, None, command[command.index("--step") + 1])
+
+    sizes = {"SMALL_PEAK_SIDE": 64, "CLIPS": 2, "CLIP_FRAMES": 6}
+    for name, size in sizes.items():
+        monkeypatch.setitem(on_gpu.random_dataset.__globals__, name, size)
+    monkeypatch.setattr(on_gpu.subprocess, "run", run)
+    in_this_process(monkeypatch, Detector(preset("small"), "cpu"))
 
 
-def test_a_dry_run_proves_and_measures_everything(tmp_path: Path) -> None:
-    done = run("benchmarks/on_gpu.py", tmp_path, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    steps = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
-    assert set(steps) == {"card", "correctness", "sampling", "compiled", "training", "long", "prepare"}
-    assert {name: step["exit_code"] for name, step in steps.items()} == dict.fromkeys(steps, 0), done.stdout
-    rows = {name: step["rows"] for name, step in steps.items()}
-    assert {row["outcome"] for row in rows["correctness"]} == {"passed"}, done.stdout
-    assert len(rows["correctness"]) == 13
-    assert rows["card"][1]["peak_flops_per_second"] > 1e8
-    rows["sampling"] += rows["compiled"]
-    ways = [(row["network"], row["way"], row.get("videos")) for row in rows["sampling"]]
+HERE = ("sampling", "compiled", "training", "long", "prepare")  # steps that this process can take
+
+
+def test_every_step_measures(
+    on_gpu: ModuleType, small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = on_gpu.Place(torch.device("cpu"), True)
+    assert on_gpu.SECONDS.keys() == {"card", "correctness", *HERE}
+    rows = {name: list(on_gpu.STEPS[name](place)) for name in HERE}
+    for name, some in rows.items():
+        on_gpu.write(tmp_path / f"{name}.json", some, 1.0, 0)
+    ways = [(row["network"], row["way"], row.get("videos")) for row in rows["sampling"] + rows["compiled"]]
     assert {("small", "eager", 3), ("crema", "eager", 1), ("crema", "plain", 1)} < set(ways)
-    assert all(row["frames_per_second"] > 0 for row in rows["sampling"] if "frames_per_second" in row)
+    speeds = [row["frames_per_second"] for row in rows["sampling"] + rows["compiled"] if "frames_per_second" in row]
+    assert min(speeds) > 0
     assert [row["preset"] for row in rows["training"]] == ["tiny", "tiny"]
     assert all(row["examples_per_second"] > 0 and 0 < row["waiting"] < 1 for row in rows["training"])
     assert rows["long"][0]["memory_mib_at_the_end"] > 100
     assert rows["prepare"][0]["clips_per_second"] > 0
-    assert done.stdout.count("done after") == 7
-    table = run("benchmarks/gpu_table.py", tmp_path).stdout
-    assert f"Tests that are marked `gpu`: {len(rows['correctness'])} passed." in table
-    fastest = max(row["frames_per_second"] for row in rows["sampling"] if "frames_per_second" in row)
-    assert f"| {fastest:.4g} |" in table
-    assert "clips of 3 s a second" in table
+    assert table(tmp_path, capsys).count(f"| {max(speeds):.4g} |") == 1
+    assert "clips of 3 s a second" in table(tmp_path, capsys)
+
+
+def table(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    program("benchmarks/gpu_table.py").main(folder)
+    return capsys.readouterr().out
+
+
+def test_a_dry_run_proves_by_processes_of_its_own(
+    on_gpu: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The tests marked `gpu`, on the CPU."""
+    on_gpu.main(tmp_path, dry_run=True, only=["card", "correctness"], step=None)
+    said = capfd.readouterr().out
+    assert said.count("done after") == 2
+    steps = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert {name: step["exit_code"] for name, step in steps.items()} == {"card": 0, "correctness": 0}, said
+    tests = steps["correctness"]["rows"]
+    assert {row["outcome"] for row in tests} == {"passed"}, said
+    assert len(tests) == 11
+    assert steps["card"]["rows"][1]["peak_flops_per_second"] > 1e8
+    assert "Tests that are marked `gpu`: 11 passed." in table(tmp_path, capfd)
 
 
 @pytest.fixture
@@ -92,10 +124,8 @@ def test_a_step_that_fails_keeps_its_rows(
     assert "some         failed after " in capsys.readouterr().out
 
 
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    done = run("-c", "import torch, runpy, sys; torch.cuda.is_available = lambda: False; sys.argv[:] = sys.argv[1:]; "
-               "sys.path.insert(0, 'benchmarks'); runpy.run_path(sys.argv[0], run_name='__main__')",
-               "benchmarks/on_gpu.py", tmp_path / "out")  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr == "there is no GPU here; --dry-run does the same on the CPU\n"
+def test_without_a_gpu_it_says_so(on_gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"^there is no GPU here; --dry-run does the same on the CPU$"):
+        on_gpu.main(tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -9,13 +9,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import manual
 import numpy as np
 import pytest
-from conftest import ROOT
 from manual import blocks, calls, commands, inputs, parsed
 from PIL import Image
 from real_data import cut, decoded, dheads, in_this_process
@@ -128,23 +126,18 @@ def fill(folder: Path, files: Path, names: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def programs(files: Path) -> Iterator[Path]:
+def programs(files: Path, warm: list[str]) -> Path:
     """A folder of programs: dheads with fast settings, a player that saves its input, stubs of all that installs."""
     folder = files / "bin"
-    server = [sys.executable, str(Path(__file__).with_name("warm.py")), str(files / "socket")]
     quick = shlex.join(options(files))
-    program(folder / "dheads", f'[ "$1" = sample ] && set -- "$@" {quick}\nexec {shlex.join(server)} "$@"')
+    program(folder / "dheads", f'[ "$1" = sample ] && set -- "$@" {quick}\nexec {shlex.join(warm)} "$@"')
     program(folder / "ffplay", "cat > played.mp4")
     program(folder / "python3", "mkdir -p .venv/bin && touch .venv/bin/activate")
     for other in ("pip", "apt-get", "pytest"):
         program(folder / other, "true")
     if shutil.which("parallel") is None:
         program(folder / "parallel", PARALLEL)
-    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield folder
-        process.kill()
+    return folder
 
 
 def in_bash(command: str, programs: Path) -> subprocess.CompletedProcess[str]:

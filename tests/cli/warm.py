@@ -1,7 +1,9 @@
-"""A dheads for shells that starts at once: a server loads PyTorch, and forks for every call.
+"""A dheads that starts at once, for tests of a process: a server loads PyTorch, and forks for every call.
 
 python warm.py SOCKET               # serves; prints a line when it is ready
-python warm.py SOCKET ARGUMENT...   # calls, with its own streams and working folder
+python warm.py SOCKET ARGUMENT...   # calls, with its own streams, environment and working folder
+
+The process of a call passes on the signals that end programs, and ends as the forked process does.
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ import os
 import signal
 import socket
 import sys
+import tempfile
+
+PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def serve(address: str) -> None:
@@ -32,27 +37,50 @@ def serve(address: str) -> None:
 
 
 def answer(call: socket.socket, app: object) -> None:
-    """Run the call in this process, and end it."""
-    data, handles, _, _ = socket.recv_fds(call, 1 << 16, 4)
+    """Run the call in a process whose number and exit status are sent; ends this process."""
+    data, handles, _, _ = socket.recv_fds(call, 1 << 18, 4)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if (number := os.fork()) == 0:
+        run(app, *json.loads(data), handles)
+    for handle in handles:
+        os.close(handle)
+    call.send(number.to_bytes(8, "little"))
+    _, status = os.waitpid(number, 0)
+    call.send(status.to_bytes(8, "little"))
+    os._exit(0)
+
+
+def run(app: object, args: list[str], environment: dict[str, str], handles: list[int]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None  # what the server's environment said
     for number, handle in enumerate(handles[:3]):
         os.dup2(handle, number)
     os.fchdir(handles[3])
+    for handle in handles:
+        os.close(handle)
+    code: int | str | None = 1
     try:
-        app(json.loads(data), prog_name="dheads")  # type: ignore[operator]
+        app(args, prog_name="dheads")  # type: ignore[operator]
     except SystemExit as end:
-        code = end.code or 0
+        code = end.code
     sys.stdout.flush()
-    call.send(bytes([int(code)]))
-    os._exit(0)
+    os._exit(int(code or 0))
 
 
 def call(address: str, args: list[str]) -> int:
     folder = os.open(".", os.O_RDONLY)
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
-        socket.send_fds(server, [json.dumps(args).encode()], [0, 1, 2, folder])
-        return (server.recv(1) or b"\x01")[0]
+        socket.send_fds(server, [json.dumps([args, dict(os.environ)]).encode()], [0, 1, 2, folder])
+        number = int.from_bytes(server.recv(8), "little")
+        for name in PASSED_ON:
+            signal.signal(getattr(signal, name), lambda passed, frame: os.kill(number, passed))
+        code = os.waitstatus_to_exitcode(int.from_bytes(server.recv(8), "little"))
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def test_a_folder_of_another_configuration_is_refused(prepared: Prepared) -> Non
 # --- What cannot be used
 
 
-def test_nothing_usable(shared: Path, tmp_path: Path) -> None:
+def test_nothing_usable(shared: Path, tmp_path: Path, tried: list[str]) -> None:
     """A clip without sound, a picture without a face and a file that is not a video: each has its reason."""
     raw = tmp_path / "raw"
     cut(shared / "data" / "grid" / "s1_bbal7s.mp4", raw / "a" / "short.mp4", 10)

@@ -28,6 +28,7 @@ from dheads.dataset.manifest import Clip, read_clips
 from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
 from dheads.system.distributed import World
+from dheads.system.workers import Died
 
 pytest_plugins = "real_data"
 
@@ -44,13 +45,13 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory, detector: Detector) -> Whole:
-    """Four clips of 10 frames and one of 3 s, and two files that are not videos."""
+    """Four clips of 10 frames and one of 30, and two files that are not videos."""
     root = tmp_path_factory.mktemp("whole")
     grid = shared / "data" / "grid"
     names = {"ann/1": "s1_bbal7s", "ann/2": "s1_bbas3a", "bob/1": "other_lbbc2a", "cy/1": "s4_bbilzs"}
     for name, source in names.items():
         cut(grid / f"{source}.mp4", root / "raw" / f"{name}.mp4", 10)
-    shutil.copy(grid / "s1_bbal7s.mp4", root / "raw" / "cy" / "long.mp4")
+    cut(grid / "s1_bbal7s.mp4", root / "raw" / "cy" / "long.mp4", 30)
     (root / "raw" / "ann" / "0.mp4").write_text("no video")
     (root / "raw" / "bob" / "9.mp4").write_text("no video either")
     with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +66,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_the_uninterrupted_run(whole: Whole) -> None:
     summary = whole.summary
-    assert (summary.clips, summary.frames, summary.seconds, summary.speakers) == (5, 115, 4.6, 3)
+    assert (summary.clips, summary.frames, summary.seconds, summary.speakers) == (5, 70, 2.8, 3)
     assert (summary.layout, summary.path) == ("folder", whole.data)
     assert [source for source, _ in summary.failed] == ["ann/0.mp4", "bob/9.mp4"]
     (reason,) = {reason for _, reason in summary.failed}
@@ -240,20 +241,16 @@ def test_under_torchrun_each_process_has_its_gpu_and_its_share_of_the_cores(monk
 # --- Crashes
 
 
-def start_crashing(*arguments: object) -> Callable[[Source], Finished]:
-    return crash_at_one
-
-
-def crash_at_one(source: Source) -> Finished:
-    if source.name == "ann/2.mp4":
-        os._exit(9)  # as a crash or a lack of memory would
-    return Finished(7, None)
+def crashing(start: object, todo: list[Source], count: int) -> Iterator[tuple[Source, Finished | type[Died]]]:
+    """The results of worker processes of which one source kills each that tries it."""
+    for source in todo:
+        yield source, Died if source.name == "ann/2.mp4" else Finished(7, None)
 
 
 def test_a_clip_that_kills_its_worker_is_left_out(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "start_worker", start_crashing)
+    monkeypatch.setattr(prepare, "run", crashing)
     monkeypatch.setattr(prepare, "write_contact_sheet", lambda out, clips, path: path)
     (tmp_path / "raw" / "ann").mkdir(parents=True)
     for name in ("1.mp4", "2.mp4", "3.mp4"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from real_data import Prepared, prepared  # noqa: F401  (a fixture)
+from real_data import Prepared
 from torch import Tensor
 
 from dheads.config import Config, override, preset
@@ -18,6 +18,9 @@ from dheads.sampling.engine import Engine
 from dheads.sampling.talker import generate
 from dheads.training.loop import train
 from dheads.weights.checkpoints import load_model
+
+pytest_plugins = "real_data"
+pytestmark = pytest.mark.usefixtures("quick_training")
 
 
 class Turn:
@@ -70,7 +73,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
     return override(preset("tiny"), changes)
 
 
-def test_a_further_code_trains_rolls_out_and_samples(config: Config, prepared: Prepared, tmp_path: Path) -> None:  # noqa: F811
+def test_a_further_code_trains_rolls_out_and_samples(config: Config, prepared: Prepared, tmp_path: Path) -> None:
     weights = train(config, prepared.data, tmp_path / "run", progress=False)
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert '"yaw": ' in metrics  # its loss

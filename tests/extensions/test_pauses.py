@@ -14,7 +14,7 @@ from dheads.extensions.pauses import hushed, pause_degree
 from dheads.faces.alignment import mouth_opening
 from dheads.faces.landmarks import load_backend
 from dheads.media.sound import load_waveform
-from dheads.sampling.talker import load
+from dheads.sampling.talker import Talker
 
 
 @pytest.mark.parametrize(("change", "degree"), [(0.0, 1), (0.12, 1), (0.17, 0.5), (0.22, 0), (3.0, 0)])
@@ -35,13 +35,12 @@ def test_the_sound_gives_way_to_its_mean() -> None:
     assert torch.equal(hushed(speech, 1.0), torch.tensor([[2.0, 1.0]] * 3))
 
 
-def test_the_mouth_rests_where_nothing_is_said(examples: Path, tmp_path: Path) -> None:
+def test_the_mouth_rests_where_nothing_is_said(packaged: Talker, examples: Path, tmp_path: Path) -> None:
     """As the packaged weights hear 0.8 s of the example and 1.2 s of digital silence."""
     speech = load_waveform(examples / "speech.wav")[8_000:20_800]
     write_wav(tmp_path / "pause.wav", torch.cat([speech, torch.zeros(19_200)]))
-    talker = load(device="cpu", progress=False)
     # Landmarks of a head that moves tremble more.
-    video = list(talker.frames(examples / "face.jpg", tmp_path / "pause.wav", still=True))
+    video = list(packaged.frames(examples / "face.jpg", tmp_path / "pause.wav", still=True, size=128))
     assert len(video) == 50
     opening = mouth_opening(track_face("the video", lambda: iter(video), load_backend("mesh")).landmarks)
     moves = np.abs(np.diff(opening))

@@ -6,6 +6,7 @@ import io
 import math
 import struct
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -22,6 +23,11 @@ from dheads.media.sound import claimed_seconds, delayed, frame_count, load_wavef
 
 def speechlike(seconds: float, rate: int = 16_000) -> np.ndarray:
     """(N,) float32: harmonics of a gliding voice, in syllables; nothing above 3 kHz."""
+    return _speechlike(seconds, rate).copy()
+
+
+@cache
+def _speechlike(seconds: float, rate: int) -> np.ndarray:
     t = np.arange(round(seconds * rate)) / rate
     phase = 2 * np.pi * (110 * t + 15 * np.sin(2 * np.pi * 0.7 * t))
     voice = sum(np.sin(n * phase) / n for n in range(1, 18))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+import typer
+from conftest import program
+from typer.testing import CliRunner, Result
 
 from dheads.conditioning import Cues
 from dheads.config import Config, override, preset
@@ -41,9 +41,10 @@ def small(patch_size: int, detail_channels: int = 0) -> Config:
     return override(preset("tiny"), changes)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "recipes" / "enlarge.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(*arguments: object) -> Result:
+    app = typer.Typer()
+    app.command()(program("recipes/enlarge.py").main)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(("old", "new", "detail"), [(3, 4, 0), (4, 6, 8)])
@@ -66,7 +67,7 @@ def test_predictions_for_a_larger_picture_are_those_for_the_smaller(
         "--out",
         tmp_path / "large",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     checkpoint = load_checkpoint(tmp_path / "large")
     assert (checkpoint.config.network.image_size, checkpoint.config.extensions.patches.size) == (16 * new, new)
     assert checkpoint.info == {"license": "CC0"}
@@ -84,5 +85,5 @@ def test_the_number_of_patches_stays(tmp_path: Path, patch_size: int) -> None:
     done = run(
         "--weights", tmp_path / "small.safetensors", "--image-size", 64, "--patch-size", patch_size, "--out", tmp_path
     )
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "pictures must stay 16 patches wide" in done.stderr

@@ -18,6 +18,7 @@ from dheads.extensions.network import ExtendedUNet
 from dheads.weights.checkpoints import load_checkpoint, save_checkpoint
 
 pytest_plugins = "real_data"
+pytestmark = pytest.mark.usefixtures("quick_training")
 
 
 def fit(*arguments: object) -> None:

@@ -6,8 +6,8 @@ import dataclasses
 import importlib.util
 import io
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 import tracemalloc
 import zipfile
@@ -258,12 +258,14 @@ def test_the_commands(recipe: ModuleType, prepared: Prepared, tmp_path: Path) ->
     assert Dataset(tmp_path / "data").clips == Dataset(prepared.data).clips
 
 
-def test_an_error_is_one_line(parts: Path, tmp_path: Path) -> None:
+def test_an_error_is_one_line(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = sorted(parts.iterdir())
-    command = [sys.executable, PROGRAM, "unpack", *paths[1:], tmp_path / "data"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = f"error: {paths[1]}: parts are missing: data-1-of-{len(paths)}.zip; copy them there too\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    monkeypatch.setattr(sys, "argv", list(map(str, [PROGRAM, "unpack", *paths[1:], tmp_path / "data"])))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+    assert ended.value.code == (
+        f"error: {paths[1]}: parts are missing: data-1-of-{len(paths)}.zip; copy them there too"
+    )
 
 
 # --- Parts that are missing, damaged or hostile

@@ -417,7 +417,7 @@ def test_killed_and_run_again(media: Path, tmp_path: Path) -> None:
     count = 24
     rows = [(media / "face.jpg", media / f"s{k % 5 + 1}.wav", tmp_path / f"{k:02}.mp4") for k in range(count)]
     table = write_table(tmp_path / "jobs.csv", rows)
-    command = ["sample", "--jobs", str(table), *map(str, options(media)), "--quiet"]
+    command = ["sample", "--jobs", str(table), *map(str, options(media)), "--steps", "1", "--quiet"]
     with subprocess.Popen([sys.executable, "-m", "dheads", *command], stdout=subprocess.PIPE, text=True) as running:
         printed = [running.stdout.readline().strip() for _ in range(6)]
         running.kill()

@@ -141,10 +141,12 @@ def test_what_a_link_points_to_is_written(media: Path, expected: np.ndarray, tmp
 
 
 @pytest.mark.parametrize("reader", [True, False])
-def test_another_name_of_stdout_is_stdout(media: Path, expected: np.ndarray, tmp_path: Path, reader: bool) -> None:
+def test_another_name_of_stdout_is_stdout(
+    warm: list[str], media: Path, expected: np.ndarray, tmp_path: Path, reader: bool
+) -> None:
     """No line follows the video; what was in the file stays, and who listens to stderr does not matter."""
     (tmp_path / "stdout").symlink_to("/proc/self/fd/1" if sys.platform == "linux" else "/dev/fd/1")
-    words = [sys.executable, "-m", "dheads", *map(str, command(media, tmp_path / "stdout"))]
+    words = [*warm, *map(str, command(media, tmp_path / "stdout"))]
     words.remove("--quiet")
     video = tmp_path / "o.mp4"
     video.write_bytes(b"")

@@ -14,7 +14,6 @@ from real_data import Prepared, decoded, dheads, sound_seconds
 from typer.testing import Result
 
 from dheads.config import preset
-from dheads.extensions import lips
 from dheads.faces import alignment as faces
 from dheads.faces.landmarks import find_face, load_backend
 from dheads.media.photos import load_photo
@@ -37,19 +36,16 @@ class Walk:
 
 
 @pytest.fixture(scope="module")
-def walk(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Walk:
+def walk(prepared: Prepared, quick_training: None, tmp_path_factory: pytest.TempPathFactory) -> Walk:
     """Train on the prepared clips; the held-out speaker's first frame and sound make a video to compare."""
     root = tmp_path_factory.mktemp("walk")
     real = prepared.raw / "grid" / "other.mp4"
     Image.fromarray(decoded(real)[0]).save(root / "face.png")
     changes = [f"run.{key}={value}" for key, value in (("checkpoint_every", STEPS), ("sample_every", STEPS))]
     sets = [part for change in changes for part in ("--set", change)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lips, "_RIDGES", (1.0,))  # one penalty and one fold instead of several, which is faster
-        patch.setattr(lips, "_FOLDS", 1)
-        train = dheads(
-            "train", "--data", prepared.data, "--out", root / "run", "--preset", "tiny", "--device", "cpu", *sets
-        )
+    train = dheads(
+        "train", "--data", prepared.data, "--out", root / "run", "--preset", "tiny", "--device", "cpu", *sets
+    )
     weights = train.stdout.removesuffix("\n")  # as the shell's $(dheads train ...) passes it on
     size = ("--steps", 4, "--solver", "dpm++2m", "--size", 224, "--device", "cpu", "--json")
     sample = dheads("sample", root / "face.png", real, "-o", root / "video.mp4", "--weights", weights, *size)

@@ -21,6 +21,7 @@ from dheads.weights.checkpoints import save_checkpoint
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a shell's matters")
 
 FRAMES = 3
+COLD = [sys.executable, "-m", "dheads"]  # imports all it needs, which takes seconds
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +45,13 @@ def options(media: Path) -> list[str]:
     return ["--weights", str(media / "weights.safetensors"), "--device", "cpu", "--steps", "1"]
 
 
-def started(media: Path, temporary: Path, *args: object, **streams: object) -> subprocess.Popen[bytes]:
+def started(
+    program: list[str], media: Path, temporary: Path, *args: object, **streams: object
+) -> subprocess.Popen[bytes]:
     """A dheads of its own, with its temporary files in a folder of its own, and Ctrl-C as in a terminal."""
     temporary.mkdir()
     return subprocess.Popen(
-        [sys.executable, "-m", "dheads", "sample", *map(str, args), *options(media)],
+        [*program, "sample", *map(str, args), *options(media)],
         env={**os.environ, "TMPDIR": str(temporary)},
         **streams,
     )
@@ -60,7 +63,7 @@ def started(media: Path, temporary: Path, *args: object, **streams: object) -> s
 def test_sound_from_a_pipe_and_video_into_one(media: Path, tmp_path: Path) -> None:
     with (media / "speech.mp3").open("rb") as sound, (tmp_path / "piped.mp4").open("wb") as video:
         args = (media / "face.jpg", "-", "-o", "-", "--audio", "copy")
-        done = started(media, tmp_path / "tmp", *args, stdin=sound, stdout=video)
+        done = started(COLD, media, tmp_path / "tmp", *args, stdin=sound, stdout=video)
         assert done.wait() == 0
     assert list((tmp_path / "tmp").iterdir()) == []
     args = ("sample", media / "face.jpg", media / "speech.mp3", "-o", tmp_path / "file.mp4", *options(media), "--quiet")
@@ -72,10 +75,10 @@ def test_sound_from_a_pipe_and_video_into_one(media: Path, tmp_path: Path) -> No
     assert (heard[: len(said)] - said).abs().max() < 1e-3, "copied"
 
 
-def test_a_player_starts_before_the_end_and_may_stop_early(media: Path, tmp_path: Path) -> None:
+def test_a_player_starts_before_the_end_and_may_stop_early(warm: list[str], media: Path, tmp_path: Path) -> None:
     # So large that the pipe is full long before the end.
     args = (media / "face.jpg", media / "long.wav", "-o", "-", "--quiet", "--size", 256)
-    running = started(media, tmp_path / "tmp", *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = started(warm, media, tmp_path / "tmp", *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with running:
         beginning = b""
         while beginning.count(b"moof") < 2:
@@ -92,7 +95,9 @@ def test_a_player_starts_before_the_end_and_may_stop_early(media: Path, tmp_path
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_leaves_nothing(media: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_leaves_nothing(
+    warm: list[str], media: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     if signal.getsignal(number) is signal.SIG_IGN:
         pytest.skip("it is ignored, as by nohup, and programs inherit that")
     (tmp_path / "out").mkdir()
@@ -102,7 +107,8 @@ def test_a_signal_leaves_nothing(media: Path, tmp_path: Path, number: signal.Sig
     where = ("--out-dir", target.parent, "--overwrite") if number == signal.SIGTERM else ("-o", target)
     sound = tmp_path / "o.wav"
     shutil.copy(media / "long.wav", sound)
-    running = started(media, tmp_path / "tmp", media / "face.jpg", sound, *where, "--size", 512, stderr=subprocess.PIPE)
+    args = (media / "face.jpg", sound, *where, "--size", 512)
+    running = started(warm, media, tmp_path / "tmp", *args, stderr=subprocess.PIPE)
     with running:
         said = b""
         while b"1frame" not in said and b" 1/" not in said:
@@ -116,9 +122,9 @@ def test_a_signal_leaves_nothing(media: Path, tmp_path: Path, number: signal.Sig
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_who_listens_to_stderr_does_not_matter(media: Path, tmp_path: Path) -> None:
+def test_who_listens_to_stderr_does_not_matter(warm: list[str], media: Path, tmp_path: Path) -> None:
     args = (media / "face.jpg", media / "short.wav", "-o", tmp_path / "o.mp4")
-    running = started(media, tmp_path / "tmp", *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = started(warm, media, tmp_path / "tmp", *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with running:
         running.stderr.read(30)
         running.stderr.close()
@@ -127,13 +133,13 @@ def test_who_listens_to_stderr_does_not_matter(media: Path, tmp_path: Path) -> N
     assert len(decoded(tmp_path / "o.mp4")) == FRAMES
 
 
-def test_terminals_are_no_pipes(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminals_are_no_pipes(warm: list[str], media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pty = pytest.importorskip("pty")
     ends = pty.openpty()
     with os.fdopen(ends[1], "r+b", buffering=0) as terminal:
         for stream, reason in (("stdout", b"pipe the video"), ("stdin", b"pipe sound into it")):
             args = ("-", "-o", "-") if stream == "stdout" else ("-", "-o", media / "o.mp4")
-            command = [sys.executable, "-m", "dheads", "sample", str(media / "face.jpg"), *map(str, args)]
+            command = [*warm, "sample", str(media / "face.jpg"), *map(str, args)]
             done = subprocess.run(command, **{stream: terminal}, stderr=subprocess.PIPE, check=False)
             assert done.returncode == 1
             assert done.stderr.startswith(b"error: ")

@@ -41,7 +41,7 @@ from dheads.sampling.lockstep import VideoSpec
 from dheads.sampling.portrait import find_portrait
 from dheads.sampling.staging import resized_frame
 from dheads.sampling.talker import Result as Made
-from dheads.sampling.talker import Scene, Talker, generate, load
+from dheads.sampling.talker import Scene, Talker, generate
 from dheads.speech import encoders as audio
 from dheads.system.devices import resolve_device
 from dheads.weights.checkpoints import save_checkpoint
@@ -390,11 +390,12 @@ def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(("factor", "side"), [(1.0, 256), (2.5, 368), (4.0, 512)])
-def test_a_video_is_as_large_as_the_face_in_its_picture(examples: Path, factor: float, side: int) -> None:
+def test_a_video_is_as_large_as_the_face_in_its_picture(
+    packaged: Talker, examples: Path, factor: float, side: int
+) -> None:
     """The face of the example is framed by 147 px."""
     picture = cv2.cvtColor(cv2.imread(str(examples / "face.jpg")), cv2.COLOR_BGR2RGB)
     resized = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-    packaged = load(device="cpu", progress=False)
     frame = next(packaged.frames(resized, torch.zeros(1_280)))
     assert frame.shape == pytest.approx((side, side, 3), abs=6)
 
@@ -423,9 +424,8 @@ def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
 # --- The photo, the size, the device
 
 
-def test_a_larger_video_is_as_sharp_as_the_photo_where_it_shows_it(examples: Path) -> None:
+def test_a_larger_video_is_as_sharp_as_the_photo_where_it_shows_it(packaged: Talker, examples: Path) -> None:
     sound = torch.randn(1_920, generator=torch.Generator().manual_seed(0)) * 0.1  # 3 frames
-    packaged = load(device="cpu", progress=False)
     small, large = (
         np.stack(list(packaged.frames(examples / "face.jpg", sound, seed=1, size=size))) for size in (128, 256)
     )

@@ -327,7 +327,7 @@ def test_embeddings_do_not_depend_on_the_pieces(encoder, samples, examples):
         whole = encoder.encode(sound, frames)
         assert len(whole) == (frame_count(samples) if frames is None else frames)
         uneven = np.random.default_rng(samples).integers(0, samples + 1, 9).tolist()
-        for pieces in (sound.split(16_000), sound.split(641), sound.tensor_split(sorted(uneven))):
+        for pieces in (sound.split(641), sound.tensor_split(sorted(uneven))):
             chunks = list(encoder.encode_pieces(pieces, frames))
             assert (torch.cat(chunks) - whole).abs().max() < 1e-6
 

@@ -105,7 +105,6 @@ NO_LIBGL = 'raise ImportError("libGL.so.1: cannot open shared object file: No su
     [
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4"],
         ["prepare", "raw", "--out", "data"],
-        ["eval", "a.mp4", "--reference", "b.mp4"],
     ],
 )
 def test_without_libgl_one_sentence_shows_two_ways_out(tmp_path: Path, arguments: list[str]) -> None:

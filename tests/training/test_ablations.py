@@ -18,6 +18,7 @@ from dheads.training.loop import train
 from dheads.weights.checkpoints import load_model
 
 pytest_plugins = "real_data"
+pytestmark = pytest.mark.usefixtures("quick_training")
 
 # The paper's method in a small network: it predicts noise and variance, with the paper's losses.
 PAPER = override(
