@@ -21,7 +21,11 @@ PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
 def serve(address: str) -> None:
     import torch
 
-    import dheads.sampling.lists  # noqa: F401  (what takes long to load)
+    # What takes long to load; an optimiser imports torch._dynamo.
+    import torch._dynamo
+
+    import dheads.sampling.lists
+    import dheads.training.loop  # noqa: F401
     from dheads.cli import app
 
     torch.set_num_threads(1)
