@@ -33,6 +33,7 @@ from dheads.sampling.jobs import (
     MAX_GUIDANCE,
     MAX_MOTION,
     MAX_SEED,
+    MAX_SQUARE,
     SIZES,
     Job,
     check_distinct,
@@ -124,13 +125,13 @@ def sample(
             min=SIZES[0],
             max=SIZES[1],
             metavar="PX",
-            help="Side of the square video.",
-            show_default="that of the face in FACE, 256 to 512",
+            help="Side of the square video, or with --paste the longest side.",
+            show_default="that of the face in FACE, 256 to 512; with --paste of FACE, up to 3840",
             rich_help_panel=LOOK,
         ),
     ] = None,
     paste: Annotated[
-        bool, typer.Option("--paste", help="Show the whole picture of FACE, at its size.", rich_help_panel=LOOK)
+        bool, typer.Option("--paste", help="Show the whole picture of FACE.", rich_help_panel=LOOK)
     ] = False,
     seed: Annotated[
         int,
@@ -241,8 +242,8 @@ def sample(
         raise typer.BadParameter("cannot be used with -o -: stdout carries the video", param_hint="--json")
     if shard is not None and output is not None:
         raise typer.BadParameter("applies to --out-dir and --jobs only", param_hint="--shard")
-    if paste and size is not None:
-        raise typer.BadParameter("cannot be used with --paste: frames are as large as the picture", param_hint="--size")
+    if not paste and size is not None and size > MAX_SQUARE:
+        raise typer.BadParameter(f"must be at most {MAX_SQUARE} without --paste", param_hint="--size")
     if still and (motion is not None or motion_from is not None):
         raise typer.BadParameter(
             "cannot be used with --motion or --motion-from: a still head does not move", param_hint="--still"

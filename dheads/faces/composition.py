@@ -77,9 +77,19 @@ def crop_composition(
 class PastedComposition:
     """Composes frames that show the whole photo: the motion of the head ends around it, and nothing has an edge."""
 
-    def __init__(self, picture: np.ndarray, matrix: np.ndarray, size: int, alignment: AlignmentConfig) -> None:
-        """matrix (2, 3): from the picture to crops of `size` px. A picture too large to be encoded is reduced."""
-        self._photo, matrix = reduced(picture, matrix)
+    def __init__(
+        self,
+        picture: np.ndarray,
+        matrix: np.ndarray,
+        size: int,
+        alignment: AlignmentConfig,
+        largest_side: int | None = None,
+    ) -> None:
+        """matrix (2, 3): from the picture to crops of `size` px.
+
+        A picture with a side of more than `largest_side` px is reduced; None: to what most players decode.
+        """
+        self._photo, matrix = reduced(picture, matrix, largest_side)
         to_field = scaled_transform(matrix, _FIELD_PX / (_REACH * size))
         to_field[:, 2] += _FIELD_PX * (_REACH - 1) / (2 * _REACH)
         self._part, to_field = covered_part(self._photo.shape, to_field, _FIELD_PX)

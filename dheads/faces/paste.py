@@ -16,6 +16,8 @@ from dheads.faces.alignment import apply_transform, framed, invert_transform, me
 LARGEST_SIDE_PX = 3840
 # H.264 level 5.2, the highest that most players decode, has 36864 macroblocks of 16 x 16 px; partial blocks count.
 FRAME_LIMIT_PX = 9_300_000
+# Level 6.2, the highest that there is, has 139264.
+LAST_LIMIT_PX = 35_000_000
 _MARGIN_PX = 4  # of the crop, outside the mask: a cubic kernel reaches 2 px beyond the pixels that it resamples
 _FEATHER = 1 / 12  # least width of the mask's edge, in sides of the crop
 _REACH_PX = 1.5  # of the crop: standard deviation of the blur of changes
@@ -45,12 +47,12 @@ class Paster:
         matrix: np.ndarray,
         size: int,
         alignment: AlignmentConfig,
-        largest_side: int = LARGEST_SIDE_PX,
+        largest_side: int | None = None,
     ) -> None:
         """photo: (H, W, 3) uint8. matrix: (2, 3) from it to crops of `size` px, by `alignment.align_transforms`.
 
-        A photo with a side of more than `largest_side` px, or more pixels than H.264 level 5.2 has, is reduced. An odd
-        last row or column is cut off, because H.264 needs even sizes.
+        A photo with a side of more than `largest_side` px is reduced; None: to what most players decode. An odd last
+        row or column is cut off, because H.264 needs even sizes.
         """
         self._rest = framed(photo, matrix, size)  # (S, S, 3), S = size
         self._mask = face_mask(alignment, size)  # (S, S)
@@ -114,12 +116,11 @@ def _moved(change: np.ndarray) -> np.ndarray:
     return smoothstep((amount - _STILL) / (_MOVED - _STILL))
 
 
-def reduced(
-    photo: np.ndarray, matrix: np.ndarray, largest_side: int = LARGEST_SIDE_PX
-) -> tuple[np.ndarray, np.ndarray]:
-    """The photo reduced to a size that can be encoded, and the transform from it to the crop."""
+def reduced(photo: np.ndarray, matrix: np.ndarray, largest_side: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The photo reduced to at most that side, and the transform from it to the crop; None: to what players decode."""
     height, width = photo.shape[:2]
-    scale = min(1, largest_side / max(height, width), math.sqrt(FRAME_LIMIT_PX / (height * width)))
+    side, pixels = (LARGEST_SIDE_PX, FRAME_LIMIT_PX) if largest_side is None else (largest_side, LAST_LIMIT_PX)
+    scale = min(1, side / max(height, width), math.sqrt(pixels / (height * width)))
     if scale < 1:
         size = np.maximum(np.rint(np.array([width, height]) * scale), 2).astype(int)
         photo = cv2.resize(photo, size.tolist(), interpolation=cv2.INTER_AREA)

@@ -20,7 +20,8 @@ from dheads.system.files import as_path, is_endless
 if TYPE_CHECKING:
     import numpy as np
 
-SIZES = 16, 4096  # smallest and largest side of a video, px
+SIZES = 16, 8192  # smallest and largest side of a video, px
+MAX_SQUARE = 4096  # largest side of a square video, px
 MAX_GUIDANCE = 20
 MAX_MOTION = 2
 MAX_AT_SECONDS = 86_400
@@ -45,7 +46,7 @@ class Job:
     seed: int = 0
     """Seed of the sampling noise."""
     size: int | None = None
-    """Side of the video, px; None: the face's own in its picture."""
+    """Side of the video, px, with `paste` the longest; None: the face's own in its picture, or the picture's own."""
     steps: int | None = None
     """Denoising steps per frame."""
     solver: str | None = None
@@ -145,7 +146,7 @@ def check_inputs(job: Job) -> None:
             except ValueError as error:
                 raise DheadsError(f"{name}={value!r} must be {error}") from None
     if conflict := _conflict(job):
-        raise DheadsError(f"the video {conflict}; leave one of them out")
+        raise DheadsError(f"the video {conflict}")
     if isinstance(job.face, Path) and job.face == Path("-"):
         raise DheadsError("FACE is -, but only sound is read from stdin; save the picture to a file and give that")
     for source, what in ((job.face, "picture"), (job.audio, "sound"), (job.motion_from, "video")):
@@ -161,10 +162,10 @@ def check_inputs(job: Job) -> None:
 
 def _conflict(job: Job) -> str | None:
     """Which settings of the job exclude each other."""
-    if job.paste and job.size is not None:
-        return "has paste and a size, but pasted frames are as large as the picture"
+    if not job.paste and job.size is not None and job.size > MAX_SQUARE:
+        return f"has size={job.size}, but only with paste may it be more than {MAX_SQUARE} px"
     if job.still and (job.motion is not None or job.motion_from is not None):
-        return "has still and a motion, but a still head does not move"
+        return "has still and a motion, but a still head does not move; leave one of them out"
     return None
 
 

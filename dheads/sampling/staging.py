@@ -29,7 +29,8 @@ class Stage:
 def staged(config: Config, picture: np.ndarray, matrix: np.ndarray, side: int | None, paste: bool = False) -> Stage:
     """picture (H, W, 3) uint8; matrix (2, 3): from it to the network's crop.
 
-    side: of the video, px; None: that of the network's frames. paste: frames show the whole picture.
+    side: of the video, px; None: that of the network's frames. paste: frames show the whole picture, with a side of at
+    most `side` px; None: as large as most players decode.
     """
     size = config.network.image_size
     photo, moves = framed(picture, matrix, size), config.extensions.warp.flow
@@ -37,13 +38,13 @@ def staged(config: Config, picture: np.ndarray, matrix: np.ndarray, side: int | 
         layer = layer_size(config)
         middle = framed(picture, scaled_transform(matrix, layer / size), layer)
         if paste:
-            pasted = PastedComposition(picture, matrix, size, config.alignment)
+            pasted = PastedComposition(picture, matrix, size, config.alignment, side)
             return Stage(photo, middle, pasted, pasted.shape)
         assert side is not None
         compose = crop_composition(picture, matrix, size, max(side, layer))
         return Stage(photo, middle, lambda layers: resized_frame(compose(layers), side), (side, side))
     if paste:
-        paster = Paster(picture, matrix, size, config.alignment)
+        paster = Paster(picture, matrix, size, config.alignment, side)
         return Stage(photo, None, paster, paster.shape)
     return Stage(photo, None, partial(resized_frame, size=side), (side or size, side or size))
 

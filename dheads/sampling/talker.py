@@ -119,14 +119,14 @@ class Talker:
         which can be played before the video ends. The same seed on the same device gives the same video. Sound is
         read while frames are generated, so hours of it take no more memory than a minute.
 
-        size: side of the video in px; None: the face's own in its picture, 256 to 512, or the network's where heads do
-        not move. steps, solver, guidance: how frames are sampled; None: as the weights recommend. at: seconds into a
-        video as face; None: its first frame with a face. which: of several faces, from the largest: 1. paste: the face
-        is shown in its whole picture. still: the head keeps to its place in the photo. motion: how far the head moves,
-        0 to 2 times as far as people do; None: 1. motion_from: a video whose head motion and blinks are repeated.
-        audio_codec: of the video's sound. compiled: torch.compile first, which takes a minute. on_frame: called after
-        each frame with the number of frames made and about how many there will be, None if the sound does not say.
-        What it raises ends the work, and nothing is written.
+        size: side of the video in px, with `paste` the longest; None: the face's own in its picture, 256 to 512, or the
+        network's where heads do not move. steps, solver, guidance: how frames are sampled; None: as the weights
+        recommend. at: seconds into a video as face; None: its first frame with a face. which: of several faces, from
+        the largest: 1. paste: the face is shown in its whole picture. still: the head keeps to its place in the photo.
+        motion: how far the head moves, 0 to 2 times as far as people do; None: 1. motion_from: a video whose head
+        motion and blinks are repeated. audio_codec: of the video's sound. compiled: torch.compile first, which takes a
+        minute. on_frame: called after each frame with the number of frames made and about how many there will be, None
+        if the sound does not say. What it raises ends the work, and nothing is written.
         Raises DheadsError for input that cannot be used; then nothing is written.
         """
         job = Job(
@@ -231,9 +231,7 @@ class Talker:
 
     def _side(self, job: Job, portrait: Portrait) -> int | None:
         """The side of the video in px; None: of the network's frames, or of the picture that they are pasted into."""
-        if job.paste:
-            return None
-        if job.size is not None or not self.config.extensions.warp.flow:
+        if job.paste or job.size is not None or not self.config.extensions.warp.flow:
             return job.size
         # The face's own resolution: a pixel of the picture becomes one of the video.
         own = self.config.network.image_size / scale_of(portrait.matrix)

@@ -300,7 +300,7 @@ def test_a_signal_leaves_nothing_of_any_command(tmp_path: Path, number: int) -> 
         ["sample", "face.jpg", "speech.wav", "-o", "-", "--takes", "2"],
         ["sample", "face.jpg", "speech.wav", "-o", "-", "--json"],
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--shard", "1/2"],
-        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--paste", "--size", "64"],
+        ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--size", "4098"],
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--guidance", "nan"],
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--at", "inf"],
         ["sample", "face.jpg", "speech.wav", "-o", "out.mp4", "--face", "0"],

@@ -93,3 +93,5 @@ def test_a_large_photo_is_reduced_and_an_odd_one_cut(real: tuple[np.ndarray, np.
     large = cv2.resize(photo, (5000, 5000))
     bigger = np.column_stack([matrix[:, :2] * 512 / 5000, matrix[:, 2]])
     assert PastedComposition(large, bigger, SIZE, ALIGNMENT).shape == (3050, 3050)
+    assert PastedComposition(large, bigger, SIZE, ALIGNMENT, 8192).shape == (5000, 5000)
+    assert PastedComposition(large, bigger, SIZE, ALIGNMENT, 300).shape == (300, 300)

@@ -148,7 +148,7 @@ def test_every_option_has_a_column() -> None:
         ("motion", "2.1", "motion='2.1', which must be a number from 0 to 2"),
         ("motion_from", "-", "motion_from='-', which must be the path of a file"),
         ("still,motion", "yes,1", "has still and a motion, but a still head does not move"),
-        ("paste,size", "yes,64", "has paste and a size, but pasted frames are as large as the picture"),
+        ("size", "4098", "has size=4098, but only with paste may it be more than 4096 px"),
     ],
 )
 def test_a_value_that_a_column_does_not_allow(column: str, text: str, fault: str) -> None:

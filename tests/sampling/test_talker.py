@@ -71,11 +71,10 @@ def test_both_ways_take_the_same_options() -> None:
         ({"motion": 5}, "motion=5 must be a number from 0 to 2"),
         ({"guidance": float("nan")}, "guidance=nan must be a number from 0 to 20"),
         ({"seed": -1}, "seed=-1 must be a whole number from 0 to 9223372036854775807"),
-        ({"size": 9000}, "size=9000 must be a whole number from 16 to 4096"),
+        ({"size": 9000}, "size=9000 must be a whole number from 16 to 8192"),
         ({"steps": 1.5}, "steps=1.5 must be a whole number from 1 to 100000"),
         ({"solver": "heun"}, "solver='heun' must be one of ddpm, ddim, dpm++2m"),
-        ({"paste": True, "size": 256}, "the video has paste and a size, but pasted frames are as large as the picture; "
-         "leave one of them out"),
+        ({"size": 4098}, "the video has size=4098, but only with paste may it be more than 4096 px"),
         ({"still": True, "motion": 1}, "the video has still and a motion, but a still head does not move; leave one of "
          "them out"),
     ],
