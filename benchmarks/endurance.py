@@ -13,10 +13,11 @@ The videos are written to --out.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ from dheads.speech.sync import correlation
 
 SPEECH_SECONDS, PAUSE_SECONDS = 7.5, 2.5
 SETTLING = 10  # frames of the pause in which the mouth may still close, and before its end open again
+Finished = TypeVar("Finished")
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,13 @@ def main(
     lips = talker.unet.lip_predictor
     predicted = lips.predict(loop)[:, 0].cpu().numpy() if lips else np.zeros(len(loop))
     stages, faces = zip(*(stage_of(talker, photo, size) for photo in photos), strict=True)
-    made = animate(engine, stages, [VideoSpec(s.photo, embeddings, seed, middle=s.middle) for s in stages])
+    videos = [VideoSpec(s.photo, embeddings, seed, middle=s.middle) for s in stages]
+    made = animate(engine, videos, [partial(with_photo_alone, stage) for stage in stages])
     out.mkdir(parents=True, exist_ok=True)
     net = IdentityNet(identity_net) if identity_net else None
     report = []
-    for photo, face, (frames, alone) in zip(photos, faces, made, strict=True):
+    for photo, face, pairs in zip(photos, faces, made, strict=True):
+        frames, alone = map(list, zip(*pairs, strict=True))
         write_video(out / f"{photo.stem}.mp4", frames, None)
         ends = (len(loop) / FPS, *times)
         stretches = {int(t): measure(face, frames, alone, round(t * FPS), predicted, net) for t in ends}
@@ -119,16 +123,20 @@ def heard(talker: Talker, speech: Path) -> torch.Tensor:
     return torch.cat(list(talker.hear([once.repeat(3)])))[frames : 2 * frames]
 
 
-def animate(engine: Engine, stages: Sequence[Stage], videos: list[VideoSpec]) -> list[tuple[Frames, Frames]]:
-    """The frames of each video, (S, S, 3) uint8, and the photo moved alone; their speech is (F, D) each."""
-    made: list[tuple[Frames, Frames]] = [([], []) for _ in videos]
+def animate(
+    engine: Engine, videos: list[VideoSpec], finishes: Sequence[Callable[[np.ndarray], Finished]]
+) -> list[list[Finished]]:
+    """What each video's function makes of each of its frames; the videos' speech is (F, D) each."""
+    made: list[list[Finished]] = [[] for _ in videos]
     total = sum(len(video.speech) for video in videos)
     for index, frame, _ in tqdm(in_lockstep(engine, videos, min(8, len(videos))), total=total, unit="frame"):
-        shown, alone = made[index]
-        shown.append(stages[index].finish(frame))
-        if stages[index].middle is not None:
-            alone.append(stages[index].finish(photo_alone(frame)))
+        made[index].append(finishes[index](frame))
     return made
+
+
+def with_photo_alone(stage: Stage, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The frame of the video, (S, S, 3) uint8, and the photo moved alone; None where the network does not move it."""
+    return stage.finish(frame), None if stage.middle is None else stage.finish(photo_alone(frame))
 
 
 def stage_of(talker: Talker, photo: Path, size: int) -> tuple[Stage, np.ndarray]:
@@ -139,10 +147,19 @@ def stage_of(talker: Talker, photo: Path, size: int) -> tuple[Stage, np.ndarray]
 
 
 def measure(
-    photo: np.ndarray, frames: Frames, alone: Frames, end: int, predicted: np.ndarray, net: IdentityNet | None
+    photo: np.ndarray,
+    frames: Frames,
+    alone: list[np.ndarray | None],
+    end: int,
+    predicted: np.ndarray,
+    net: IdentityNet | None,
 ) -> Stretch:
-    """One repetition, which ends before frame `end`, beside the photo (S, S, 3). alone: the photo moved, or nothing."""
+    """Measure the repetition that ends before frame `end`, against the photo (S, S, 3).
+
+    alone: the photo moved like each frame, without the lips that are drawn; None where the network does not move it.
+    """
     shown = [photo, *frames[end - len(predicted) : end]]
+    still = [frame for frame in alone[end - len(predicted) : end] if frame is not None]
     landmarks = track_face("the video", lambda: shown, load_backend("mesh")).landmarks
     shapes, opening = face_shapes(landmarks), mouth_opening(landmarks)[1:]
     middle = np.nanmean(landmarks, axis=0)
@@ -162,7 +179,7 @@ def measure(
         correlation(opening[:begin], predicted[:begin]),
         float(np.nanstd(places, axis=0).mean()),
         float(np.nanmean(moves[pause]) / spoken),
-        float(np.nanmean(mouth_moves(alone[end - len(predicted) : end])[pause]) / spoken) if alone else float("nan"),
+        float(np.nanmean(mouth_moves(still)[pause]) / spoken) if still else float("nan"),
         float(np.prod(turning) ** (1 / len(turning))),
         float(np.nanmean(similarity(net, shown[1:], landmarks[1:], photo, landmarks[0]))) if net else float("nan"),
     )

@@ -108,7 +108,7 @@ def main(
     embeddings = torch.cat(list(talker.hear([waveform])))
     stages, faces = read_faces(talker, photos, size)
     videos = [VideoSpec(s.photo, embeddings, seed + i, middle=s.middle) for i, s in enumerate(stages)]
-    made = [frames for frames, _ in animate(engine, stages, videos)]
+    made = animate(engine, videos, [stage.finish for stage in stages])
     net = IdentityNet(identity_net) if identity_net else None
     rows: dict[str, dict[str, float]] = {}
     told = heard(talker, embeddings)

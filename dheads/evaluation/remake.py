@@ -24,13 +24,11 @@ from dheads.faces.alignment import align_transforms
 from dheads.media.sound import add_noise, load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
-from dheads.sampling.lockstep import VideoSpec, in_lockstep
+from dheads.sampling.lockstep import VideoSpec, composed, in_lockstep
 from dheads.sampling.staging import Stage, staged
 from dheads.speech.encoders import load_speech_encoder
 from dheads.system.devices import described
 from dheads.system.files import complete_or_absent
-from dheads.system.prefetch import prefetch
-from dheads.system.workers import cores
 
 log = logging.getLogger("dheads")
 _SETTINGS = "settings.json"
@@ -115,9 +113,6 @@ def remake(
             started.append((clip, stage))
             yield video
 
-    def composed(index: int, frame: np.ndarray, last: bool) -> tuple[int, np.ndarray, bool]:
-        return index, started[index][1].finish(frame), last
-
     unfinished: dict[int, list[np.ndarray]] = {}  # frames by index in `started`
     total = sum(clip.frames for clip in todo)
     log.info(
@@ -126,9 +121,8 @@ def remake(
         len(clips) - len(todo),
     )  # fmt: skip
     with tqdm(total=total, desc="sample", unit="frame", disable=not progress or not todo) as bar:
-        # Threads compose frames while the network makes the next.
         made = in_lockstep(engine, videos(), max(1, min(slots, len(todo))))
-        for index, frame, last in prefetch(composed, made, max(1, cores() // 2)):
+        for index, frame, last in composed(made, lambda index, frame: started[index][1].finish(frame)):
             unfinished.setdefault(index, []).append(frame)
             bar.update()
             if last:

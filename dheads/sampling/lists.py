@@ -21,13 +21,11 @@ from dheads.errors import DheadsError
 from dheads.media.writing import container_of, video_writer
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job
-from dheads.sampling.lockstep import VideoSpec, in_lockstep
+from dheads.sampling.lockstep import VideoSpec, composed, in_lockstep
 from dheads.sampling.outputs import check, sweep
 from dheads.sampling.talker import Talker, reporting_compile_errors
 from dheads.system.devices import described, own_device, resolve_device
 from dheads.system.distributed import world
-from dheads.system.prefetch import prefetch
-from dheads.system.workers import cores
 
 log = logging.getLogger("dheads")
 SLOTS = {"cuda": 16, "mps": 8, "cpu": 8}  # videos in lock-step; more make no more frames a second
@@ -124,15 +122,13 @@ def _together(talker: Talker, engine: Engine, jobs: list[Job], tick: Callable[[]
             active[next(indices)] = video
             yield video.spec()
 
-    def composed(index: int, frame: np.ndarray, last: bool) -> tuple[int, np.ndarray | None, bool]:
+    def finish(index: int, frame: np.ndarray) -> np.ndarray | None:
         video = active.get(index)  # None: it has failed meanwhile
-        return index, None if video is None else video.finish(frame), last
+        return None if video is None else video.finish(frame)
 
     slots = min(SLOTS[engine.device.type], len(jobs))
     try:
-        # Threads compose frames while the network makes the next.
-        frames = prefetch(composed, in_lockstep(engine, videos(), slots, finished), min(slots, max(1, cores() // 2)))
-        for index, frame, last in frames:
+        for index, frame, last in composed(in_lockstep(engine, videos(), slots, finished), finish):
             while refused:
                 yield refused.popleft()
             tick()

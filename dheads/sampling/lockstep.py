@@ -5,8 +5,9 @@ Speech may come in chunks while frames are generated: only what a frame needs of
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ from dheads.media.pixels import to_uint8, to_unit
 from dheads.sampling.calibration import LipGains, amplified
 from dheads.sampling.engine import Engine, Inputs
 from dheads.sampling.layers import layers
+from dheads.system.prefetch import prefetch
+from dheads.system.workers import cores
+
+Finished = TypeVar("Finished")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,20 @@ def in_lockstep(
         for arrival in begun:
             yield from (frame for frame in arrival.frames() if frame[0] not in stopped)
         active = [slot for slot in active if slot.goes_on and slot.index not in stopped]
+
+
+def composed(
+    frames: Iterable[tuple[int, np.ndarray, bool]], finish: Callable[[int, np.ndarray], Finished]
+) -> Generator[tuple[int, Finished, bool]]:
+    """What `in_lockstep` yields, each frame finished by threads while the network makes the next.
+
+    finish: makes the frame of the video of an index.
+    """
+
+    def finished(index: int, frame: np.ndarray, last: bool) -> tuple[int, Finished, bool]:
+        return index, finish(index, frame), last
+
+    return prefetch(finished, frames, max(1, cores() // 2))
 
 
 class _Slot:
