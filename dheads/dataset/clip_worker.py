@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import av
 import cv2
+import numpy as np
 import torch
 from safetensors.torch import save
 
@@ -22,6 +23,7 @@ from dheads.dataset.manifest import clip_path
 from dheads.dataset.released_layout import RELEASED
 from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
+from dheads.faces.eyelids import without_gaps
 from dheads.media.photos import silence_pillow
 from dheads.media.writing import write_clip
 from dheads.speech.sync import Sync
@@ -75,12 +77,24 @@ def prepare_clip(extract: Extractor, raw: Path, out: Path, source: Source) -> Fi
 
 
 def _write(extracted: Extract, out: Path, clip: str) -> None:
-    labels = clip_path(out, clip, "safetensors")
+    video, labels = clip_path(out, clip, "mp4"), clip_path(out, clip, "safetensors")
     labels.parent.mkdir(parents=True, exist_ok=True)
-    # The labels get their name last: where they are present, the clip is finished.
-    with complete_or_absent(labels) as part:
-        part.write_bytes(save(extracted.labels, _metadata(extracted.sync)))
-        write_clip(clip_path(out, clip, "mp4"), extracted.frames, extracted.waveform)
+    openness: list[float] = []
+
+    def frames() -> Iterator[np.ndarray]:
+        for frame, eyes in extracted.frames:
+            openness.append(eyes)
+            yield frame
+
+    write_clip(video, frames(), extracted.waveform)
+    eyes = torch.from_numpy(without_gaps(np.array(openness)))
+    # The labels come last: where they are present, the clip is finished.
+    try:
+        with complete_or_absent(labels) as part:
+            part.write_bytes(save({**extracted.labels, "eyes": eyes}, _metadata(extracted.sync)))
+    except OSError:
+        video.unlink()
+        raise
 
 
 def _metadata(sync: Sync | None) -> dict[str, str] | None:

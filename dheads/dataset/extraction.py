@@ -23,7 +23,7 @@ from dheads.faces.alignment import (
     mouth_opening,
     mouth_width,
 )
-from dheads.faces.eyelids import eye_openness, without_gaps
+from dheads.faces.eyelids import openness_of_frame
 from dheads.faces.landmarks import find_face, load_backend
 from dheads.media.photos import PHOTOS, load_photo
 from dheads.media.reading import read_frames
@@ -38,10 +38,10 @@ _KEPT_BYTES = 512 * 2**20  # of pictures, in each worker process
 class Extract:
     """A clip of F frames to write."""
 
-    frames: Iterator[np.ndarray]  # F times (size, size, 3) uint8, made one by one
+    frames: Iterator[tuple[np.ndarray, float]]  # (size, size, 3) uint8 and the eyes' openness there, made one by one
     waveform: torch.Tensor  # (N,) 16 kHz
     labels: dict[str, torch.Tensor]  # speech (F, D), landmarks (F, 68, 2) px, mouth_box (F, 4) px, lips (F, 3),
-    # eyes (F,), speech_at_tempos (V, F, D) of clips that move
+    # speech_at_tempos (V, F, D) of clips that move
     sync: Sync | None = None  # how far off the raw clip is; None where it was not measured
 
     def __len__(self) -> int:
@@ -100,18 +100,19 @@ class Detector:
         size = self.config.network.image_size
         matrices = align_transforms(landmarks, self.config.alignment, size)
 
-        def images() -> Iterator[np.ndarray]:
-            return islice(pictures, len(landmarks))
-
         aligned = np.stack([apply_transform(matrix, row) for matrix, row in zip(matrices, landmarks, strict=True)])
         waveform, speech, sync = self.in_step(waveform, aligned)
-        labels = make_labels(speech, aligned, eye_openness(images(), landmarks), size)
+        labels = make_labels(speech, aligned, size)
         count, tempos = len(landmarks), self.config.preparation.speech_tempos
         if tempos and not is_photo:
             voices = [self.encoder.encode_at(tempo, waveform, count) for tempo in tempos]
             labels["speech_at_tempos"] = torch.stack(voices).half().cpu()
         return Extract(
-            frames=(framed(image, matrix, size) for image, matrix in zip(images(), matrices, strict=True)),
+            # The eyes are measured in the same pass, so that a long video is decoded twice and not three times.
+            frames=(
+                (framed(image, matrix, size), openness_of_frame(image, row))
+                for image, matrix, row in zip(islice(pictures, len(landmarks)), matrices, landmarks, strict=True)
+            ),
             waveform=waveform,
             labels=labels,
             sync=sync,
@@ -160,18 +161,17 @@ def common_length(lengths: dict[str, int], max_skew_seconds: float) -> int:
     return shortest
 
 
-def make_labels(speech: torch.Tensor, landmarks: np.ndarray, eyes: np.ndarray, size: int) -> dict[str, torch.Tensor]:
+def make_labels(speech: torch.Tensor, landmarks: np.ndarray, size: int) -> dict[str, torch.Tensor]:
     """The labels of a clip, as in `Extract`.
 
-    speech: (F, D). landmarks: (F, 68, 2) px of the aligned frames. eyes: (F,) openness, NaN where unknown.
-    size: px, of a side of the frames. Raises DheadsError for numbers that are not finite.
+    speech: (F, D). landmarks: (F, 68, 2) px of the aligned frames. size: px, of a side of the frames.
+    Raises DheadsError for numbers that are not finite.
     """
     labels = {
         "speech": speech.half().cpu(),
         "landmarks": torch.from_numpy(landmarks.astype(np.float32)),
         "mouth_box": torch.from_numpy(mouth_box(landmarks, size)).int(),
         "lips": torch.from_numpy(_lip_measures(landmarks)),
-        "eyes": torch.from_numpy(without_gaps(eyes)),
     }
     for name, label in labels.items():
         if not label.isfinite().all():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from dheads.dataset.screening import screen
 from dheads.dataset.sources import Source
 from dheads.errors import DheadsError
 from dheads.faces.alignment import scale_points
-from dheads.faces.eyelids import eye_openness
+from dheads.faces.eyelids import openness_of_frame
 from dheads.media.reading import read_frames
 from dheads.media.sound import SAMPLES_PER_FRAME, frame_count, load_waveform
 
@@ -44,14 +43,12 @@ class Importer:
         # As in the released code, pictures that are not square are stretched.
         size, (height, width, _) = self.config.network.image_size, shapes[0]
         scaled = scale_points(screen(landmarks[:count], limits), np.array([size / width, size / height]))
-
-        def resized() -> Iterator[np.ndarray]:
-            return (_resized(image, size) for image in islice(pictures, count))
+        resized = (_resized(image, size) for image in islice(pictures, count))
 
         return Extract(
-            frames=resized(),
+            frames=((image, openness_of_frame(image, row)) for image, row in zip(resized, scaled, strict=True)),
             waveform=waveform[: count * SAMPLES_PER_FRAME],
-            labels=make_labels(speech[:count], scaled, eye_openness(resized(), scaled), size),
+            labels=make_labels(speech[:count], scaled, size),
         )
 
 

@@ -32,7 +32,7 @@ def eye_openness(frames: Iterable[np.ndarray], landmarks: np.ndarray) -> np.ndar
     EAR = (height of the lids' opening) / (width between the corners), the mean of two heights and of both eyes
     (Soukupova and Cech 2016): about 0.35 open, 0.1 shut. NaN if there is no face or an eye is less than 2 px wide.
     """
-    return np.array([_openness(*pair) for pair in zip(frames, landmarks, strict=True)], np.float64)
+    return np.array([openness_of_frame(*pair) for pair in zip(frames, landmarks, strict=True)], np.float64)
 
 
 def without_gaps(openness: np.ndarray) -> np.ndarray:
@@ -41,7 +41,8 @@ def without_gaps(openness: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(openness), openness, np.median(seen) if len(seen) else 1.0).astype(np.float32)
 
 
-def _openness(frame: np.ndarray, points: np.ndarray) -> float:
+def openness_of_frame(frame: np.ndarray, points: np.ndarray) -> float:
+    """As `eye_openness`, of one frame (H, W, 3) with a face at points (68, 2) px."""
     widths = np.abs(points[[_RIGHT[1], _LEFT[1]]] - points[[_RIGHT[0], _LEFT[0]]]).max(axis=-1)  # (2,)
     if not (widths >= 2).all():  # also if they are NaN
         return float("nan")

@@ -17,6 +17,7 @@ from dheads.media.sound import SAMPLES_PER_FRAME
 from dheads.speech.interface import SpeechEncoder, stretches
 
 N_FFT, HOP = 400, 160  # Whisper's spectrogram: columns of 25 ms, every 10 ms
+_COLUMNS = SAMPLES_PER_FRAME // HOP  # a video frame
 
 
 def load_whisper() -> WhisperEncoder:
@@ -68,25 +69,46 @@ class WhisperEncoder(SpeechEncoder):
         before = (self.window // 2 - 1) * HOP + N_FFT // 2 - SAMPLES_PER_FRAME // 2
         span = (self.window - 1) * HOP + N_FFT
         for sound, _, _ in stretches(pieces, frames, span, before, self.batch):
-            yield self._central(self._log_mel(sound.to(self.hann)))
+            yield self._central(self._positions(self._log_mel(sound.to(self.hann))))
 
     def _log_mel(self, sound: Tensor) -> Tensor:
-        """The sound of B windows, 640 samples apart -> (B, mels, window): Whisper's log-mel spectrogram."""
+        """(N,) -> (mels, columns): log10 of Whisper's mel spectrogram."""
         spectrum = torch.stft(sound, N_FFT, HOP, window=self.hann, center=False, return_complex=True)  # (201, columns)
-        log_mel = (self.mel_filters.T @ spectrum.abs().square()).clamp(min=1e-10).log10()  # (mels, columns)
-        windows = log_mel.unfold(1, self.window, SAMPLES_PER_FRAME // HOP).transpose(0, 1)  # (B, mels, window)
-        # Whisper's dynamic range, below the maximum of each window: sound outside it must have no influence.
-        floor = windows.amax(dim=(1, 2), keepdim=True) - 8
-        return (torch.maximum(windows, floor) + 4) / 4
+        return (self.mel_filters.T @ spectrum.abs().square()).clamp(min=1e-10).log10()
 
-    def _central(self, mel: Tensor) -> Tensor:
-        """(B, mels, window) -> (B, D): the mean over the central 40 ms of the last block's output."""
-        x = F.gelu(self.conv1(mel))
-        x = F.gelu(self.conv2(x)).transpose(1, 2) + self.positions  # (B, window / 2, D)
+    def _positions(self, log_mel: Tensor) -> Tensor:
+        """(mels, columns), the windows of B frames -> (B, D, window / 2): the encoder positions of each window."""
+        # Whisper's dynamic range, below the maximum of each window: sound outside it must have no influence.
+        floors = log_mel.amax(dim=0).unfold(0, self.window, _COLUMNS).amax(dim=1) - 8  # (B,)
+        same, counts = floors.unique_consecutive(return_counts=True)
+        positions, begin = [], 0
+        for floor, count in zip(same, counts.tolist(), strict=True):
+            columns = log_mel[:, begin : begin + self.window + (count - 1) * _COLUMNS]
+            positions.append(self._windows((torch.maximum(columns, floor) + 4) / 4))
+            begin += count * _COLUMNS
+        return torch.cat(positions)
+
+    def _windows(self, mel: Tensor) -> Tensor:
+        """The same of scaled columns (mels, columns) with one floor.
+
+        Overlapping windows have most positions in common; only the first and the last of each see its padding.
+        """
+        windows = mel.unfold(1, self.window, _COLUMNS).transpose(0, 1)  # (B, mels, window)
+        first, last = self._convolved(windows[..., :4])[..., :1], self._convolved(windows[..., -4:])[..., -1:]
+        between = self._convolved(mel[None])[0, :, 1:-1].unfold(1, self.window // 2 - 2, _COLUMNS // 2)
+        return torch.cat([first, between.transpose(0, 1), last], dim=2)
+
+    def _convolved(self, mel: Tensor) -> Tensor:
+        """(B, mels, columns) -> (B, D, columns / 2)"""
+        return F.gelu(self.conv2(F.gelu(self.conv1(mel))))
+
+    def _central(self, positions: Tensor) -> Tensor:
+        """(B, D, window / 2) -> (B, D): the mean over the central 40 ms of the last block's output."""
+        x = positions.transpose(1, 2).contiguous() + self.positions  # (B, window / 2, D)
         for block in self.blocks[:-1]:
-            x = block(x, x)
+            x = block(x)
         middle = self.window // 4
-        x = self.blocks[-1](x[:, middle - 1 : middle + 1], x)  # (B, 2, D): the other positions are not used
+        x = self.blocks[-1](x, slice(middle - 1, middle + 1))  # (B, 2, D): the other positions are not used
         embeddings: Tensor = (x.mean(dim=1) - self.embedding_mean) / self.embedding_std
         return embeddings
 
@@ -101,9 +123,10 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.mlp_ln = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, T, D), some or all of the positions of context (B, S, D) -> (B, T, D)."""
-        x = x + self.attn(self.attn_ln(x), self.attn_ln(context))
+    def forward(self, x: Tensor, chosen: slice = slice(None)) -> Tensor:
+        """(B, T, D) -> (B, t, D), of the t chosen positions."""
+        context = self.attn_ln(x)
+        x = x[:, chosen] + self.attn(context[:, chosen], context)
         output: Tensor = x + self.mlp(self.mlp_ln(x))
         return output
 
@@ -120,12 +143,25 @@ class _Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        q, k, v = (
-            layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
-            for layer, source in ((self.query, x), (self.key, context), (self.value, context))
-        )
-        output: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        """x (B, t, D), some or all of the positions of context (B, T, D) -> (B, t, D)."""
+        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, t, D / heads)
+        if self.heads * x.shape[1] < context.shape[1]:
+            heads = self._few(q, context)
+        else:
+            k, v = (layer(context).unflatten(-1, (self.heads, -1)) for layer in (self.key, self.value))
+            heads = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2))
+        output: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return output
+
+    def _few(self, q: Tensor, context: Tensor) -> Tensor:
+        """Attention of few queries (B, heads, t, d), which takes less work in another order.
+
+        q (W_k c) = (W_k^T q) c and sum_i a_i (W_v c_i) = W_v (sum_i a_i c_i)
+        """
+        w_k, w_v = (layer.weight.unflatten(0, (self.heads, -1)) for layer in (self.key, self.value))  # (heads, d, D)
+        folded = (q @ w_k).flatten(1, 2)  # (B, heads t, D)
+        mixed = F.scaled_dot_product_attention(folded, context, context, scale=q.shape[-1] ** -0.5)
+        return mixed.unflatten(1, (self.heads, -1)) @ w_v.mT + self.value.bias.view(1, self.heads, 1, -1)
 
 
 def _sinusoids(length: int, dim: int) -> Tensor:

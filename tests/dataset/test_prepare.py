@@ -296,7 +296,7 @@ def test_nothing_usable(shared: Path, tmp_path: Path, tried: list[str]) -> None:
 
 def crops(detector: Detector, raw: Path, name: str) -> np.ndarray:
     """(F, S, S, 3): the aligned frames of a file."""
-    return np.stack(list(detector(raw, Source(name, "a/a", "a", "train")).frames)).astype(int)
+    return np.stack([frame for frame, _ in detector(raw, Source(name, "a/a", "a", "train")).frames]).astype(int)
 
 
 def test_a_heic_photo_gives_what_a_jpeg_does(detector: Detector, shared: Path, tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def test_frames_that_fail_only_when_they_are_written(whole: Whole, tmp_path: Pat
         made = detector(raw, source)
         return Extract(damaged(made.frames), made.waveform, made.labels)
 
-    def damaged(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    def damaged(frames: Iterator[tuple[np.ndarray, float]]) -> Iterator[tuple[np.ndarray, float]]:
         yield next(frames)
         raise ValueError("frame 1 is damaged")
 

@@ -128,7 +128,7 @@ def released_once(shared: Path, tmp_path_factory: pytest.TempPathFactory, detect
     for name, source in {"s1/a": "s1_bbal7s", "s2/b": "other_lbbc2a"}.items():
         cut(shared / "data" / "grid" / f"{source}.mp4", root / "cut.mp4", 12)
         made = large(root, Source("cut.mp4", name, "", ""))
-        write_clip(raw / "video" / f"{name}.mp4", made.frames, made.waveform)
+        write_clip(raw / "video" / f"{name}.mp4", (frame for frame, _ in made.frames), made.waveform)
         write_wav(raw / "audio" / f"{name}.wav", made.waveform)
         depth = np.ones((12, 68, 1), np.float32)
         np.save(raw / "lmks" / f"{name}.npy", np.concatenate([made.labels["landmarks"].numpy(), depth], axis=2))
@@ -208,7 +208,7 @@ def test_pictures_that_are_not_square_are_stretched(tmp_path: Path) -> None:
     torch.save(torch.zeros(3, DIM), tmp_path / "a.pth")
     made = Importer(SMALL_CREMA)(tmp_path, Source("a.mp4", "a/a", "a", "train", None, "a.npy", "a.pth"))
     np.testing.assert_allclose(made.labels["landmarks"], np.stack([square] * 3), atol=1e-3)
-    frames = list(made.frames)
+    frames = [frame for frame, _ in made.frames]
     assert [frame.shape for frame in frames] == [(64, 64, 3)] * 3
     wanted = ramp[0].reshape(64, 3, 3).mean(axis=1)
     assert np.abs(frames[0] - wanted).max() <= 3

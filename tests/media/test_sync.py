@@ -216,7 +216,7 @@ def prepared(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     detector.backend, detector.encoder = Known(load_backend("mesh").track(scene)), Unheard()
     with pytest.MonkeyPatch.context() as patch:
         in_this_process(patch, detector)
-        patch.setattr(extraction, "eye_openness", lambda frames, landmarks: np.full(len(landmarks), 0.3))
+        patch.setattr(extraction, "openness_of_frame", lambda frame, landmarks: 0.3)
         summary = prepare(folder / "raw", folder / "data", preset("tiny"), progress=False)
     assert summary.failed == []
     return {Path(c.source).name: folder / "data" / "clips" / f"{c.clip}.mp4" for c in read_clips(folder / "data")}
