@@ -142,7 +142,7 @@ def with_photo_alone(stage: Stage, frame: np.ndarray) -> tuple[np.ndarray, np.nd
 def stage_of(talker: Talker, photo: Path, size: int) -> tuple[Stage, np.ndarray]:
     """How a photo is animated in a video of `size` px, and its crop (size, size, 3) there."""
     portrait, own = find_portrait(photo, talker.config, talker.backend), talker.config.network.image_size
-    stage = staged(talker.config, portrait.picture, portrait.matrix, size)
+    stage = staged(talker.config, portrait, size)
     return stage, framed(portrait.picture, scaled_transform(portrait.matrix, size / own), size)
 
 

@@ -45,7 +45,7 @@ from dheads.faces.landmarks import load_backend
 from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
-from dheads.sampling.portrait import find_portrait
+from dheads.sampling.portrait import Portrait, find_portrait
 from dheads.sampling.staging import resized_frame, staged
 from dheads.weights.checkpoints import load_model
 
@@ -57,8 +57,7 @@ Frames = list[np.ndarray]
 class Source:
     """What one video is made from."""
 
-    picture: np.ndarray  # (H, W, 3) uint8
-    matrix: np.ndarray  # (2, 3) from it to the network's crop
+    portrait: Portrait
     speech: Tensor  # (F, D)
     truth: Frames | None = None  # of the same clip
 
@@ -109,21 +108,21 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 def of_clip(dataset: Dataset, clip: Clip, config: Config, most: int) -> Source:
     """A clip's first picture and its own sound."""
     labels, truth = dataset.labels(clip), list(dataset.frames(clip)[:most])
-    matrix = align_transforms(labels["landmarks"][:1].numpy(), config.alignment, config.network.image_size)[0]
-    return Source(truth[0], matrix, labels["speech"][:most], truth)
+    landmarks = labels["landmarks"][:1].numpy()
+    matrix = align_transforms(landmarks, config.alignment, config.network.image_size)[0]
+    return Source(Portrait(truth[0], landmarks[0], matrix), labels["speech"][:most], truth)
 
 
 def of_photo(photo: Path, speech: Tensor, config: Config) -> Source:
     """A photo and another's sound."""
-    portrait = find_portrait(photo, config, load_backend("mesh"))
-    return Source(portrait.picture, portrait.matrix, speech)
+    return Source(find_portrait(photo, config, load_backend("mesh")), speech)
 
 
 def videos(
     engine: Engine, config: Config, sources: dict[str, Source], size: int, seed: int
 ) -> Iterator[tuple[str, Made]]:
     """Yield the name of each source and its video of `size` px."""
-    stages = [staged(config, source.picture, source.matrix, size) for source in sources.values()]
+    stages = [staged(config, source.portrait, size) for source in sources.values()]
     specs = [
         VideoSpec(stage.photo, source.speech, seed + number, middle=stage.middle)
         for number, (stage, source) in enumerate(zip(stages, sources.values(), strict=True))
@@ -142,7 +141,7 @@ def figures(made: Made, config: Config, net: IdentityNet | None) -> dict[str, fl
     """The measures of one video; those without a value are absent."""
     size, side = config.network.image_size, len(made.frames[0])
     moved = [photo_alone(one) for one in made.layers]
-    compose = crop_composition(made.source.picture, made.source.matrix, size, side)
+    compose = crop_composition(made.source.portrait.picture, made.source.portrait.matrix, size, side)
     photo = [compose(one) for one in moved]
     own = [resized_frame(cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA), side) for frame in made.frames]
     points = track_face("the video", lambda: made.frames, load_backend("mesh")).landmarks
@@ -241,7 +240,8 @@ def steady_change(frames: Frames, layers: Frames, points: np.ndarray) -> float:
 
 def seam(made: Made, config: Config) -> float:
     """At the border of the crop in the pasted photo, beyond what the photo moved alone has there."""
-    picture, matrix, last = made.source.picture, made.source.matrix, config.network.image_size - 1
+    portrait, last = made.source.portrait, config.network.image_size - 1
+    picture, matrix = portrait.picture, portrait.matrix
     paste = PastedComposition(picture, matrix, last + 1, config.alignment)
     corners = apply_transform(invert_transform(matrix), np.array([(0, 0), (last, 0), (last, last), (0, last)]))
     border = np.zeros(paste.shape, np.uint8)

@@ -25,6 +25,7 @@ from dheads.media.sound import add_noise, load_waveform
 from dheads.media.writing import write_video
 from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import VideoSpec, composed, in_lockstep
+from dheads.sampling.portrait import Portrait
 from dheads.sampling.staging import Stage, staged
 from dheads.speech.encoders import load_speech_encoder
 from dheads.system.devices import described
@@ -136,7 +137,7 @@ def stage_of(dataset: Dataset, clip: Clip, config: Config) -> Stage:
         return Stage(dataset.photo(clip, config), None, lambda frame: frame, (dataset.size, dataset.size))
     picture, landmarks = dataset.pictures(clip, [0])[0], dataset.labels(clip)["landmarks"][:1].numpy()
     matrix = align_transforms(landmarks, dataset.alignment, config.network.image_size)[0]
-    return staged(config, picture, matrix, dataset.size)
+    return staged(config, Portrait(picture, landmarks[0], matrix), dataset.size)
 
 
 def clip_seed(seed: int, clip: Clip) -> int:

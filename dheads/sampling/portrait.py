@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -27,8 +27,9 @@ class Portrait:
     """A picture and where the face in it is."""
 
     picture: np.ndarray  # (H, W, 3) uint8
+    landmarks: np.ndarray  # (68, 2) px of it
     matrix: np.ndarray  # (2, 3) from the picture to the crop
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 def find_portrait(
@@ -53,7 +54,7 @@ def find_portrait(
     if which is None and count > 1:
         notes.append(f"{name} shows {count} faces; taking the largest")
     matrix = align_transforms(found.landmarks[None], config.alignment, config.network.image_size)[0]
-    return Portrait(picture, matrix, notes)
+    return Portrait(picture, found.landmarks, matrix, notes)
 
 
 def _checked(picture: np.ndarray) -> np.ndarray:

@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 
 from dheads.config import Config
-from dheads.faces.alignment import framed, scaled_transform
-from dheads.faces.composition import PastedComposition, crop_composition
+from dheads.faces.alignment import apply_transform, framed, scaled_transform
+from dheads.faces.composition import Outline, PastedComposition, crop_composition
 from dheads.faces.paste import Paster
 from dheads.sampling.layers import layer_size
+from dheads.sampling.portrait import Portrait
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,23 +27,23 @@ class Stage:
     shape: tuple[int, int]  # height and width of the video's frames, px
 
 
-def staged(config: Config, picture: np.ndarray, matrix: np.ndarray, side: int | None, paste: bool = False) -> Stage:
-    """picture (H, W, 3) uint8; matrix (2, 3): from it to the network's crop.
-
-    side: of the video, px; None: that of the network's frames. paste: frames show the whole picture, with a side of at
-    most `side` px; None: as large as most players decode.
+def staged(config: Config, portrait: Portrait, side: int | None, paste: bool = False) -> Stage:
+    """side: of the video, px; None: that of the network's frames. paste: frames show the whole picture, with a side of
+    at most `side` px; None: as large as most players decode.
     """
-    size = config.network.image_size
+    picture, matrix, size = portrait.picture, portrait.matrix, config.network.image_size
     photo, moves = framed(picture, matrix, size), config.extensions.warp.flow
     if moves and (paste or (side is not None and side > size)):
         layer = layer_size(config)
-        middle = framed(picture, scaled_transform(matrix, layer / size), layer)
+        to_layers = scaled_transform(matrix, layer / size)
+        middle = framed(picture, to_layers, layer)
+        outlined = Outline(apply_transform(to_layers, portrait.landmarks), config.alignment, layer)
         if paste:
             pasted = PastedComposition(picture, matrix, size, config.alignment, side)
-            return Stage(photo, middle, pasted, pasted.shape)
+            return Stage(photo, middle, lambda layers: pasted(outlined(layers)), pasted.shape)
         assert side is not None
         compose = crop_composition(picture, matrix, size, max(side, layer))
-        return Stage(photo, middle, lambda layers: resized_frame(compose(layers), side), (side, side))
+        return Stage(photo, middle, lambda layers: resized_frame(compose(outlined(layers)), side), (side, side))
     if paste:
         paster = Paster(picture, matrix, size, config.alignment, side)
         return Stage(photo, None, paster, paster.shape)

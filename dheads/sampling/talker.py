@@ -214,7 +214,7 @@ class Talker:
     def scene(self, job: Job) -> Scene:
         """The photo of a job, read, and its sound, begun. Raises DheadsError for what cannot be used."""
         portrait = find_portrait(job.face, self.config, self.backend, at=job.at, which=job.which)
-        stage = staged(self.config, portrait.picture, portrait.matrix, self._side(job, portrait), job.paste)
+        stage = staged(self.config, portrait, self._side(job, portrait), job.paste)
         hearing = hear(job.audio)
         seconds = claimed_seconds(job.audio, hearing)
         frames = None if seconds is None else round(seconds * FPS)

@@ -10,7 +10,7 @@ import pytest
 
 from dheads.config import preset
 from dheads.faces import alignment as faces
-from dheads.faces.composition import PastedComposition, crop_composition
+from dheads.faces.composition import Outline, PastedComposition, crop_composition
 from dheads.faces.landmarks import find_face, load_backend
 from dheads.media.photos import load_photo
 
@@ -95,3 +95,30 @@ def test_a_large_photo_is_reduced_and_an_odd_one_cut(real: tuple[np.ndarray, np.
     assert PastedComposition(large, bigger, SIZE, ALIGNMENT).shape == (3050, 3050)
     assert PastedComposition(large, bigger, SIZE, ALIGNMENT, 8192).shape == (5000, 5000)
     assert PastedComposition(large, bigger, SIZE, ALIGNMENT, 300).shape == (300, 300)
+
+
+def test_what_is_drawn_ends_at_the_outline_of_the_face(examples: Path) -> None:
+    """The outline moves as the photo does; below the chin there is room for a mouth that opens."""
+    photo = load_photo(examples / "face.jpg")
+    face, _ = find_face(photo, load_backend("mesh"), "face.jpg")
+    matrix = faces.align_transforms(face.landmarks[None], ALIGNMENT, SIZE)[0]
+    points = faces.apply_transform(faces.scaled_transform(matrix, LAYER / SIZE), face.landmarks)
+    outlined = Outline(points, ALIGNMENT, LAYER)
+    eyes = ALIGNMENT.eye_distance * LAYER
+
+    def shown(right: float, down: float, offset: tuple[float, float] = (0, 0)) -> np.ndarray:
+        column, row = round(right), round(down)
+        layers = layers_of(own=1, level=93, offset=offset)
+        drawn = outlined(layers)
+        np.testing.assert_array_equal(drawn[..., 4:], layers[..., 4:])
+        return drawn[row, column, :4]
+
+    whole, nothing = np.float32([93, 93, 93, 1]), np.zeros(4, np.float32)
+    mouth, chin, cheek = points[48:68].mean(axis=0), points[8], points[2]
+    np.testing.assert_array_equal(shown(*mouth), whole)
+    np.testing.assert_array_equal(shown(*chin), whole)
+    np.testing.assert_array_equal(shown(chin[0], chin[1] + 0.25 * eyes), nothing)
+    beside = cheek - (0.05 * eyes, 0)
+    np.testing.assert_array_equal(shown(*beside), nothing)
+    px = 0.25 * eyes  # a photo moved to the left by this shows the cheek there
+    np.testing.assert_array_equal(shown(*beside, offset=(px / (LAYER / 2), 0)), whole)

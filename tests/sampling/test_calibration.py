@@ -30,7 +30,7 @@ def talker() -> Talker:
 
 def crop(talker: Talker, photo: Path) -> np.ndarray:
     portrait = find_portrait(photo, talker.config, talker.backend)
-    return staged(talker.config, portrait.picture, portrait.matrix, None).photo
+    return staged(talker.config, portrait, None).photo
 
 
 def engine_for(talker: Talker, shown: float, gain: float = 1.15) -> Engine:
