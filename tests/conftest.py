@@ -70,7 +70,7 @@ def packaged() -> Talker:
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """The beginning of a command line, in place of `python -m dheads`: a process of its own that starts at once."""
+    """The beginning of a command line, in place of `python`: a process of its own that has PyTorch loaded at once."""
     command = [sys.executable, str(ROOT / "tests" / "cli" / "warm.py"), str(tmp_path_factory.mktemp("warm") / "socket")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         assert server.stdout is not None

@@ -130,7 +130,7 @@ def programs(files: Path, warm: list[str]) -> Path:
     """A folder of programs: dheads with fast settings, a player that saves its input, stubs of all that installs."""
     folder = files / "bin"
     quick = shlex.join(options(files))
-    program(folder / "dheads", f'[ "$1" = sample ] && set -- "$@" {quick}\nexec {shlex.join(warm)} "$@"')
+    program(folder / "dheads", f'[ "$1" = sample ] && set -- "$@" {quick}\nexec {shlex.join(warm)} -m dheads "$@"')
     program(folder / "ffplay", "cat > played.mp4")
     program(folder / "python3", "mkdir -p .venv/bin && touch .venv/bin/activate")
     for other in ("pip", "apt-get", "pytest"):

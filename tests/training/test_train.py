@@ -8,11 +8,9 @@ import errno
 import itertools
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -123,7 +121,7 @@ def names(folder: Path) -> set[str]:
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    return torch.load(run / "state.pt", weights_only=True)
+    return torch.load(run / "state.pt", weights_only=False)  # in a third of the time
 
 
 def same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -238,12 +236,10 @@ def test_the_last_weights_and_the_best_are_kept(
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from types import SimpleNamespace
-import torch
 from dheads import config
 from dheads.extensions import lips
 from dheads.training import loop as train, records
-torch.set_num_threads(1)
+lips._solve = lambda gram, moment, ridge: moment / gram.diagonal()[:, None]
 lips._RIDGES, lips._FOLDS, records._VALIDATION_EXAMPLES = (1.0,), 1, 8
 advance = train.TrainingState.advance
 def killed(state, *values):
@@ -257,13 +253,12 @@ train.train(config.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), Path(s
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_killed_run_is_resumed_without_a_difference(
-    prepared: Prepared, short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, short: Run, warm: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a log row; the rows after the last saved state are written again, and only once."""
     config = override(TINY, SHORT)
     arguments = [json.dumps(to_dict(config)), str(prepared.data), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, env=environment, check=False)
+    done = subprocess.run([*warm, "-c", KILLED, *arguments], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     assert state_of(tmp_path)["step"] == 3
     assert [row["step"] for row in rows(tmp_path)] == [2, 4]
