@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from real_data import CUTS, Prepared
+from real_data import cut
 
 from dheads.dataset import extraction
 from dheads.dataset.extraction import Detector
@@ -18,12 +18,11 @@ from dheads.media.reading import read_frames
 pytest_plugins = "real_data"
 
 
-@pytest.mark.parametrize(("kept_bytes", "times"), [(2**30, 1), (3 * 224 * 224 * 3, 3)])
 def test_a_video_is_decoded_once_where_it_can_be_kept(
-    prepared: Prepared, detector: Detector, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, times: int
+    shared: Path, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it cannot be kept it is decoded again, and the clip is the same."""
-    name = next(name for name in CUTS if "grid" in name)
+    """Where not all of it can be kept, or none, it is decoded again, and the clip is the same."""
+    cut(shared / "data" / "grid" / "s1_bbal7s.mp4", tmp_path / "a.mp4", 8)
     decoded: list[Path] = []
 
     def noted(path: Path) -> Iterator[np.ndarray]:
@@ -31,11 +30,13 @@ def test_a_video_is_decoded_once_where_it_can_be_kept(
         return read_frames(path)
 
     monkeypatch.setattr(extraction, "read_frames", noted)
-    monkeypatch.setattr(extraction, "_KEPT_BYTES", kept_bytes)
-    made = detector(prepared.raw, Source(name, "a/b", "a", "train"))
-    frames = np.stack(list(made.frames))
-    assert decoded == [prepared.raw / name] * times
-    monkeypatch.setattr(extraction, "_KEPT_BYTES", 0)
-    again = detector(prepared.raw, Source(name, "a/b", "a", "train"))
-    assert np.array_equal(np.stack(list(again.frames)), frames)
-    assert all(torch.equal(made.labels[key], again.labels[key]) for key in made.labels)
+    made, frames = [], []
+    for kept_bytes, times in ((2**30, 1), (3 * 224 * 224 * 3, 3), (0, 3)):
+        decoded.clear()
+        monkeypatch.setattr(extraction, "_KEPT_BYTES", kept_bytes)
+        made.append(detector(tmp_path, Source("a.mp4", "a/b", "a", "train")))
+        frames.append(np.stack(list(made[-1].frames)))
+        assert decoded == [tmp_path / "a.mp4"] * times
+    for other, shown in zip(made, frames, strict=True):
+        assert np.array_equal(shown, frames[0])
+        assert all(torch.equal(other.labels[key], made[0].labels[key]) for key in made[0].labels)

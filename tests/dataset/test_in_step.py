@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,22 @@ def raw(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_wav(folder / "plain.wav", sound)
     write_wav(folder / "late.wav", delayed(sound, LATE))
     return folder
+
+
+@pytest.fixture(scope="module")
+def detector(detector: Detector) -> Iterator[Detector]:
+    """One that encodes no sound twice."""
+    encode, encoded = detector.encoder.encode, {}
+
+    def remembering(waveform: torch.Tensor, frames: int) -> torch.Tensor:
+        key = waveform.numpy().tobytes(), frames
+        if key not in encoded:
+            encoded[key] = encode(waveform, frames)
+        return encoded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector.encoder, "encode", remembering)
+        yield detector
 
 
 @pytest.fixture(scope="module")

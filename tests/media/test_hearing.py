@@ -299,12 +299,11 @@ def test_a_stream_that_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def lip_code() -> Callable[[Path], np.ndarray]:
+def lip_code(packaged: Talker) -> Callable[[Path], np.ndarray]:
     """The lip code (F,), its opening, that the packaged weights foretell from a file's sound."""
-    loaded = Talker("small", torch.device("cpu"), progress=False)
-    lips = loaded.unet.lip_predictor
+    lips = packaged.unet.lip_predictor
     assert lips is not None
-    return lambda path: lips.predict(torch.cat(list(loaded.hear([load_waveform(path)]))))[:, 0].numpy()
+    return lambda path: lips.predict(torch.cat(list(packaged.hear([load_waveform(path)]))))[:, 0].numpy()
 
 
 def test_lips_follow(
