@@ -313,7 +313,7 @@ def test_lips_follow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The predicted openings correlate with those of the same speech at its usual level in one channel."""
-    speech = speech[: 2 * RATE]
+    speech = speech[: round(1.4 * RATE)]
     write_wav(tmp_path / "a.wav", speech[:, None], RATE, 3)
     truth = lip_code(tmp_path / "a.wav")
     around = [music(speech, -15)] * 2
