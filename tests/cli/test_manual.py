@@ -224,7 +224,7 @@ def test_from_raw_videos_to_a_report(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Path
 ) -> None:
     for speaker in "abc":
-        cut(shared / "data" / "grid" / "other_lbbc2a.mp4", tmp_path / "raw" / speaker / "one.mp4", 12)
+        cut(shared / "data" / "grid" / "other_lbbc2a.mp4", tmp_path / "raw" / speaker / "one.mp4", 6)
     for folder in ("generated", "real"):
         shutil.copytree(tmp_path / "raw" / "a", tmp_path / folder)
     monkeypatch.chdir(tmp_path)

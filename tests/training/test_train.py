@@ -376,10 +376,11 @@ def test_a_run_of_another_configuration_is_refused(prepared: Prepared, short: Ru
 
 
 def test_a_dataset_of_another_preset_is_refused(prepared: Prepared, tmp_path: Path) -> None:
-    done = dheads("train", "--data", prepared.data, "--out", tmp_path / "run", "--preset", "small", "--device", "cpu")
+    out = tmp_path / "run"
+    done = dheads("train", "--data", prepared.data, "--out", out, "--preset", "small", "--device", "cpu", "--quiet")
     assert done.exit_code == 1
     assert f"error: {prepared.data}: prepared with size = 32, but the configuration wants 128; " in done.stderr
-    assert not (tmp_path / "run").exists()
+    assert not out.exists()
 
 
 def test_a_dataset_with_nothing_to_train_on_is_refused(prepared: Prepared, tmp_path: Path) -> None:
