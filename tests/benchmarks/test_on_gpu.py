@@ -16,7 +16,6 @@ from real_data import dheads, in_this_process
 
 from dheads.config import preset
 from dheads.dataset.extraction import Detector
-from dheads.sampling import calibration
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +28,8 @@ def on_gpu() -> ModuleType:
 
 
 @pytest.fixture
-def small(on_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small matrices, a small dataset, no trials of mouths, and this process instead of those that a step starts."""
+def small(on_gpu: ModuleType, untried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small matrices and a small dataset, and this process instead of those that a step starts."""
 
     def run(command: list[str], **options: object) -> None:
         if command[1:3] == ["-m", "dheads"]:
@@ -42,7 +41,6 @@ def small(on_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"SMALL_PEAK_SIDE": 64, "CLIPS": 2, "CLIP_FRAMES": 6}
     for name, size in sizes.items():
         monkeypatch.setitem(on_gpu.random_dataset.__globals__, name, size)
-    monkeypatch.setattr(calibration, "lip_gain", lambda engine, identity, slots: 1.0)
     monkeypatch.setattr(on_gpu.subprocess, "run", run)
     in_this_process(monkeypatch, Detector(preset("small"), "cpu"))
 

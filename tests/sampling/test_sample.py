@@ -34,7 +34,7 @@ from dheads.media.hearing import Hearing
 from dheads.media.pixels import to_uint8, to_unit
 from dheads.media.sound import load_waveform
 from dheads.media.writing import write_video
-from dheads.sampling import calibration, outputs, talker
+from dheads.sampling import outputs, talker
 from dheads.sampling.engine import Engine
 from dheads.sampling.jobs import Job
 from dheads.sampling.lockstep import VideoSpec
@@ -387,12 +387,6 @@ def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
     torch.manual_seed(9)
     assert np.array_equal(frames(1), first)
     assert not np.array_equal(frames(2), first)
-
-
-@pytest.fixture
-def untried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How far a face opens its mouth is not found out, which takes longer than a few frames."""
-    monkeypatch.setattr(calibration, "lip_gain", lambda engine, identity, slots: 1.0)
 
 
 @pytest.mark.parametrize(("factor", "side"), [(1.0, 256), (2.5, 368), (4.0, 512)])
