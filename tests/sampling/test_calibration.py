@@ -18,29 +18,32 @@ from dheads.sampling.engine import Engine
 from dheads.sampling.lockstep import VideoSpec, in_lockstep
 from dheads.sampling.portrait import find_portrait
 from dheads.sampling.staging import staged
-from dheads.sampling.talker import Talker
+from dheads.sampling.talker import Talker, load
 
 SHOWN = 0.7
 
 
-def crop(packaged: Talker, photo: Path) -> np.ndarray:
-    portrait = find_portrait(photo, packaged.config, packaged.backend)
-    return staged(packaged.config, portrait.picture, portrait.matrix, None).photo
+@pytest.fixture(scope="module")
+def talker() -> Talker:
+    return load(device="cpu", progress=False)
 
 
-def engine_for(packaged: Talker, shown: float, gain: float = 1.15) -> Engine:
+def crop(talker: Talker, photo: Path) -> np.ndarray:
+    portrait = find_portrait(photo, talker.config, talker.backend)
+    return staged(talker.config, portrait.picture, portrait.matrix, None).photo
+
+
+def engine_for(talker: Talker, shown: float, gain: float = 1.15) -> Engine:
     return Engine(
-        packaged.unet, override(packaged.config, {"extensions": {"codes": {"lips": {"gain": gain, "shown": shown}}}})
+        talker.unet, override(talker.config, {"extensions": {"codes": {"lips": {"gain": gain, "shown": shown}}}})
     )
 
 
-def test_mouths_that_open_little_are_given_more(
-    packaged: Talker, shared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mouths_that_open_little_are_given_more(talker: Talker, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And with that gain they open as far as they should: trials at it ask for no other."""
-    engine, gains = engine_for(packaged, SHOWN), {}
+    engine, gains = engine_for(talker, SHOWN), {}
     for name in ("220", "180"):
-        identity = to_unit(crop(packaged, shared / "data" / "stills" / f"{name}.jpg"))[None]
+        identity = to_unit(crop(talker, shared / "data" / "stills" / f"{name}.jpg"))[None]
         gains[name] = lip_gain(engine, identity, 1)
         with monkeypatch.context() as patch:
             patch.setattr(calibration, "_TRIAL_GAIN", gains[name])
@@ -48,30 +51,30 @@ def test_mouths_that_open_little_are_given_more(
     assert gains["220"] > 1.3 * gains["180"]
 
 
-def test_batches_and_calls_give_the_same_gain(packaged: Talker, examples: Path) -> None:
-    identity = to_unit(crop(packaged, examples / "face.jpg"))[None]
-    engine = engine_for(packaged, SHOWN)
+def test_batches_and_calls_give_the_same_gain(talker: Talker, examples: Path) -> None:
+    identity = to_unit(crop(talker, examples / "face.jpg"))[None]
+    engine = engine_for(talker, SHOWN)
     gain = lip_gain(engine, identity, 1)
     assert 0.8 < gain < 2.2
     assert lip_gain(engine, identity, 4) == pytest.approx(gain, rel=0.02)
 
 
-def test_a_face_is_tried_once_in_a_list(packaged: Talker, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_face_is_tried_once_in_a_list(talker: Talker, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
     monkeypatch.setattr(calibration, "lip_gain", lambda engine, identity, slots: tried.append(slots) or 1.5)
-    photo = crop(packaged, examples / "face.jpg")
-    speech = torch.zeros(1, packaged.config.conditioning.speech_dim)
+    photo = crop(talker, examples / "face.jpg")
+    speech = torch.zeros(1, talker.config.conditioning.speech_dim)
     videos = [VideoSpec(face, speech, seed) for seed, face in enumerate((photo, photo, np.fliplr(photo).copy(), photo))]
-    assert len(list(in_lockstep(engine_for(packaged, SHOWN), videos, 2))) == 4
+    assert len(list(in_lockstep(engine_for(talker, SHOWN), videos, 2))) == 4
     assert tried == [2, 2]
 
 
-def test_without_a_goal_a_face_or_trials_the_gain_is_the_configured_one(packaged: Talker, examples: Path) -> None:
-    photo, noise = crop(packaged, examples / "face.jpg"), torch.rand(1, 3, 128, 128) * 2 - 1
-    assert lip_gain(engine_for(packaged, 0.0), to_unit(photo)[None], 1) == 1.15
-    assert lip_gain(engine_for(packaged, SHOWN, 1.3), noise, 6) == 1.3
-    engine = engine_for(packaged, SHOWN, 1.2)
-    trials = packaged.unet.lip_predictor.trials
+def test_without_a_goal_a_face_or_trials_the_gain_is_the_configured_one(talker: Talker, examples: Path) -> None:
+    photo, noise = crop(talker, examples / "face.jpg"), torch.rand(1, 3, 128, 128) * 2 - 1
+    assert lip_gain(engine_for(talker, 0.0), to_unit(photo)[None], 1) == 1.15
+    assert lip_gain(engine_for(talker, SHOWN, 1.3), noise, 6) == 1.3
+    engine = engine_for(talker, SHOWN, 1.2)
+    trials = talker.unet.lip_predictor.trials
     kept = trials.clone()
     try:
         trials.zero_()
