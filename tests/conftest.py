@@ -16,6 +16,7 @@ import cv2
 import pytest
 import torch
 
+from dheads.sampling import calibration
 from dheads.sampling.talker import Talker, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,9 +69,15 @@ def packaged() -> Talker:
     return load(device="cpu", progress=False)
 
 
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far a face opens its mouth is not found out, which takes longer than a few frames."""
+    monkeypatch.setattr(calibration, "lip_gain", lambda engine, identity, slots: 1.0)
+
+
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """The beginning of a command line, in place of `python -m dheads`: a process of its own that starts at once."""
+    """The beginning of a command line, in place of `python`: a process of its own that has PyTorch loaded at once."""
     command = [sys.executable, str(ROOT / "tests" / "cli" / "warm.py"), str(tmp_path_factory.mktemp("warm") / "socket")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         assert server.stdout is not None

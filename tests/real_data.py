@@ -91,13 +91,14 @@ def detector() -> Detector:
 def quick_training() -> Iterator[None]:
     """Training in this process without what takes most of the time of a run of a few steps.
 
-    The lip code is fitted with one penalty and one fold instead of several, as a large system of equations is solved
-    for each; and validation has 8 examples instead of 64.
+    The fit of the lip code regards each of its 2,688 inputs alone, instead of solving several systems of as many
+    equations; and validation has 4 examples instead of 64.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lips, "_solve", lambda gram, moment, ridge: moment / gram.diagonal()[:, None])
         patch.setattr(lips, "_RIDGES", (1.0,))
         patch.setattr(lips, "_FOLDS", 1)
-        patch.setattr(records, "_VALIDATION_EXAMPLES", 8)
+        patch.setattr(records, "_VALIDATION_EXAMPLES", 4)
         yield
 
 

@@ -101,15 +101,14 @@ def plan(config: Config, clips: int | None, processes: int = 1) -> Plan:
         # The effect of checkpointing is computed below, from the tensors that each layer keeps without it.
         unet = ExtendedUNet(override(config, {"run": {"checkpoint_activations": False}})).train()
         parameters = sum(parameter.numel() for parameter in unet.parameters())
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            unet(*_inputs(config, 1))
-        activations = _activation_bytes(unet, config)
+        with FlopCounterMode(display=False) as counter:
+            activations = _activation_bytes(unet, config)
     return Plan(
         config=config,
         clips=clips,
         processes=processes,
         parameters=parameters,
-        forward_flops=counter.get_total_flops(),
+        forward_flops=counter.get_total_flops() // config.optimisation.batch_size,
         state_bytes=5 * 4 * parameters,
         activation_bytes=activations,
     )

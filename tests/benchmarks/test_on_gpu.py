@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +28,7 @@ def on_gpu() -> ModuleType:
 
 
 @pytest.fixture
-def small(on_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def small(on_gpu: ModuleType, untried: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small matrices and a small dataset, and this process instead of those that a step starts."""
 
     def run(command: list[str], **options: object) -> None:
@@ -73,19 +75,27 @@ def table(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_dry_run_proves_by_processes_of_its_own(
-    on_gpu: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    on_gpu: ModuleType,
+    warm: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The tests marked `gpu`, on the CPU."""
-    on_gpu.main(tmp_path, dry_run=True, only=["card", "correctness"], step=None)
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text(f'#!/bin/sh\nexec {shlex.join(warm)} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    on_gpu.main(out, dry_run=True, only=["card", "correctness"], step=None)
     said = capfd.readouterr().out
     assert said.count("done after") == 2
-    steps = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    steps = {path.stem: json.loads(path.read_text()) for path in out.iterdir()}
     assert {name: step["exit_code"] for name, step in steps.items()} == {"card": 0, "correctness": 0}, said
     tests = steps["correctness"]["rows"]
     assert {row["outcome"] for row in tests} == {"passed"}, said
     assert len(tests) == 11
     assert steps["card"]["rows"][1]["peak_flops_per_second"] > 1e8
-    assert "Tests that are marked `gpu`: 11 passed." in table(tmp_path, capfd)
+    assert "Tests that are marked `gpu`: 11 passed." in table(out, capfd)
 
 
 @pytest.fixture

@@ -98,11 +98,11 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     assert loaded.stdout.strip() == "set()"
 
 
-def test_a_detector_that_is_not_used_is_not_imported() -> None:
+def test_a_detector_that_is_not_used_is_not_imported(warm: list[str]) -> None:
     """face-alignment and its dependencies take seconds to import."""
     modules = f"import sys, {', '.join(MODULES.values())}"
     imports = f"{modules}; print({{'face_alignment', 'numba', 'scipy.optimize'}} & set(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = subprocess.run([*warm, "-c", imports], capture_output=True, text=True, cwd=ROOT, check=True)
     assert loaded.stdout.strip() == "set()"
 
 

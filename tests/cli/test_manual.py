@@ -23,10 +23,8 @@ from test_sample import TINY
 
 from dheads.config import override, preset
 from dheads.dataset.extraction import Detector
-from dheads.extensions import lips
 from dheads.media.writing import write_video
 from dheads.sampling import talker
-from dheads.training import records
 from dheads.weights.checkpoints import save_checkpoint
 
 pytest_plugins = "real_data"
@@ -130,7 +128,7 @@ def programs(files: Path, warm: list[str]) -> Path:
     """A folder of programs: dheads with fast settings, a player that saves its input, stubs of all that installs."""
     folder = files / "bin"
     quick = shlex.join(options(files))
-    program(folder / "dheads", f'[ "$1" = sample ] && set -- "$@" {quick}\nexec {shlex.join(warm)} "$@"')
+    program(folder / "dheads", f'[ "$1" = sample ] && set -- "$@" {quick}\nexec {shlex.join(warm)} -m dheads "$@"')
     program(folder / "ffplay", "cat > played.mp4")
     program(folder / "python3", "mkdir -p .venv/bin && touch .venv/bin/activate")
     for other in ("pip", "apt-get", "pytest"):
@@ -221,16 +219,13 @@ def test_python(
 
 
 def test_from_raw_videos_to_a_report(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Path
+    shared: Path, quick_training: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Path
 ) -> None:
     for speaker in "abc":
-        cut(shared / "data" / "grid" / "other_lbbc2a.mp4", tmp_path / "raw" / speaker / "one.mp4", 12)
+        cut(shared / "data" / "grid" / "other_lbbc2a.mp4", tmp_path / "raw" / speaker / "one.mp4", 6)
     for folder in ("generated", "real"):
         shutil.copytree(tmp_path / "raw" / "a", tmp_path / folder)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lips, "_RIDGES", (1.0,))  # one penalty and one fold: faster
-    monkeypatch.setattr(lips, "_FOLDS", 1)
-    monkeypatch.setattr(records, "_VALIDATION_EXAMPLES", 2)
     in_this_process(monkeypatch, Detector(preset("small"), "cpu"))
     order = {"prepare": 0, "train": 1, "eval": 2}
     for command in sorted(DATASET, key=lambda command: order[calls(command)[0][0]]):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from real_data import CUTS, Prepared
+from real_data import cut
 
 from dheads.dataset import extraction
 from dheads.dataset.extraction import Detector
@@ -18,12 +18,11 @@ from dheads.media.reading import read_frames
 pytest_plugins = "real_data"
 
 
-@pytest.mark.parametrize(("kept_bytes", "times"), [(2**30, 1), (3 * 224 * 224 * 3, 2)])
 def test_a_video_is_decoded_once_where_it_can_be_kept(
-    prepared: Prepared, detector: Detector, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, times: int
+    shared: Path, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it cannot be kept it is decoded again, and the clip is the same."""
-    name = next(name for name in CUTS if "grid" in name)
+    """Where not all of it can be kept, or none, it is decoded again, and the clip is the same."""
+    cut(shared / "data" / "grid" / "s1_bbal7s.mp4", tmp_path / "a.mp4", 8)
     decoded: list[Path] = []
 
     def noted(path: Path) -> Iterator[np.ndarray]:
@@ -31,13 +30,14 @@ def test_a_video_is_decoded_once_where_it_can_be_kept(
         return read_frames(path)
 
     monkeypatch.setattr(extraction, "read_frames", noted)
-    monkeypatch.setattr(extraction, "_KEPT_BYTES", kept_bytes)
-    made = detector(prepared.raw, Source(name, "a/b", "a", "train"))
-    frames, eyes = map(np.stack, zip(*made.frames, strict=True))
-    assert decoded == [prepared.raw / name] * times
-    monkeypatch.setattr(extraction, "_KEPT_BYTES", 0)
-    again = detector(prepared.raw, Source(name, "a/b", "a", "train"))
-    frames_again, eyes_again = map(np.stack, zip(*again.frames, strict=True))
-    assert np.array_equal(frames_again, frames)
-    assert np.array_equal(eyes_again, eyes)
-    assert all(torch.equal(made.labels[key], again.labels[key]) for key in made.labels)
+    made, pictures = [], []
+    for kept_bytes, times in ((2**30, 1), (3 * 224 * 224 * 3, 2), (0, 2)):
+        decoded.clear()
+        monkeypatch.setattr(extraction, "_KEPT_BYTES", kept_bytes)
+        made.append(detector(tmp_path, Source("a.mp4", "a/b", "a", "train")))
+        pictures.append([np.stack(values) for values in zip(*made[-1].frames, strict=True)])
+        assert decoded == [tmp_path / "a.mp4"] * times
+    for other, (frames, eyes) in zip(made, pictures, strict=True):
+        assert np.array_equal(frames, pictures[0][0])
+        assert np.array_equal(eyes, pictures[0][1])
+        assert all(torch.equal(other.labels[key], made[0].labels[key]) for key in made[0].labels)

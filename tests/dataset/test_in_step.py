@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from real_data import copy, in_this_process, write_wav
+from real_data import in_this_process, write_wav
 
-from dheads.config import preset
+from dheads.config import override, preset
 from dheads.dataset.clip_worker import Finished, finished
 from dheads.dataset.extraction import Detector, Extract
 from dheads.dataset.prepare import prepare
@@ -28,11 +31,30 @@ def raw(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """GRID's video, and its sound as it is and late."""
     folder = tmp_path_factory.mktemp("raw")
     source = shared / "data" / "grid" / "s1_bbal7s.mp4"
-    copy(source, folder / "s1" / "late.mp4")
+    (folder / "s1").mkdir()
+    shutil.copyfile(source, folder / "s1" / "late.mp4")
     sound = delayed(load_waveform(source), -1024 / 44_100)  # it is late by a frame of AAC
     write_wav(folder / "plain.wav", sound)
     write_wav(folder / "late.wav", delayed(sound, LATE))
     return folder
+
+
+@pytest.fixture(scope="module")
+def detector(detector: Detector) -> Iterator[Detector]:
+    """One that encodes no sound twice, nor at other tempos."""
+    one_tempo = copy.copy(detector)
+    one_tempo.config = override(detector.config, {"preparation": {"speech_tempos": []}})
+    encode, encoded = detector.encoder.encode, {}
+
+    def remembering(waveform: torch.Tensor, frames: int) -> torch.Tensor:
+        key = waveform.numpy().tobytes(), frames
+        if key not in encoded:
+            encoded[key] = encode(waveform, frames)
+        return encoded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector.encoder, "encode", remembering)
+        yield one_tempo
 
 
 @pytest.fixture(scope="module")

@@ -236,7 +236,7 @@ def test_the_contact_sheet_shows_the_middle_frames(prepared: Prepared) -> None:
 # --- A second run
 
 
-def test_a_second_run_keeps_what_is_there(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_second_run_keeps_what_is_there(prepared: Prepared, tmp_path: Path, tried: list[str]) -> None:
     data = tmp_path / "data"
     shutil.copytree(prepared.data, data)  # copies the times of modification too
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (data / "clips").rglob("*.*")}
@@ -245,6 +245,7 @@ def test_a_second_run_keeps_what_is_there(prepared: Prepared, tmp_path: Path) ->
     missing.unlink()  # as if the run had been killed there
     done = prepare_command(prepared.raw, prepared.splits, data)
     assert done.exit_code == 0, done.stderr
+    assert tried == ["stills/a.jpg"]
     assert {name: (data / name).read_bytes() for name in tables} == tables
     redone = {missing, missing.with_suffix(".mp4")}
     after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (data / "clips").rglob("*.*")}

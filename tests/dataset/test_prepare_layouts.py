@@ -58,22 +58,22 @@ def test_crema(shared: Path, tmp_path: Path, tried: list[str]) -> None:
     (raw / "AudioWAV").mkdir()
     clips = {"1001_IEO_ANG_HI": "s1_bbal7s", "1015_DFA_SAD_XX": "s1_bbas3a", "1038_TIE_NEU_XX": "other_lbbc2a"}
     for name, source in clips.items():
-        cut(grid / f"{source}.mp4", tmp_path / "cut.mp4", 12)
+        cut(grid / f"{source}.mp4", tmp_path / "cut.mp4", 6)
         remux(tmp_path / "cut.mp4", raw / "VideoFlash" / f"{name}.flv", sound=name.startswith("1001"))
-        write_wav(raw / "AudioWAV" / f"{name}.wav", load_waveform(grid / f"{source}.mp4")[640 : 13 * 640])
+        write_wav(raw / "AudioWAV" / f"{name}.wav", load_waveform(grid / f"{source}.mp4")[640 : 7 * 640])
     (raw / "VideoFlash" / "1002_IEO_ANG_HI.flv").touch()
     (raw / "README.md").touch()
     summary = prepare.prepare(raw, tmp_path / "data", TINY, progress=False)
     assert summary.layout == "crema"
     assert [name for name, _ in summary.failed] == ["VideoFlash/1002_IEO_ANG_HI.flv"]
     assert [(clip.clip, clip.speaker, clip.split, clip.frames) for clip in read_clips(tmp_path / "data")] == [
-        ("1001/1001_IEO_ANG_HI", "1001", "train", 12),
-        ("1015/1015_DFA_SAD_XX", "1015", "test", 12),
-        ("1038/1038_TIE_NEU_XX", "1038", "val", 12),
+        ("1001/1001_IEO_ANG_HI", "1001", "train", 6),
+        ("1015/1015_DFA_SAD_XX", "1015", "test", 6),
+        ("1038/1038_TIE_NEU_XX", "1038", "val", 6),
     ]
     heard = load_waveform(tmp_path / "data" / "clips" / "1001" / "1001_IEO_ANG_HI.mp4")
     wanted = load_waveform(raw / "AudioWAV" / "1001_IEO_ANG_HI.wav")
-    torch.testing.assert_close(heard[: 12 * 640], wanted, rtol=0, atol=1 / 32768)
+    torch.testing.assert_close(heard[: 6 * 640], wanted, rtol=0, atol=1 / 32768)
 
 
 def test_lrw(shared: Path, tmp_path: Path, tried: list[str]) -> None:
@@ -81,9 +81,9 @@ def test_lrw(shared: Path, tmp_path: Path, tried: list[str]) -> None:
     grid, raw = shared / "data" / "grid", tmp_path / "raw"
     for k, split in enumerate(("train", "val", "test")):
         for word in ("ABOUT", "WORDS"):
-            cut(grid / "s1_bbal7s.mp4", raw / word / split / f"{word}_0000{k + 1}.mp4", 10)
+            cut(grid / "s1_bbal7s.mp4", raw / word / split / f"{word}_0000{k + 1}.mp4", 5)
     summary = prepare.prepare(raw, tmp_path / "data", TINY, progress=False)
-    assert (summary.layout, summary.clips, summary.frames, summary.failed) == ("lrw", 6, 60, [])
+    assert (summary.layout, summary.clips, summary.frames, summary.failed) == ("lrw", 6, 30, [])
     dataset = Dataset(tmp_path / "data")
     for k, split in enumerate(("train", "val", "test")):
         assert [clip.source for clip in dataset.split(split)] == [
@@ -93,15 +93,15 @@ def test_lrw(shared: Path, tmp_path: Path, tried: list[str]) -> None:
 
 def test_sound_and_picture_of_different_lengths(shared: Path, tmp_path: Path, detector: Detector) -> None:
     raw, source = tmp_path, Source("a.mp4", "a/a", "a", "train", sound="a.wav")
-    cut(shared / "data" / "grid" / "s1_bbal7s.mp4", raw / "a.mp4", 20)
+    cut(shared / "data" / "grid" / "s1_bbal7s.mp4", raw / "a.mp4", 10)
     sound = load_waveform(shared / "data" / "grid" / "s1_bbal7s.mp4")
-    write_wav(raw / "a.wav", sound[: 27 * 640])
+    write_wav(raw / "a.wav", sound[: 17 * 640])
     with pytest.raises(DheadsError, match=r"^picture and sound differ in length by 0\.28 s$"):
         detector(raw, source)
-    write_wav(raw / "a.wav", sound[: 26 * 640])
-    assert len(detector(raw, source)) == 20, "the picture's"
-    write_wav(raw / "a.wav", sound[: 14 * 640])
-    assert len(detector(raw, source)) == 14, "the sound's"
+    write_wav(raw / "a.wav", sound[: 16 * 640])
+    assert len(detector(raw, source)) == 10, "the picture's"
+    write_wav(raw / "a.wav", sound[: 4 * 640])
+    assert len(detector(raw, source)) == 4, "the sound's"
     (raw / "a.wav").unlink()
     assert prepare_clip(detector, raw, tmp_path / "data", source) == "cannot read its sound: No such file or directory"
 

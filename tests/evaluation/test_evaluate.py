@@ -401,7 +401,9 @@ def test_the_packaged_weights_are_scored(no_networks: None, data: Path, tmp_path
         evaluate_weights("small", data, "test", tmp_path, steps=2, seed=1, progress=False, device="cpu")
 
 
-def test_videos_are_compared_at_the_size_of_the_truth(no_networks: None, shared: Path, tmp_path: Path) -> None:
+def test_videos_are_compared_at_the_size_of_the_truth(
+    no_networks: None, untried: None, shared: Path, tmp_path: Path
+) -> None:
     cut(shared / "data" / "hdtf" / "WDA_BobMenendez_000.mp4", tmp_path / "raw" / "a" / "one.mp4", 6)
     size = ["--set", "network.image_size=256"]
     with pytest.MonkeyPatch.context() as patch:

@@ -102,14 +102,16 @@ def record(path: Path, take: Recording, scene: list[np.ndarray]) -> None:
 def recorded_pictures(
     container: av.container.OutputContainer, take: Recording, scene: list[np.ndarray]
 ) -> Iterator[av.Packet]:
-    stream = container.add_stream(take.codecs[0], rate=take.rate)
+    fast = {"preset": "ultrafast"} if take.codecs[0] == "libx264" else {}
+    stream = container.add_stream(take.codecs[0], rate=take.rate, options=fast)
     stream.width, stream.height = scene[0].shape[1::-1]
     stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
     tick = Fraction(1, 1000) if take.times else 1 / take.rate
     stream.codec_context.time_base = tick
+    marks = take.marks()
     for time in take.picture_times():
         picture = scene[min(max(int(time / FRAME + 1e-6), 0), len(scene) - 1)]
-        if any(-1e-6 < time - mark < BEEP for mark in take.marks()):
+        if any(-1e-6 < time - mark < BEEP for mark in marks):
             picture = np.clip(picture.astype(int) + 90, 0, 255).astype(np.uint8)
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         frame.pts, frame.time_base = round(time / tick), tick

@@ -23,7 +23,7 @@ from test_sync import BEEP, FRAME, Energy, marks_of, played
 from dheads.media.sound import waveform_pieces
 from dheads.media.writing import write_video
 
-SECONDS = 12  # of most recordings, to save time
+SECONDS = 8  # of most recordings, to save time
 
 
 @dataclass(frozen=True)

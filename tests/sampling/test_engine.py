@@ -241,7 +241,7 @@ WAITING = [*((name, "dpm++2m") for name in CONFIGS), ("paper", "ddpm"), ("paper"
 @pytest.mark.parametrize(("name", "solver"), WAITING)
 def test_nothing_inside_a_frame_waits_for_the_device(name: str, solver: str) -> None:
     """On "meta" nothing has a value: whatever depends on one fails, as recording a CUDA graph would."""
-    for guidance, warm in ((1.0, 0), (2.0, 0), (1.0, 2)):
+    for guidance, warm in ((2.0, 0), (1.0, 2)):  # with and without either
         changes = {"sound": {"guidance": guidance}, "noise": {"warm_steps": warm}}
         config = sampled(CONFIGS[name], changes, steps=3, solver=solver)
         engine = Engine(lively(config).to("meta"), config, torch.bfloat16)

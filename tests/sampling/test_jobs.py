@@ -413,14 +413,15 @@ def test_a_second_run_keeps_existing_videos(media: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
-def test_killed_and_run_again(media: Path, tmp_path: Path) -> None:
+def test_killed_and_run_again(warm: list[str], media: Path, tmp_path: Path) -> None:
     count = 24
     rows = [(media / "face.jpg", media / f"s{k % 5 + 1}.wav", tmp_path / f"{k:02}.mp4") for k in range(count)]
     table = write_table(tmp_path / "jobs.csv", rows)
     command = ["sample", "--jobs", str(table), *map(str, options(media)), "--steps", "1", "--quiet"]
-    with subprocess.Popen([sys.executable, "-m", "dheads", *command], stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen([*warm, "-m", "dheads", *command], stdout=subprocess.PIPE, text=True) as running:
         printed = [running.stdout.readline().strip() for _ in range(6)]
         running.kill()
+        running.stdout.read()  # to its end
     finished = {path: identity(path) for path in tmp_path.glob("*.mp4")}
     assert {Path(path) for path in printed} <= set(finished)
     assert len(finished) < count, "killed before the end"

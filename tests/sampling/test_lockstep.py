@@ -54,7 +54,7 @@ def frames_of(engine: Engine, videos: list[VideoSpec], slots: int) -> list[np.nd
     return [np.stack(each) for each in frames]
 
 
-LENGTHS = [2, 5, 1, 3]
+LENGTHS = [2, 3, 1, 2]
 DDPM = sampled(TINY, steps=3, solver="ddpm")
 ONE = sampled(TINY, steps=1, solver="ddpm")
 WARM = sampled(TINY, {"noise": {"warm_steps": 2}}, steps=5, solver="ddim")

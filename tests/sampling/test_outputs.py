@@ -146,7 +146,7 @@ def test_another_name_of_stdout_is_stdout(
 ) -> None:
     """No line follows the video; what was in the file stays, and who listens to stderr does not matter."""
     (tmp_path / "stdout").symlink_to("/proc/self/fd/1" if sys.platform == "linux" else "/dev/fd/1")
-    words = [*warm, *map(str, command(media, tmp_path / "stdout"))]
+    words = [*warm, "-m", "dheads", *map(str, command(media, tmp_path / "stdout"))]
     words.remove("--quiet")
     video = tmp_path / "o.mp4"
     video.write_bytes(b"")
@@ -163,8 +163,8 @@ def test_another_name_of_stdout_is_stdout(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_video_into_a_full_stdout_is_one_sentence(media: Path) -> None:
-    words = [sys.executable, "-m", "dheads", *map(str, command(media, "-"))]
+def test_a_video_into_a_full_stdout_is_one_sentence(warm: list[str], media: Path) -> None:
+    words = [*warm, "-m", "dheads", *map(str, command(media, "-"))]
     with open("/dev/full", "wb") as full:
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "error: cannot write <stdout>: No space left on device\n")

@@ -391,7 +391,7 @@ def test_the_seed_is_all_the_randomness(photo: np.ndarray) -> None:
 
 @pytest.mark.parametrize(("factor", "side"), [(1.0, 256), (2.5, 368), (4.0, 512)])
 def test_a_video_is_as_large_as_the_face_in_its_picture(
-    packaged: Talker, examples: Path, factor: float, side: int
+    packaged: Talker, untried: None, examples: Path, factor: float, side: int
 ) -> None:
     """The face of the example is framed by 147 px."""
     picture = cv2.cvtColor(cv2.imread(str(examples / "face.jpg")), cv2.COLOR_BGR2RGB)
@@ -424,7 +424,9 @@ def test_the_papers_network_samples_too(photo: np.ndarray) -> None:
 # --- The photo, the size, the device
 
 
-def test_a_larger_video_is_as_sharp_as_the_photo_where_it_shows_it(packaged: Talker, examples: Path) -> None:
+def test_a_larger_video_is_as_sharp_as_the_photo_where_it_shows_it(
+    packaged: Talker, untried: None, examples: Path
+) -> None:
     sound = torch.randn(1_920, generator=torch.Generator().manual_seed(0)) * 0.1  # 3 frames
     small, large = (
         np.stack(list(packaged.frames(examples / "face.jpg", sound, seed=1, size=size))) for size in (128, 256)

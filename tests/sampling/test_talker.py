@@ -17,7 +17,7 @@ from dheads.sampling.talker import Talker
 
 
 @pytest.fixture
-def talker(packaged: Talker) -> Talker:
+def talker(packaged: Talker, untried: None) -> Talker:
     return packaged
 
 

@@ -79,7 +79,7 @@ def test_embeddings_of_speech(whisper, shared):
     silence = whisper.encode(torch.zeros(640), frames=1)
     assert (speech - silence).norm(dim=1).min() > 5
     # Loudness hardly matters, what is said does.
-    quieter = whisper.encode(sound[:32_000] * 0.25)[:25]
+    quieter = whisper.encode(sound[:32_000] * 0.25, frames=25)
     assert (quieter - speech[:25]).norm(dim=1).mean() < 0.5 * (speech[20:45] - speech[:25]).norm(dim=1).mean()
     # Shifting the sound by k frames shifts the embeddings by k frames.
     shifted = whisper.encode(torch.nn.functional.pad(sound[:24_000], (7 * 640, 0)), frames=25)
@@ -96,9 +96,9 @@ def small() -> WhisperEncoder:
 
 
 def test_pieces_of_speech_give_the_embeddings_of_the_whole(whisper, shared):
-    sound = load_waveform(shared / "samples" / "speech_es.wav")[:60_001]
+    sound = load_waveform(shared / "samples" / "speech_es.wav")[:30_001]
     chunks = list(whisper.encode_pieces(sound.split(7_000)))
-    assert [len(chunk) for chunk in chunks] == [16, 16, 16, 16, 16, 14]
+    assert [len(chunk) for chunk in chunks] == [16, 16, 15]
     assert (torch.cat(chunks) - whisper.encode(sound)).abs().max() < 1e-6
 
 
@@ -152,12 +152,12 @@ def test_embeddings_do_not_depend_on_the_batch(small, shared, monkeypatch):
 
 def test_other_tempos_are_other_voices_in_step_with_the_frames(whisper, shared):
     """The embeddings of another tempo are nearest to those of the same frame."""
-    sound = load_waveform(shared / "samples" / "speech_es.wav")[16_000 : 16_000 + 60 * 640]
-    plain = whisper.encode(sound, 60)
-    assert (whisper.encode_at(1.0, sound, 60) - plain).abs().max() < 1e-3
+    sound = load_waveform(shared / "samples" / "speech_es.wav")[16_000 : 16_000 + 40 * 640]
+    plain = whisper.encode(sound, 40)
+    assert (whisper.encode_at(1.0, sound, 40) - plain).abs().max() < 1e-3
     for tempo in (0.85, 1.18):
-        voice = whisper.encode_at(tempo, sound, 60)
-        assert voice.shape == (60, 384)
+        voice = whisper.encode_at(tempo, sound, 40)
+        assert voice.shape == (40, 384)
         own, late, early = ((voice[10:-10] - plain.roll(shift, 0)[10:-10]).norm(dim=1).mean() for shift in (0, 3, -3))
         assert 1 < own < 0.8 * min(late, early)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -102,8 +101,8 @@ def test_two_processes_learn_what_one_with_two_batches_learns(
 
     sets = [f"{table}.{key}={value}" for table in steps for key, value in steps[table].items()]
     # The processes find each other by an address that needs no look-up of this machine's name.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", "2", "--no-python", *warm, "train"]
+    command = [*warm, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", "2", "--no-python", *warm, "-m", "dheads", "train"]
     command += ["--data", str(prepared.data), "--out", str(two), "--preset", "tiny"]
     command += ["--device", "cpu", "--init", init, *(part for pair in sets for part in ("--set", pair))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -8,11 +8,9 @@ import errno
 import itertools
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -123,7 +121,7 @@ def names(folder: Path) -> set[str]:
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    return torch.load(run / "state.pt", weights_only=True)
+    return torch.load(run / "state.pt", weights_only=False)  # in a third of the time
 
 
 def same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -238,13 +236,11 @@ def test_the_last_weights_and_the_best_are_kept(
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from types import SimpleNamespace
-import torch
 from dheads import config
 from dheads.extensions import lips
 from dheads.training import loop as train, records
-torch.set_num_threads(1)
-lips._RIDGES, lips._FOLDS, records._VALIDATION_EXAMPLES = (1.0,), 1, 8
+lips._solve = lambda gram, moment, ridge: moment / gram.diagonal()[:, None]
+lips._RIDGES, lips._FOLDS, records._VALIDATION_EXAMPLES = (1.0,), 1, 4
 advance = train.TrainingState.advance
 def killed(state, *values):
     if state.step == 4:
@@ -257,13 +253,12 @@ train.train(config.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), Path(s
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_killed_run_is_resumed_without_a_difference(
-    prepared: Prepared, short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, short: Run, warm: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a log row; the rows after the last saved state are written again, and only once."""
     config = override(TINY, SHORT)
     arguments = [json.dumps(to_dict(config)), str(prepared.data), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, env=environment, check=False)
+    done = subprocess.run([*warm, "-c", KILLED, *arguments], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     assert state_of(tmp_path)["step"] == 3
     assert [row["step"] for row in rows(tmp_path)] == [2, 4]
@@ -381,10 +376,11 @@ def test_a_run_of_another_configuration_is_refused(prepared: Prepared, short: Ru
 
 
 def test_a_dataset_of_another_preset_is_refused(prepared: Prepared, tmp_path: Path) -> None:
-    done = dheads("train", "--data", prepared.data, "--out", tmp_path / "run", "--preset", "small", "--device", "cpu")
+    out = tmp_path / "run"
+    done = dheads("train", "--data", prepared.data, "--out", out, "--preset", "small", "--device", "cpu", "--quiet")
     assert done.exit_code == 1
     assert f"error: {prepared.data}: prepared with size = 32, but the configuration wants 128; " in done.stderr
-    assert not (tmp_path / "run").exists()
+    assert not out.exists()
 
 
 def test_a_dataset_with_nothing_to_train_on_is_refused(prepared: Prepared, tmp_path: Path) -> None:
@@ -728,14 +724,14 @@ def test_a_tiny_model_learns_one_clip_and_its_mouth_follows_the_sound(
         "sound": {"dropout": 0.0},
         "motion": {"drift": 0.0, "holes": 0.0},
         "rollouts": {"share": 0.0},
-        "patches": {"size": 2},  # as the packaged weights have patches; a step takes half as long
+        "patches": {"size": 4},  # as the packaged weights have patches; a step takes a third as long
     }
-    optimisation = {"steps": 230, "learning_rate": 4e-3, "warmup_steps": 20, "ema_decay": 0.98, "lambda_lip": 1.0}
+    optimisation = {"steps": 140, "learning_rate": 4e-3, "warmup_steps": 20, "ema_decay": 0.98, "lambda_lip": 1.0}
     weights = trained(
         tmp_path / "data",
         tmp_path / "run",
-        {"diffusion": {"prediction": "x_0"}, "extensions": unaltered},
-        quick(**optimisation, log_every=230, checkpoint_every=230),
+        {"diffusion": {"prediction": "x_0"}, "extensions": unaltered, "network": {"channel_mult": [1]}},
+        quick(**optimisation, log_every=140, checkpoint_every=140),
     )
     unet, _, _ = load_model(str(weights))
     dataset, others = Dataset(tmp_path / "data"), Dataset(prepared.data)
