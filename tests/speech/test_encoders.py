@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchaudio
 from test_sound import speechlike
 
@@ -148,6 +149,26 @@ def test_embeddings_do_not_depend_on_the_batch(small, shared, monkeypatch):
     embeddings = small.encode(sound)
     monkeypatch.setattr(small, "batch", 5)
     assert (small.encode(sound) - embeddings).abs().max() < 1e-4
+
+
+def test_what_windows_have_in_common_changes_no_window(whisper):
+    """Where loud sound enters and leaves the windows, their dynamic ranges differ; each window alone has but one."""
+    sound = 1e-4 * torch.randn(75 * 640, generator=torch.Generator().manual_seed(0))
+    sound[30 * 640 : 33 * 640] *= 3_000
+    mel = whisper._log_mel(torch.cat([torch.zeros(16_000), sound, torch.zeros(16_000)]))
+    together = whisper._positions(mel)
+    for frame in range(0, len(together), 7):
+        columns = mel[:, 4 * frame : 4 * frame + 200]
+        floored = torch.maximum(columns, columns.max() - 8)
+        alone = F.gelu(whisper.conv2(F.gelu(whisper.conv1((floored[None] + 4) / 4))))[0]
+        torch.testing.assert_close(together[frame], alone, rtol=0, atol=1e-4)
+    assert len({round(float(mel[:, 4 * k : 4 * k + 200].max()), 2) for k in range(len(together))}) > 2
+
+
+def test_few_queries_get_what_all_of_them_would(whisper):
+    block, x = whisper.blocks[-1], torch.randn(2, 100, 384, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, slice(49, 51)), block(x)[:, 49:51], rtol=0, atol=1e-4)
 
 
 def test_other_tempos_are_other_voices_in_step_with_the_frames(whisper, shared):
