@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, S
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -73,13 +74,32 @@ def sample_all(
         slots = min(SLOTS[chosen.type], len(todo))
         log.info("make %d videos %s%s: up to %d at once", len(todo), described(chosen), share, slots)
     with tqdm(desc="sample", unit="frame", disable=not progress or not todo) as bar:
-        for done, outcome in enumerate(_all(todo, chosen, compiled, progress, bar.update), 1):
+        estimate = _Estimate(bar, len(todo))
+        for done, outcome in enumerate(_all(todo, chosen, compiled, progress, estimate), 1):
             bar.set_postfix_str(f"{done}/{len(todo)} videos")
             yield outcome
 
 
+class _Estimate:
+    """A bar over frames, whose number is an estimate from the videos that were begun, until all of them are."""
+
+    def __init__(self, bar: tqdm[NoReturn], videos: int) -> None:
+        self._bar, self._videos = bar, videos
+        self._known: list[int] = []  # frames of videos that were begun
+
+    def begun(self, frames: int | None) -> None:
+        """A video of so many frames is begun; None: nobody knows how many."""
+        if frames is not None:
+            self._known.append(frames)
+            self._bar.total = round(self._videos * sum(self._known) / len(self._known))
+
+    def tick(self) -> None:
+        """One more frame is made."""
+        self._bar.update()
+
+
 def _all(
-    jobs: list[Job], device: torch.device, compiled: bool, progress: bool, tick: Callable[[], object]
+    jobs: list[Job], device: torch.device, compiled: bool, progress: bool, estimate: _Estimate
 ) -> Iterator[Outcome]:
     """One network after the other, each loaded once."""
     for group in _grouped(jobs, lambda job: job.weights):
@@ -95,7 +115,7 @@ def _all(
                 yield from (Outcome(job.output_path, error=str(error)) for job in alike)
                 continue
             with reporting_compile_errors(compiled):
-                yield from _together(talker, engine, alike, tick)
+                yield from _together(talker, engine, alike, estimate)
 
 
 def _grouped(jobs: Iterable[Job], key: Callable[[Job], Hashable]) -> list[list[Job]]:
@@ -105,7 +125,7 @@ def _grouped(jobs: Iterable[Job], key: Callable[[Job], Hashable]) -> list[list[J
     return list(groups.values())
 
 
-def _together(talker: Talker, engine: Engine, jobs: list[Job], tick: Callable[[], object]) -> Iterator[Outcome]:
+def _together(talker: Talker, engine: Engine, jobs: list[Job], estimate: _Estimate) -> Iterator[Outcome]:
     """Jobs that the same engine makes, in lock-step."""
     refused: deque[Outcome] = deque()  # of jobs whose video could not be begun
     active: dict[int, _Video] = {}  # by index of the videos that were begun
@@ -118,8 +138,10 @@ def _together(talker: Talker, engine: Engine, jobs: list[Job], tick: Callable[[]
                 video = _Video(job, talker)
             except Exception as error:  # whatever a hostile file provokes, the other jobs go on
                 refused.append(Outcome(job.output_path, error=_reason(error)))
+                estimate.begun(0)
                 continue
             active[next(indices)] = video
+            estimate.begun(video.frames)
             yield video.spec()
 
     def finish(index: int, frame: np.ndarray) -> np.ndarray | None:
@@ -131,7 +153,7 @@ def _together(talker: Talker, engine: Engine, jobs: list[Job], tick: Callable[[]
         for index, frame, last in composed(in_lockstep(engine, videos(), slots, finished), finish):
             while refused:
                 yield refused.popleft()
-            tick()
+            estimate.tick()
             if frame is not None and index in active and (outcome := active[index].add(frame, last)):
                 del active[index]
                 finished.add(index)
@@ -150,6 +172,7 @@ class _Video:
         check(job)
         self._output = job.output_path
         self._scene = talker.scene(job)
+        self.frames = self._scene.frames  # about how many it will have, if that is known
         self._fault: str | None = None  # what is wrong with the rest of the sound
         self.writer = video_writer(job.output, job.audio, audio_codec=job.audio_codec)
 

@@ -301,6 +301,7 @@ def test_videos_sampled_together_equal_videos_sampled_alone(media: Path, tmp_pat
         "in the order in which they finish"
     )
     assert "4 made, 0 were there already, 1 failed\n" in done.stderr
+    assert " 14/14 [" in done.stderr, "the bar knows the number of frames, and so the remaining time"
     assert names(tmp_path) == ["2.mp4", "3.mp4", "4.mp4", "5.mp4", "jobs.csv"]
     for k, more in ((5, ()), (2, ()), (4, ()), (3, ("--size", 64))):
         alone = tmp_path / "alone.mp4"
