@@ -22,7 +22,7 @@ from dheads.sampling.engine import Engine, Inputs
 
 _TRIAL_GAIN = 1.4  # about the mean of those that are found, as slopes are not quite proportional to the gain
 _GROWTH = 0.8  # slopes grow like gain^0.8, the mean of 16 photos from 0.7 to 2.5
-_LEAST, _MOST = 0.8, 2.2  # gains
+_LEAST, _MOST = 0.6, 5.0  # gains
 _USUAL = 2.5  # standard deviations: amplified codes stay below, since mouths tear at codes beyond those of training
 
 
