@@ -168,16 +168,18 @@ def beyond_edge(shape: tuple[int, ...], matrix: np.ndarray, size: int) -> np.nda
 
     It is 0 within the picture.
     """
+    inverse, last = invert_transform(matrix), np.array(shape[1::-1]) - 1
+
+    def beyond(pixels: np.ndarray) -> np.ndarray:
+        points = apply_transform(inverse, np.stack(np.meshgrid(pixels, pixels), axis=-1))  # (x, y) in the picture
+        outside: np.ndarray = np.maximum(np.maximum(-points, points - last) - 0.5, 0)
+        return outside
+
     # A crop whose corners lie within the picture does so as a whole, and most do.
-    for pixels in (np.array([0, size - 1]), np.arange(size)):
-        grid = np.stack(np.meshgrid(pixels, pixels), axis=-1)
-        points = apply_transform(invert_transform(matrix), grid)  # (size, size, 2), (x, y) in the picture
-        last = np.array(shape[1::-1]) - 1
-        outside = np.maximum(np.maximum(-points, points - last) - 0.5, 0)
-        if not outside.any():
-            return np.zeros((size, size), np.float32)
-    distance: np.ndarray = (np.linalg.norm(outside, axis=-1) * scale_of(matrix)).astype(np.float32)
-    return distance
+    if not beyond(np.array([0, size - 1])).any():
+        return np.zeros((size, size), np.float32)
+    distance = np.linalg.norm(beyond(np.arange(size)), axis=-1)
+    return (distance * scale_of(matrix)).astype(np.float32)
 
 
 def unwarp(crop: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
