@@ -7,6 +7,11 @@ The network sees frames as the weights draw them and learns what the true frames
 the same mouth, the weights are given the true frame, blurred, under the noise of a middle step, and draw it from there
 as in sampling. The loss is the difference from the true mouth and, as the mean of several possible mouths is blurred, a
 discriminator's verdict on patches of it, with the difference of its features (Wang et al. 2018, pix2pixHD).
+
+A photo's mouth is as true a mouth as that of its own frames, so from these alone the network would learn to show the
+photo's: the corners of a smile would stay beside a rounded mouth. So the same faces are also drawn with the lip codes
+of others. Such mouths have no true ones: the discriminator judges them, and what is drawn bounds them, by their colours
+and by how far they are open.
 """
 
 from __future__ import annotations
@@ -25,16 +30,20 @@ import typer
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch_mesh import TorchMesh
 from tqdm import tqdm
 
+from dheads.conditioning import Cues
 from dheads.config import Config, override
 from dheads.dataset.clips import ResidentClips, fits
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
-from dheads.diffusion import SOLVERS, Denoised, Schedule, at_steps, q_sample
+from dheads.diffusion import SOLVERS, Denoised, Schedule, at_steps, q_sample, respaced
+from dheads.extensions.lips import LipCode
 from dheads.extensions.motion import box_blur, condition_with, pose_of
 from dheads.extensions.mouth import SIZE, MouthBox, MouthNetwork, mouth_box, redrawn
 from dheads.extensions.network import ExtendedUNet
+from dheads.extensions.noise import NoiseSharing
 from dheads.extensions.warp import enlarged_grid, resized, sampled, taken_from
 from dheads.media.pixels import to_uint8
 from dheads.system.devices import best_dtype, resolve_device
@@ -44,6 +53,8 @@ from dheads.weights.checkpoints import load, save_checkpoint
 
 BEGUN_AT = (150, 200, 250, 320, 400)  # timesteps from which the weights draw the true frame
 MOST_BLUR = 4  # times that the true frame is blurred by a 3 px box before
+COLOUR_PX = 9  # of the box in which mouths without true ones have the colours that are drawn
+OPENING_WEIGHT = 5.0  # of squared errors of the opening, in eye distances
 SHOWN = 24  # held-out mouths in a picture
 
 
@@ -88,7 +99,7 @@ def main(
 def batches_of(dataset: Dataset, config: Config, split: str, batch_size: int, device: torch.device) -> Batches:
     """Batches of a split at 256 px; those to train with vary in colours and geometry."""
     training = split == "train"
-    examples = {"augment": training, "still_share": 0.2}
+    examples = {"augment": training, "still_share": 0.4}
     changes = {"network": {"image_size": SIZE}, "optimisation": {"batch_size": batch_size}}
     config = override(config, {**changes, "extensions": {"examples": examples, "rollouts": {"share": 0.0}}})
     dataset.check(config)
@@ -117,28 +128,35 @@ class Training:
 
     def step(self, batch: Batch, progress: float) -> None:
         """One step of both; progress: the part of the training that is done."""
-        example = self._drawing(batch)
+        example, other = self._drawing(batch), self._drawing.with_other_lips(batch)
         rate = self._learning_rate * min(1, (self.steps + 1) / 200, 2.5 * (1 - progress))
         for group in self._optimizer.param_groups + self._judging.param_groups:
             group["lr"] = rate
         with torch.autocast(example.truth.device.type, torch.bfloat16, enabled=self._bf16):
             shown = example.drawn_by(self.network)
-            scores = self.judge(shown.detach(), example)
-            true_scores = self.judge(example.truth, example)
-            verdict = F.relu(1 - true_scores[-1]).mean() + F.relu(1 + scores[-1]).mean()
+            shown_other = other.drawn_by(self.network)
+            true_score = self.judge(example.truth, example)[-1]
+            false_scores = [self.judge(a.detach(), b)[-1] for a, b in ((shown, example), (shown_other, other))]
+            false = torch.stack([F.relu(1 + score).mean() for score in false_scores]).mean()
+            verdict = F.relu(1 - true_score).mean() + false
             self._update(self._judging, self.judge, verdict)
             self.judge.requires_grad_(False)
             *features, score = self.judge(shown, example)
             *true_features, _ = self.judge(example.truth, example)
+            score_other = self.judge(shown_other, other)[-1]
             self.judge.requires_grad_(True)
             same = torch.stack([F.l1_loss(a, b) for a, b in zip(features, true_features, strict=True)]).mean()
             error = (example.mask * (shown - example.truth).abs()).mean()
+            change = box_blur(shown_other - other.enlarged, COLOUR_PX)
+            colour = (other.mask * change.abs()).mean()
             # The discriminator is heard once it knows something.
-            heard = self._adversarial * min(1, self.steps / 500)
-            loss = error + heard * (10 * same - score.mean())
-        self._update(self._optimizer, self.network, loss)
+            heard = self._adversarial * min(1, self.steps / 200)
+            loss = error + colour + heard * (10 * same - score.mean() - score_other.mean())
+        # In float32, beside autocast: bf16 would round landmarks to a pixel.
+        opening = self._drawing.opening_error(other, shown_other.float())
+        self._update(self._optimizer, self.network, loss + OPENING_WEIGHT * opening)
         update_ema(self.average, self.network, self.steps, 0.999)
-        self._losses = {"error": error, "features": same, "verdict": verdict}
+        self._losses = {"error": error, "features": same, "verdict": verdict, "colour": colour, "opening": opening}
         self.steps += 1
 
     def _update(self, optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) -> None:
@@ -164,11 +182,12 @@ class Training:
 
     @torch.no_grad()
     def picture(self, batch: Batch) -> Image.Image:
-        """Rows of held-out mouths: enlarged, as drawn, the truth, the photo moved."""
-        example = self._drawing(batch)
+        """Rows of held-out mouths: enlarged, as drawn, the truth, the photo moved; then with other lips, as drawn."""
+        example, other = self._drawing(batch), self._drawing.with_other_lips(batch)
         columns = [example.enlarged, example.drawn_by(self.average), example.truth, example.moved]
+        columns += [other.enlarged, other.drawn_by(self.average)]
         rows = torch.cat(columns, -1)[:SHOWN].clamp(-1, 1)
-        pixels = to_uint8(rows).cpu().numpy()  # (n, h, 4 w, 3)
+        pixels = to_uint8(rows).cpu().numpy()  # (n, h, 6 w, 3)
         half = (len(pixels) + 1) // 2
         return Image.fromarray(np.hstack([np.vstack(pixels[:half]), np.vstack(pixels[half : 2 * half])]))
 
@@ -176,8 +195,10 @@ class Training:
 class Example:
     """A batch of mouths, (B, ., h, w) each."""
 
-    def __init__(self, enlarged: Tensor, moved: Tensor, truth: Tensor, box: MouthBox) -> None:
-        self.enlarged, self.moved, self.mask = box.cut(enlarged), moved, box.mask
+    def __init__(self, frame: Tensor, moved: Tensor, truth: Tensor, box: MouthBox, pose: Tensor) -> None:
+        """frame (B, 3, S, S): enlarged; truth (B, 3, S, S); pose (B, 6)."""
+        self.frame, self.box, self.pose = frame, box, pose
+        self.enlarged, self.moved, self.mask = box.cut(frame), moved, box.mask
         # Outside the mask nothing is drawn, so there the truth is what is shown.
         self.truth = torch.lerp(self.enlarged, box.cut(truth), self.mask)
 
@@ -193,24 +214,41 @@ class Drawing:
         device = next(unet.parameters()).device
         precision = "bf16" if best_dtype(device) == torch.bfloat16 else "fp32"
         self._unet, self._config, self._device = unet, config, device
-        self._denoiser = Denoiser(unet, precision)
+        self._denoiser, self._size = Denoiser(unet, precision), config.network.image_size
+        self._noise, self._mesh = NoiseSharing(config, device), TorchMesh(config.alignment).to(device)
         self._schedules = [at_steps(self._denoiser.schedule, [0, t]) for t in BEGUN_AT]
         self._rng = np.random.default_rng(0)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Example:
         """The mouths of a batch at 256 px."""
-        unet, config, size = self._unet, self._config, self._config.network.image_size
-        truth, photo = batch.target.to(self._device), batch.identity.to(self._device)
-        frames = resized(batch.motion_frames.to(self._device).flatten(0, 1), size).unflatten(0, (len(truth), -1))
-        cues = unet.normalise(batch.cues.to(self._device))
-        favour = config.extensions.warp.favour
-        condition = condition_with(config, resized(photo, size), frames, cues, favour=favour)
+        truth = batch.target.to(self._device)
         schedule: Schedule = self._schedules[self._rng.integers(len(self._schedules))]
-        begun = resized(truth, size)
+        begun = resized(truth, self._size)
         for _ in range(self._rng.integers(MOST_BLUR + 1)):
             begun = box_blur(begun, 3)
         x_t = q_sample(schedule, begun, 1, torch.randn_like(begun))
+        return self._drawn(batch, batch.cues, schedule, x_t, truth)
+
+    @torch.no_grad()
+    def with_other_lips(self, batch: Batch) -> Example:
+        """The same faces with the lips and the sound of other examples, drawn from noise; they have no true mouths."""
+        by = int(self._rng.integers(1, max(2, len(batch.target))))
+        lips = batch.cues.codes[LipCode.name].roll(by, 0)
+        cues = Cues(batch.cues.audio_window.roll(by, 0), {**batch.cues.codes, LipCode.name: lips})
+        size, sampling = self._size, self._config.sampling
+        schedule = respaced(self._denoiser.schedule, sampling.steps, sampling.spacing)
+        x_T, _ = self._noise(torch.randn(len(lips), 1, 3, size, size, device=self._device), None)
+        return self._drawn(batch, cues, schedule, x_T[:, 0])
+
+    def _drawn(self, batch: Batch, cues: Cues, schedule: Schedule, x_t: Tensor, truth: Tensor | None = None) -> Example:
+        """Mouths drawn from x_t (B, 3, H, W) of a schedule's last step. truth (B, 3, S, S): the frames, where known."""
+        unet, config = self._unet, self._config
+        photo, motion_frames = batch.identity.to(self._device), batch.motion_frames.to(self._device)
+        frames = resized(motion_frames.flatten(0, 1), self._size).unflatten(0, motion_frames.shape[:2])
+        cues = unet.normalise(cues.to(self._device))
+        favour = config.extensions.warp.favour
+        condition = condition_with(config, resized(photo, self._size), frames, cues, favour=favour)
         outputs = []
 
         def denoise(x_t: Tensor, t: int) -> Denoised:
@@ -221,9 +259,17 @@ class Drawing:
         x_0 = SOLVERS[config.sampling.solver](denoise, schedule, x_t, lambda: torch.randn_like(x_t)).clamp(-1, 1)
         assert condition.photo is not None
         taken = taken_from(condition.photo, outputs[-1].gates, outputs[-1].flow)
-        box = mouth_box(config.alignment, pose_of(config, cues))
+        pose, frame = pose_of(config, cues), resized(x_0, SIZE)
+        box = mouth_box(config.alignment, pose)
         points = box.points(enlarged_grid(taken.grid, SIZE))
-        return Example(resized(x_0, SIZE), sampled(photo, points), truth, box)
+        return Example(frame, sampled(photo, points), frame if truth is None else truth, box, pose)
+
+    def opening_error(self, example: Example, shown: Tensor) -> Tensor:
+        """The mean squared difference of the openings of shown mouths (B, 3, h, w) from those of the drawn frames."""
+        with torch.no_grad():
+            drawn = self._mesh.opening(example.frame, example.pose)
+        opening = self._mesh.opening(example.box.put(example.frame, shown), example.pose)
+        return (opening - drawn).square().mean()
 
 
 class Discriminator(nn.Module):

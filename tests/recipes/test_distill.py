@@ -122,3 +122,33 @@ def test_the_checkpoint_records_the_distillation(
     assert student.config.sampling.steps == 2
     assert student.info["distilled"].startswith("4 batches of 2, from ")
     assert all(value.isfinite().all() for value in student.tensors.values())
+
+
+def test_lips_may_be_corrected(distill: ModuleType, prepared: Prepared, tmp_path: Path) -> None:
+    """The student is told what it is told, its teacher what opens the mouth by as much."""
+    lips = {"shown": 0.7, "gain": 1.3}
+    config = override(WARP, {"extensions": {"codes": {"lips": lips}}})
+    save_checkpoint(tmp_path / "teacher.safetensors", lively(config).state_dict(), config, {})
+    out = tmp_path / "student.safetensors"
+    distill.main(
+        prepared.data,
+        out,
+        str(tmp_path / "teacher.safetensors"),
+        steps=2,
+        teacher_steps=2,
+        batches=2,
+        batch_size=2,
+        correct_lips=True,
+        device="cpu",
+    )
+    student = load_checkpoint(out)
+    table = student.config.extensions.codes["lips"]
+    assert (table.gain, table.shown) == (1.0, 0.0), "a face needs no gain of its own any more"
+    assert all(value.isfinite().all() for value in student.tensors.values())
+
+
+def test_training_ends_with_the_time(distill: ModuleType) -> None:
+    torch.manual_seed(0)
+    unet = lively(TINY)
+    pair = distill.Pair(unet, TINY, copy.deepcopy(unet), 2, 1000, 1e-3, 0.9, minutes=1e-9)
+    assert pair.progress >= 1

@@ -49,7 +49,7 @@ def test_the_mouth_network_learns_and_the_rest_stays(recipe: ModuleType, config:
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     training, example = recipe.Training(unet, config, 0.03, 0.02), batch(config, 1)
     first = training.judged([example])
-    for _ in range(10):
+    for _ in range(20):
         training.step(example, 0.0)
     last = training.judged([example])
     assert first["error"] == pytest.approx(first["error_enlarged"], rel=0.1), "it begins without effect"
@@ -58,7 +58,7 @@ def test_the_mouth_network_learns_and_the_rest_stays(recipe: ModuleType, config:
     changed = {name for name, value in unet.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("mouth.") for name in changed)
-    assert training.picture(batch(config)).size == (2 * 4 * 132, 112)
+    assert training.picture(batch(config)).size == (2 * 6 * 132, 112)
 
 
 def test_outside_the_mouth_the_truth_is_what_is_shown(recipe: ModuleType, config: Config) -> None:
@@ -70,3 +70,28 @@ def test_outside_the_mouth_the_truth_is_what_is_shown(recipe: ModuleType, config
     assert not torch.equal(example.truth[inside], example.enlarged[inside])
     shown = example.drawn_by(unet.mouth)
     assert torch.equal(shown[outside], example.enlarged[outside])
+
+
+def test_faces_are_drawn_with_the_lips_of_others_too(recipe: ModuleType, config: Config) -> None:
+    torch.manual_seed(0)
+    unet = ExtendedUNet(config).eval()
+    drawing, example = recipe.Drawing(unet, config), batch(config)
+    example.cues.codes["lips"][1] = 2.0
+    given = []
+    drawing._drawn = lambda batch, cues, *_: given.append(cues)
+    drawing.with_other_lips(example)
+    assert torch.equal(given[0].codes["lips"], example.cues.codes["lips"].flip(0))
+    assert torch.equal(given[0].audio_window, example.cues.audio_window.flip(0))
+    assert torch.equal(given[0].codes["pose"], example.cues.codes["pose"])
+
+
+def test_a_mouth_that_is_opened_differently_costs(recipe: ModuleType, config: Config) -> None:
+    torch.manual_seed(0)
+    drawing = recipe.Drawing(ExtendedUNet(config).eval(), config)
+    example = drawing.with_other_lips(batch(config))
+    assert drawing.opening_error(example, example.enlarged).item() == pytest.approx(0, abs=1e-8)
+    shown = torch.rand_like(example.enlarged).requires_grad_()
+    error = drawing.opening_error(example, shown)
+    assert error.item() > 1e-6
+    (gradient,) = torch.autograd.grad(error, shown)
+    assert gradient.abs().max() > 0
