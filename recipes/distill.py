@@ -32,7 +32,9 @@ from dheads.config import Config, override
 from dheads.dataset.dataset import Dataset
 from dheads.denoiser import Denoiser
 from dheads.diffusion import SOLVERS, Denoised, respaced
+from dheads.errors import DheadsError
 from dheads.extensions.copying import mouth_mask, uses_mouth_mask
+from dheads.extensions.lips import LipCode
 from dheads.extensions.motion import MotionCondition, box_blur
 from dheads.extensions.network import ExtendedUNet
 from dheads.extensions.pose import PoseCode, relative
@@ -71,9 +73,17 @@ def main(
     """Distil weights to fewer steps."""
     torch.manual_seed(0)
     checkpoint, place = load(weights), resolve_device(device)
-    lips = {"lips": {"gain": 1.0, "shown": 0.0}} if correct_lips else {}
-    config = override(checkpoint.config, {"sampling": {"steps": steps}, "extensions": {"codes": lips}})
-    teaching = {"sampling": {"steps": teacher_steps}, "extensions": {"sound": {"guidance": guidance}}}
+    if correct_lips and LipCode.name not in checkpoint.config.extensions.codes:
+        raise DheadsError(f"{weights}: has no lip code to correct; leave out --correct-lips")
+    # Trial frames are not to be learnt, nor is the gain that they find for a face.
+    as_told = {name: {"gain": 1.0, "shown": 0.0} for name in checkpoint.config.extensions.codes if name == LipCode.name}
+    config = override(checkpoint.config, {"sampling": {"steps": steps}})
+    if correct_lips:
+        config = override(config, {"extensions": {"codes": as_told}})
+    teaching = {
+        "sampling": {"steps": teacher_steps},
+        "extensions": {"sound": {"guidance": guidance}, "codes": as_told},
+    }
     first = checkpoint if start is None else load(start)
     check_start(checkpoint.config, first.config, start or weights)
     student, teacher = build_model(first, place), build_model(checkpoint, place)

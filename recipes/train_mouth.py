@@ -68,6 +68,7 @@ def main(
     batch_size: Annotated[int, typer.Option(help="Examples of a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Largest learning rate.")] = 4e-4,
     adversarial: Annotated[float, typer.Option(help="Weight of the discriminator's verdict.")] = 0.02,
+    keep: Annotated[float, typer.Option(min=0, max=1, help="Share of the first weights in what is saved.")] = 0.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Train the mouth network."""
@@ -76,7 +77,7 @@ def main(
     config = override(checkpoint.config, {"extensions": {"mouth": {"channels": channels}}})
     unet = ExtendedUNet(config).to(place).eval()
     unet.start_from({name: value.to(place) for name, value in checkpoint.tensors.items()})
-    training = Training(unet, config, learning_rate, adversarial)
+    training = Training(unet, config, learning_rate, adversarial, keep)
     dataset = Dataset(data)
     batches, held_out = (batches_of(dataset, config, split, batch_size, place) for split in ("train", "val"))
     start, progress = time.monotonic(), 0.0
@@ -88,6 +89,7 @@ def main(
             training.step(next(ahead), progress)
             if step % 100 == 0:
                 bar.set_postfix_str(training.report())
+    training.finish()
     print(training.judged([held_out.batch(step, 0) for step in range(max(1, 256 // batch_size))]))
     training.picture(held_out.batch(0, 0)).save(out.with_suffix(".png"))
     unet.mouth = training.average
@@ -113,7 +115,10 @@ def batches_of(dataset: Dataset, config: Config, split: str, batch_size: int, de
 class Training:
     """The mouth network, its discriminator and their optimisers."""
 
-    def __init__(self, unet: ExtendedUNet, config: Config, learning_rate: float, adversarial: float) -> None:
+    def __init__(
+        self, unet: ExtendedUNet, config: Config, learning_rate: float, adversarial: float, keep: float = 0.0
+    ) -> None:
+        """keep: share of the network's first weights in its average once training is finished."""
         assert unet.mouth is not None
         self.network, self.steps = unet.mouth.requires_grad_(True), 0
         self.average = copy.deepcopy(self.network).requires_grad_(False)
@@ -124,6 +129,7 @@ class Training:
         self._optimizer = torch.optim.AdamW(self.network.parameters(), learning_rate, (0.5, 0.99), weight_decay=0)
         self._judging = torch.optim.AdamW(self.judge.parameters(), learning_rate, (0.5, 0.99), weight_decay=0)
         self._bf16 = best_dtype(device) == torch.bfloat16
+        self._first, self._keep = copy.deepcopy(self.network).requires_grad_(False), keep
         self._losses: dict[str, Tensor] = {}
 
     def step(self, batch: Batch, progress: float) -> None:
@@ -164,6 +170,12 @@ class Training:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Mix the first weights into the average: more of a photo's own detail stays (Wortsman et al. 2022)."""
+        for mean, first in zip(self.average.parameters(), self._first.parameters(), strict=True):
+            mean.lerp_(first, self._keep)
 
     def report(self) -> str:
         """The losses of the last step."""

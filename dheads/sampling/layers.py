@@ -17,9 +17,6 @@ from dheads.extensions.warp import Taken, enlarged_grid, resized, sampled
 # Where the network's share is less than this, the photo gets it: of so little, what remains without the photo
 # is mostly what the solver adds, which changes from frame to frame, and makes hair flicker.
 _NEGLIGIBLE = 0.05
-# Of what the mouth network changes: all of it made mouths 1.27 times as sharp as true ones, this 0.97 times, and leaves
-# less of the folds of a smile.
-_MOUTH_STRENGTH = 0.85
 
 
 def layer_size(config: Config) -> int:
@@ -51,6 +48,6 @@ def layers(
         box = mouth_box(alignment, pose)
         enlarged = box.cut(resized(x_0, size))
         change = redrawn(mouth, enlarged, sampled(middle, box.points(grid)), box.mask) - enlarged
-        drawn = box.put(drawn, box.cut(drawn) + 127.5 * _MOUTH_STRENGTH * change)
+        drawn = box.put(drawn, box.cut(drawn) + 127.5 * change)
     offset = (grid - pixel_grid(size, grid.device)).permute(0, 3, 1, 2)
     return torch.cat([drawn, shares, offset], 1).permute(0, 2, 3, 1)

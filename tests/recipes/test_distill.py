@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import program
 from real_data import Prepared
-from test_engine import WARP, inputs, lively
+from test_engine import PAPER, WARP, inputs, lively
 
 from dheads.config import Config, override, preset
 from dheads.errors import DheadsError
@@ -145,6 +145,12 @@ def test_lips_may_be_corrected(distill: ModuleType, prepared: Prepared, tmp_path
     table = student.config.extensions.codes["lips"]
     assert (table.gain, table.shown) == (1.0, 0.0), "a face needs no gain of its own any more"
     assert all(value.isfinite().all() for value in student.tensors.values())
+
+
+def test_lips_are_corrected_only_where_there_is_a_code(distill: ModuleType, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "teacher.safetensors", lively(PAPER).state_dict(), PAPER, {})
+    with pytest.raises(DheadsError, match=r"teacher.safetensors: has no lip code to correct; leave out --correct-lips"):
+        distill.main(tmp_path, tmp_path / "out", str(tmp_path / "teacher.safetensors"), correct_lips=True, device="cpu")
 
 
 def test_training_ends_with_the_time(distill: ModuleType) -> None:

@@ -95,3 +95,13 @@ def test_a_mouth_that_is_opened_differently_costs(recipe: ModuleType, config: Co
     assert error.item() > 1e-6
     (gradient,) = torch.autograd.grad(error, shown)
     assert gradient.abs().max() > 0
+
+
+def test_a_share_of_the_first_weights_may_be_kept(recipe: ModuleType, config: Config) -> None:
+    torch.manual_seed(0)
+    training = recipe.Training(ExtendedUNet(config).eval(), config, 0.03, 0.02, keep=0.25)
+    first = training.average.up.weight.clone()
+    with torch.no_grad():
+        training.average.up.weight += 1
+    training.finish()
+    torch.testing.assert_close(training.average.up.weight, first + 0.75)
