@@ -20,7 +20,7 @@ from dheads.sampling.portrait import find_portrait
 from dheads.sampling.staging import staged
 from dheads.sampling.talker import Talker, load
 
-SHOWN = 0.97
+SHOWN = 1.0
 
 
 @pytest.fixture(scope="module")
