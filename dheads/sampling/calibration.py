@@ -1,8 +1,8 @@
 """How far a face opens its mouth for a lip code: found out on trial frames, and corrected by a gain of its own.
 
 A network follows the lip code more closely on some faces than on others: a mouth that smiles or is seen from the side
-may open by a quarter of what it is given. A few first frames with known codes show the slope of the shown opening over
-the given one, and so the gain that brings it to extensions.codes.lips.shown.
+may open by a third of what it is given. A few first frames with known codes show the slope of the shown opening over
+the given one, and so the gain that brings it nearer to extensions.codes.lips.shown.
 """
 
 from __future__ import annotations
