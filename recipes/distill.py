@@ -73,10 +73,11 @@ def main(
     """Distil weights to fewer steps."""
     torch.manual_seed(0)
     checkpoint, place = load(weights), resolve_device(device)
-    if correct_lips and LipCode.name not in checkpoint.config.extensions.codes:
+    has_lips = LipCode.name in checkpoint.config.extensions.codes
+    if correct_lips and not has_lips:
         raise DheadsError(f"{weights}: has no lip code to correct; leave out --correct-lips")
     # Trial frames are not to be learnt, nor is the gain that they find for a face.
-    as_told = {name: {"gain": 1.0, "shown": 0.0} for name in checkpoint.config.extensions.codes if name == LipCode.name}
+    as_told = {LipCode.name: {"gain": 1.0, "shown": 0.0}} if has_lips else {}
     config = override(checkpoint.config, {"sampling": {"steps": steps}})
     if correct_lips:
         config = override(config, {"extensions": {"codes": as_told}})

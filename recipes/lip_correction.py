@@ -44,8 +44,7 @@ class LipCorrection:
     def told(self, cues: Cues) -> Tensor:
         """The openings (B,) that lip codes (B, 2 context + 1, L) tell, in eye distances; none is below 0."""
         codes = cues.codes[LipCode.name]
-        opening = codes[:, codes.shape[1] // 2, 0] * self._predictor.std[0] + self._predictor.mean[0]
-        return opening.clamp(min=0)
+        return self._predictor.told(codes[:, codes.shape[1] // 2]).clamp(min=0)
 
     def moved(self, inputs: Inputs, by: Tensor) -> Inputs:
         """The same inputs with lip codes moved by `by` (B,) standard deviations of the opening."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from dheads.config import AlignmentConfig
 from dheads.extensions.pose import done
 from dheads.extensions.warp import sampled
 from dheads.faces.alignment import EYES
+from dheads.faces.litert import FaceNet
 from dheads.faces.mesh import MESH_TO_68, MeshBackend
 
 # The mesh's view of the mean face, in eye distances: its centre below the eyes, and its half side.
@@ -84,8 +84,7 @@ class TorchMesh(nn.Module):
 
     def __init__(self, alignment: AlignmentConfig) -> None:
         super().__init__()
-        model = resources.files("dheads").joinpath("assets", "face_landmark.tflite").read_bytes()
-        self._net, size = TorchNet(model), MeshBackend.MESH_PX
+        self._net, size = TorchNet(FaceNet("face_landmark.tflite").model), MeshBackend.MESH_PX
         d = 2 * alignment.eye_distance  # of the crop's half side
         across = (2 * torch.arange(size) + 1) / size - 1
         rows, columns = torch.meshgrid(across, across, indexing="ij")

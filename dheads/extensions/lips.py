@@ -79,7 +79,11 @@ class LipPredictor(nn.Module):
 
     def opening(self, speech: Tensor) -> Tensor:
         """Speech embeddings (F, D) -> the opening (F,) that it foretells, in eye distances."""
-        return self.predict(speech)[:, 0] * self.std[0] + self.mean[0]
+        return self.told(self.predict(speech))
+
+    def told(self, codes: Tensor) -> Tensor:
+        """Normalised lip codes (..., L) -> the opening (...) that they tell, in eye distances."""
+        return codes[..., 0] * self.std[0] + self.mean[0]
 
     @torch.no_grad()
     def fit(self, clips: Sequence[LipClip]) -> Tensor:

@@ -17,7 +17,7 @@ from dheads.config import Config, override, preset
 from dheads.errors import DheadsError
 from dheads.extensions.network import ExtendedUNet
 from dheads.sampling.engine import Engine
-from dheads.weights.checkpoints import load_checkpoint, save_checkpoint
+from dheads.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
 pytest_plugins = "real_data"
 
@@ -102,23 +102,21 @@ def test_a_sharp_guess_has_a_lower_loss_than_a_blurred_mean(distill: ModuleType)
     assert distill.frame_loss(guess, target, None) < distill.frame_loss(flat, target, None)
 
 
+def distilled(
+    distill: ModuleType, prepared: Prepared, folder: Path, config: Config, **options: int | bool
+) -> Checkpoint:
+    """The student of two steps of a lively teacher, trained on batches of two."""
+    teacher, student = folder / "teacher.safetensors", folder / "student.safetensors"
+    save_checkpoint(teacher, lively(config).state_dict(), config, {})
+    distill.main(prepared.data, student, str(teacher), steps=2, batch_size=2, device="cpu", **options)
+    return load_checkpoint(student)
+
+
 @pytest.mark.parametrize("config", [TINY, WARP], ids=["tiny", "warp"])
 def test_the_checkpoint_records_the_distillation(
     distill: ModuleType, prepared: Prepared, tmp_path: Path, config: Config
 ) -> None:
-    save_checkpoint(tmp_path / "teacher.safetensors", lively(config).state_dict(), config, {})
-    out = tmp_path / "student.safetensors"
-    distill.main(
-        prepared.data,
-        out,
-        str(tmp_path / "teacher.safetensors"),
-        steps=2,
-        teacher_steps=3,
-        batches=4,
-        batch_size=2,
-        device="cpu",
-    )
-    student = load_checkpoint(out)
+    student = distilled(distill, prepared, tmp_path, config, teacher_steps=3, batches=4)
     assert student.config.sampling.steps == 2
     assert student.info["distilled"].startswith("4 batches of 2, from ")
     assert all(value.isfinite().all() for value in student.tensors.values())
@@ -128,20 +126,7 @@ def test_lips_may_be_corrected(distill: ModuleType, prepared: Prepared, tmp_path
     """The student is told what it is told, its teacher what opens the mouth by as much."""
     lips = {"shown": 0.7, "gain": 1.3}
     config = override(WARP, {"extensions": {"codes": {"lips": lips}}})
-    save_checkpoint(tmp_path / "teacher.safetensors", lively(config).state_dict(), config, {})
-    out = tmp_path / "student.safetensors"
-    distill.main(
-        prepared.data,
-        out,
-        str(tmp_path / "teacher.safetensors"),
-        steps=2,
-        teacher_steps=2,
-        batches=2,
-        batch_size=2,
-        correct_lips=True,
-        device="cpu",
-    )
-    student = load_checkpoint(out)
+    student = distilled(distill, prepared, tmp_path, config, teacher_steps=2, batches=2, correct_lips=True)
     table = student.config.extensions.codes["lips"]
     assert (table.gain, table.shown) == (1.0, 0.0), "a face needs no gain of its own any more"
     assert all(value.isfinite().all() for value in student.tensors.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
@@ -28,9 +27,9 @@ def recipe() -> ModuleType:
 
 
 def test_the_network_computes_what_litert_computes(recipe: ModuleType) -> None:
-    model = resources.files("dheads").joinpath("assets", "face_landmark.tflite").read_bytes()
     pictures = torch.rand((2, 3, 192, 192), generator=torch.Generator().manual_seed(0))
-    computed, litert = recipe.TorchNet(model)(pictures), FaceNet("face_landmark.tflite")
+    litert = FaceNet("face_landmark.tflite")
+    computed = recipe.TorchNet(litert.model)(pictures)
     for index, picture in enumerate(pictures):
         for name, values in litert(picture.permute(1, 2, 0).numpy()).items():
             np.testing.assert_allclose(computed[name][index].numpy(), values.ravel(), atol=1e-3)

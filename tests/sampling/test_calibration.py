@@ -44,8 +44,8 @@ def test_mouths_that_open_little_are_given_more(talker: Talker, shared: Path) ->
     for name in ("260", "000", "160"):  # a broad smile, a head that is turned, a neutral face
         identity = to_unit(crop(talker, shared / "data" / "stills" / f"{name}.jpg"))[None]
         gains.append(lip_gain(engine_for(talker, SHOWN), identity, 1))
-    assert gains[0] > 1.2 * gains[1]
-    assert gains[1] > 1.2 * gains[2]
+    assert gains[0] > 1.3 * gains[1]
+    assert gains[1] > 1.3 * gains[2]
 
 
 @pytest.mark.parametrize(("slope", "gain"), [(SHOWN, 1.0), (0.5 * SHOWN, 2**0.75), (-0.1, 5.0), (9.0, 0.6)])
@@ -64,7 +64,7 @@ def test_batches_and_calls_give_the_same_gain(talker: Talker, examples: Path) ->
     identity = to_unit(crop(talker, examples / "face.jpg"))[None]
     engine = engine_for(talker, SHOWN)
     gain = lip_gain(engine, identity, 1)
-    assert 0.7 < gain < 2.2
+    assert 0.8 < gain < 2.2
     assert lip_gain(engine, identity, 4) == pytest.approx(gain, rel=0.02)
 
 
