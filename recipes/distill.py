@@ -50,7 +50,7 @@ from dheads.weights.checkpoints import build_model, load, save_checkpoint
 
 WARMUP = 50  # steps of the optimiser
 FRAMES = (20, 80)  # of a video, at least and at most
-OPENING_WEIGHT = 0.2  # of squared errors of the mouth's opening, in eye distances, beside those of the picture
+OPENING_WEIGHT = 0.2  # of the squared error of the mouth's opening, which is in eye distances
 
 
 def main(
@@ -199,7 +199,7 @@ class Pair(Engine):
 
     @torch.inference_mode()
     def _target(self, inputs: Inputs, first: bool) -> Tensor:
-        """The teacher's frame (B, 3, H, W), whose mouth is open as told where lips are corrected."""
+        """The teacher's frame (B, 3, H, W). Where lips are corrected, its mouth is open as far as the code says."""
         if self._correction is not None:
             inputs = self._correction.inputs(inputs, lambda given: super(Pair, self).generate(given, first))
         return super().generate(inputs, first)

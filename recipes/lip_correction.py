@@ -1,4 +1,4 @@
-"""Frames of a teacher whose mouths are open by as much as they are told to be, whatever the face.
+"""Makes the teacher open the mouth of every face by as much as the lip code says.
 
 Networks follow the lip code more closely on some faces than on others: a mouth that smiles, or that is seen from the
 side, may open by a quarter of what the code says. So the code that the teacher is given is moved along the line on
@@ -30,7 +30,7 @@ _USUAL = 2.5  # standard deviations: no code moves beyond, as mouths tear at cod
 
 
 class LipCorrection:
-    """Moves lip codes to where mouths are open as told."""
+    """Moves lip codes until the mouths that are drawn are open as far as the codes said at first."""
 
     def __init__(self, config: Config, predictor: LipPredictor, direction: Tensor) -> None:
         """direction (L,): how a code changes with its opening, as `opening_direction` has it."""
@@ -55,7 +55,7 @@ class LipCorrection:
         return dataclasses.replace(inputs, cues=cues)
 
     def inputs(self, inputs: Inputs, drawn: Callable[[Inputs], Tensor]) -> Inputs:
-        """The inputs with which mouths are open as told. drawn: frames (B, 3, H, W) from inputs."""
+        """The inputs whose mouths are drawn open as far as these say. drawn: makes frames (B, 3, H, W) of inputs."""
         told = self.told(inputs.cues)
         tried = (self.moved(inputs, torch.full_like(told, by)) for by in _MOVES)
         openings = torch.stack([self.shown(drawn(given), given.cues) for given in tried], 1)  # (B, moves)

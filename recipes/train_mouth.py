@@ -158,7 +158,7 @@ class Training:
             # The discriminator is heard once it knows something.
             heard = self._adversarial * min(1, self.steps / 200)
             loss = error + colour + heard * (10 * same - score.mean() - score_other.mean())
-        # In float32, beside autocast: bf16 would round landmarks to a pixel.
+        # Outside autocast, as bf16 would round landmarks to a pixel.
         opening = self._drawing.opening_error(other, shown_other.float())
         self._update(self._optimizer, self.network, loss + OPENING_WEIGHT * opening)
         update_ema(self.average, self.network, self.steps, 0.999)

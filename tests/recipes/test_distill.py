@@ -123,7 +123,7 @@ def test_the_checkpoint_records_the_distillation(
 
 
 def test_lips_may_be_corrected(distill: ModuleType, prepared: Prepared, tmp_path: Path) -> None:
-    """The student is told what it is told, its teacher what opens the mouth by as much."""
+    """The student opens mouths as far as the lip code says, so its configuration asks for no gain."""
     lips = {"shown": 0.7, "gain": 1.3}
     config = override(WARP, {"extensions": {"codes": {"lips": lips}}})
     student = distilled(distill, prepared, tmp_path, config, teacher_steps=2, batches=2, correct_lips=True)
